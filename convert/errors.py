@@ -1,0 +1,21 @@
+"""The two errors a command line turns into one line on stderr and an exit status."""
+
+from __future__ import annotations
+
+
+class JobError(Exception):
+    """The request was understood and could not be done: a broken file, a full disk, a module that fits nothing.
+
+    The message is one line that names the file, says what was expected and what to do.
+    """
+
+    exit_code = 1
+
+
+class UsageError(Exception):
+    """The request itself makes no sense: an unknown flag value, two flags that exclude each other.
+
+    The message is one line that names the flag or argument and says what is allowed.
+    """
+
+    exit_code = 2

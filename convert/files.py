@@ -1,0 +1,94 @@
+"""Files appear whole or not at all: written beside their place, flushed to disk, then renamed into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import JobError
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` for the body to write; when the body ends well, it takes `target`'s place.
+
+    The temporary file lies in the same folder and is called `.<name>.<random>.part`. If the body raises, it is
+    removed and `target` stays as it was. A symbolic link is followed: the file it points at is replaced, the link kept.
+
+    Raises:
+        JobError: the file could not be written (disk full, no such folder, no permission), or another program holds
+            `target` open, as a host on Windows does: then the old file is kept, and the message names the new one.
+    """
+    target = Path(target)
+    place = Path(os.path.realpath(target))
+    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        _flush(temporary)
+        _move(temporary, place)
+    except OSError as error:
+        if error.filename not in (None, str(temporary), str(place)):
+            raise
+        raise JobError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(place.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8 with its own line ends, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write `obj` to `path` as indented JSON with a final newline, whole or not at all."""
+    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:  # Windows flushes only what is open for writing
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can open a folder (Windows cannot)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        return  # some network file systems refuse it; the file itself is already flushed
+    finally:
+        os.close(descriptor)
+
+
+def _move(temporary: Path, place: Path) -> None:
+    try:
+        os.replace(temporary, place)
+    except PermissionError as error:
+        if not place.is_file():
+            raise
+        spare = _spare_name(place)
+        os.replace(temporary, spare)
+        raise JobError(
+            f"{place}: another program holds it open, so it was kept; the new file is {spare.name} beside it: "
+            "close that program and rename it"
+        ) from error
+
+
+def _spare_name(place: Path) -> Path:
+    """`scribble.safetensors` -> `scribble.new.safetensors`, or `.new-2`, `.new-3` … where that is taken."""
+    names = (place.with_name(f"{place.stem}.new{f'-{n}' if n > 1 else ''}{place.suffix}") for n in range(1, 1000))
+    return next(name for name in names if not name.exists())
