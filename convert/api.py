@@ -1,0 +1,191 @@
+"""The room's work as functions: convert a file, convert to bytes, rewrite metadata. Nothing here prints."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import dtypes, names, write
+from .container import HASHES, Output, open_container, write_container
+from .errors import JobError, UsageError
+from .files import atomic_path, write_json
+from .lora import Lora
+from .metadata import merged
+from .read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read
+from .sd15 import TEXT_ENCODER, UNET
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did."""
+
+    source: Path
+    target: Path
+    form: str
+    """the form that was read, in words"""
+    to: str
+    base: str
+    unet: int
+    """modules of the UNet"""
+    text_encoder: int
+    rank: int
+    alpha: float
+    """the commonest alpha as it was written"""
+    alpha_from: str
+    size: int
+    """bytes written"""
+    model_hash: str
+    """`sshs_model_hash`; of a peft folder with two adapters, the UNet's"""
+    notes: tuple[str, ...]
+
+
+def convert_file(
+    source: Path | str,
+    target: Path | str,
+    *,
+    to: str = "kohya",
+    alpha: float | None = None,
+    dtype: str | None = None,
+    fold_alpha: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Read a LoRA of any form and write it in another; bytes of tensors are copied, nothing is held in memory.
+
+    Args:
+        source: a .safetensors file or a peft adapter folder.
+        target: a file; for "peft" a folder, which then holds an adapter, or one in `unet/` and one in `text_encoder/`.
+        to: "kohya" (for the web UI and ComfyUI), "diffusers" or "peft".
+        alpha: for files that keep no alpha; None takes each module's rank.
+        dtype: "fp32", "fp16" or "bf16" to cast the factors; None copies them byte for byte.
+        fold_alpha: multiply the scale into the factors and write alpha = rank.
+        metadata: merged over the file's; None removes a key. Hashes, rank and alpha are always computed anew.
+        overwrite: replace a target that exists.
+
+    Raises:
+        JobError: the source cannot be read or has no equivalent in the form, or the target cannot be written.
+        UsageError: an argument makes no sense.
+    """
+    source, target = Path(source), Path(target)
+    stored = _check_arguments(to, dtype)
+    _check_target(source, target, to, overwrite)
+    lora = read(source, alpha=alpha, metadata=metadata)
+    outputs = write.outputs(lora, to, dtype=stored, fold=fold_alpha)
+    notes = write.notes(lora, to, dtype=stored, fold=fold_alpha)
+    final = write.folded(lora) if fold_alpha else lora
+    if to == "peft":
+        size, digest = _write_folder(final, outputs, target)
+    else:
+        size, digest = _write_file(final, outputs, target, to)
+    counts = [len(lora.in_scope(scope)) for scope in (UNET, TEXT_ENCODER)]
+    return Report(
+        source, target, lora.form, to, lora.base, counts[0], counts[1], final.rank, final.alpha, lora.alpha_from,
+        size, digest, tuple(notes),
+    )  # fmt: skip
+
+
+def convert_bytes(
+    source: Path | str,
+    *,
+    to: str = "kohya",
+    alpha: float | None = None,
+    dtype: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> bytes:
+    """The file that `convert_file` would write, in memory; for a host that loads a LoRA without a file of its own.
+
+    Raises `JobError` and `UsageError` as `convert_file` does; "peft" is a folder and not possible here.
+    """
+    stored = _check_arguments(to, dtype)
+    if to == "peft":
+        raise UsageError("to='peft': is a folder, not bytes; allowed: kohya, diffusers")
+    lora = read(source, alpha=alpha, metadata=metadata)
+    buffer = io.BytesIO()
+    write_container(buffer, write.outputs(lora, to, dtype=stored), write.metadata(lora, Path(source).stem, to))
+    return buffer.getvalue()
+
+
+def set_metadata(path: Path | str, mapping: Mapping[str, object]) -> dict[str, str]:
+    """Merge `mapping` into the metadata of any .safetensors file, in place and atomically; None removes a key.
+
+    Tensors stay as they are, byte for byte; the hashes are computed anew. Returns the metadata as written.
+    Raises `JobError` where the file is unsound or cannot be replaced, `UsageError` where `mapping` fits no header.
+    """
+    path = Path(path)
+    container = open_container(path)
+    outputs = [Output(name, tensor, tensor.shape, tensor.dtype) for name, tensor in container.tensors.items()]
+    wanted = {key: value for key, value in merged(container.metadata, mapping).items() if key not in HASHES}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        return write_container(file, outputs, wanted)
+
+
+def _check_arguments(to: str, dtype: str | None) -> str | None:
+    if to not in names.FORMS:
+        raise UsageError(f"--to {to}: allowed are {', '.join(names.FORMS)}")
+    if dtype is not None and dtype not in dtypes.CASTS:
+        raise UsageError(f"--dtype {dtype}: allowed are {', '.join(dtypes.CASTS)}")
+    return dtypes.CASTS[dtype] if dtype else None
+
+
+def _check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
+    if target.exists() and source.exists() and os.path.samefile(source, target):
+        raise UsageError(f"{target}: is the input itself; name another output")
+    if to == "peft":
+        if target.is_file():
+            raise JobError(f"{target}: is a file, and a peft adapter is a folder; name another output")
+        taken = [p for p in (target, target / UNET, target / TEXT_ENCODER) if (p / ADAPTER_CONFIG).exists()]
+        if any(os.path.samefile(source, place / ADAPTER_WEIGHTS) for place in taken if (place / ADAPTER_WEIGHTS).exists()):
+            raise UsageError(f"{target}: holds the input itself; name another output")
+        if taken and not overwrite:
+            raise JobError(f"{taken[0]}: holds an adapter already; name another output or give --overwrite")
+        return
+    if target.is_dir():
+        raise JobError(f"{target}: is a folder; name a file in it, or give --out-dir {target}")
+    if target.exists() and not overwrite:
+        raise JobError(f"{target}: exists already; name another output or give --overwrite")
+
+
+def _write_file(lora: Lora, outputs: list[Output], target: Path, form: str) -> tuple[int, str]:
+    with atomic_path(target) as temporary, open(temporary, "wb") as file:
+        written = write_container(file, outputs, write.metadata(lora, target.stem, form))
+    return target.stat().st_size, written["sshs_model_hash"]
+
+
+def _write_folder(lora: Lora, outputs: list[Output], target: Path) -> tuple[int, str]:
+    """One adapter in `target`, or where both networks are patched one in a subfolder for each."""
+    scopes = [scope for scope in (UNET, TEXT_ENCODER) if lora.in_scope(scope)]
+    folders = {scope: target if len(scopes) == 1 else target / scope for scope in scopes}
+    made = _make_folders([target, *folders.values()])
+    size, digests = 0, []
+    try:
+        with ExitStack() as stack:  # every file is complete before the first takes its place
+            for scope, folder in folders.items():
+                keys = {names.module_name("peft", module.module) for module in lora.in_scope(scope)}
+                mine = [output for output in outputs if output.name.rpartition(".lora_")[0] in keys]
+                weights = stack.enter_context(atomic_path(folder / ADAPTER_WEIGHTS))
+                config = stack.enter_context(atomic_path(folder / ADAPTER_CONFIG))
+                with open(weights, "wb") as file:
+                    digests.append(write_container(file, mine, write.metadata(lora, target.name, "peft"))["sshs_model_hash"])
+                write_json(config, {"base_model_name_or_path": None, **write.peft_config(lora.in_scope(scope))})
+                size += weights.stat().st_size + config.stat().st_size
+    except BaseException:
+        for folder in reversed(made):
+            folder.rmdir()
+        raise
+    return size, digests[0]
+
+
+def _make_folders(folders: list[Path]) -> list[Path]:
+    made = []
+    try:
+        for folder in dict.fromkeys(folders):
+            if not folder.is_dir():
+                folder.mkdir()
+                made.append(folder)
+    except OSError as error:
+        raise JobError(f"{error.filename}: cannot be made: {error.strerror}") from error
+    return made

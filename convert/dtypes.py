@@ -1,0 +1,120 @@
+"""The number formats of safetensors, decoded and encoded with the standard library alone.
+
+Sizes are bytes per number. Only what a LoRA needs is decoded: reading an alpha, casting with `--dtype`, folding a
+scale into a factor, scanning for NaN. Everything else copies bytes and never comes here.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+
+SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+
+CASTS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+"""What `--dtype` accepts -> the safetensors name."""
+
+_STRUCT = {
+    "BOOL": "?", "U8": "B", "I8": "b", "I16": "h", "U16": "H", "F16": "e",
+    "I32": "i", "U32": "I", "F32": "f", "I64": "q", "U64": "Q", "F64": "d",
+}  # fmt: skip
+
+
+class Unrepresentable(Exception):
+    """A number is outside of what the wanted dtype can hold, or the dtype cannot be decoded here."""
+
+
+def decode(data: bytes, dtype: str) -> Sequence[float]:
+    """Little-endian bytes -> numbers. Raises `Unrepresentable` for a dtype that is no number format (complex)."""
+    if dtype == "BF16":
+        return struct.unpack(f"<{len(data) // 2}f", _widen_bf16(data))
+    if dtype.startswith("F8_"):
+        table = _float8_table(dtype)
+        return [table[byte] for byte in data]
+    if dtype not in _STRUCT:
+        raise Unrepresentable(f"{dtype} cannot be decoded")
+    return struct.unpack(f"<{len(data) // SIZES[dtype]}{_STRUCT[dtype]}", data)
+
+
+def encode(values: Sequence[float], dtype: str) -> bytes:
+    """Numbers -> little-endian bytes in F64, F32, F16 or BF16, rounded to nearest, ties to even.
+
+    Raises `Unrepresentable` for another dtype, and where a finite number would turn into an infinity.
+    """
+    if dtype not in ("F64", *CASTS.values()):
+        raise Unrepresentable(f"numbers are not turned into {dtype} here; --dtype takes {', '.join(CASTS)}")
+    try:
+        if dtype == "BF16":
+            return _narrow_bf16(values)
+        return struct.pack(f"<{len(values)}{_STRUCT[dtype]}", *values)
+    except OverflowError:
+        largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+        raise Unrepresentable(f"a value as large as {largest:g} does not fit {dtype}") from None
+
+
+def recode(data: bytes, source: str, target: str, scale: float = 1.0) -> bytes:
+    """`data` cast from one dtype to another, each number multiplied by `scale` in double precision."""
+    if scale == 1.0:
+        if source == target:
+            return data
+        if (source, target) == ("BF16", "F32"):
+            return _widen_bf16(data)
+        return encode(decode(data, source), target)
+    return encode([value * scale for value in decode(data, source)], target)
+
+
+def all_finite(data: bytes, dtype: str) -> bool:
+    """Whether no number is NaN or infinite. A dtype without either is always finite."""
+    if not dtype.startswith(("F", "BF")):
+        return True
+    values = decode(data, dtype)
+    return math.isfinite(sum(values)) or all(map(math.isfinite, values))  # a sum of finite numbers may overflow
+
+
+def _widen_bf16(data: bytes) -> bytes:
+    wide = bytearray(2 * len(data))  # a bfloat16 is the upper half of a float32
+    wide[2::4] = data[0::2]
+    wide[3::4] = data[1::2]
+    return bytes(wide)
+
+
+def _narrow_bf16(values: Sequence[float]) -> bytes:
+    wide = struct.pack(f"<{len(values)}f", *values)
+    bits = struct.unpack(f"<{len(values)}I", wide)
+    narrow = [(b + 0x7FFF + (b >> 16 & 1)) >> 16 if b & 0x7F800000 != 0x7F800000 else _special(b) for b in bits]
+    if any(n & 0x7F80 == 0x7F80 and math.isfinite(v) for n, v in zip(narrow, values)):
+        raise OverflowError
+    return struct.pack(f"<{len(values)}H", *narrow)
+
+
+def _special(bits: int) -> int:
+    """Infinities stay, a NaN keeps a mantissa bit so that it stays one."""
+    return bits >> 16 | (0x40 if bits & 0x7FFFFF else 0)
+
+
+@lru_cache
+def _float8_table(dtype: str) -> tuple[float, ...]:
+    """All 256 values of an 8-bit format (OCP 8-bit floating point specification, section 5)."""
+    if dtype == "F8_E8M0":
+        return tuple(2.0 ** (byte - 127) if byte != 255 else math.nan for byte in range(256))
+    mantissa_bits = 3 if dtype == "F8_E4M3" else 2
+    bias = 7 if dtype == "F8_E4M3" else 15
+    return tuple(_float8(byte, mantissa_bits, bias) for byte in range(256))
+
+
+def _float8(byte: int, mantissa_bits: int, bias: int) -> float:
+    exponent, mantissa = byte >> mantissa_bits & (1 << 7 - mantissa_bits) - 1, byte & (1 << mantissa_bits) - 1
+    sign = -1.0 if byte & 0x80 else 1.0
+    if mantissa_bits == 3 and byte & 0x7F == 0x7F:
+        return math.nan  # E4M3 ("FN") has one NaN a sign and no infinity
+    if mantissa_bits == 2 and exponent == 31:
+        return math.nan if mantissa else sign * math.inf
+    fraction = mantissa / (1 << mantissa_bits)
+    return sign * (2.0 ** (exponent - bias) * (1 + fraction) if exponent else 2.0 ** (1 - bias) * fraction)

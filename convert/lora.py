@@ -1,0 +1,103 @@
+"""A LoRA, understood: which modules of Stable Diffusion it patches, with what factors and how strongly.
+
+Shapes: a module's weight is (out, in) or (out, in, k, k); `down` is (rank, in) or (rank, in, k, k), `up` is (out, rank) or
+(out, rank, 1, 1), and the change is (alpha / rank) · up · down. Tensors stay in their file; only scalars are read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .container import Tensor
+from .sd15 import Module
+
+SD15 = "sd_v1"
+"""What kohya writes as `ss_base_model_version` for Stable Diffusion 1.x."""
+
+FULL_PARTS = ("diff", "diff_b", "w_norm", "b_norm")
+"""Parts that are whole differences and no factors."""
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The adapter of one module."""
+
+    module: Module
+    shape: tuple[int, ...]
+    """of the patched weight: SD1.5's, or what the factors imply for another base"""
+    rank: int
+    """0 where there are no factors, only whole differences (`FULL_PARTS`)"""
+    alpha: float
+    """exact in float32; the effective scale is alpha / rank"""
+    parts: Mapping[str, Tensor]
+    """part name (see `names`; alpha is not among them) -> tensor, in the shape that kohya writes"""
+
+    @property
+    def scale(self) -> float:
+        """What up · down is multiplied by at LoRA strength 1."""
+        return self.alpha / self.rank if self.rank else 1.0
+
+    @property
+    def dora(self) -> str | None:
+        """None without DoRA; "peft", a magnitude per output row in a part `magnitude`; "rows" and "columns", LyCORIS's
+        part `dora_scale`, per output row (out, 1, …) or per input column (1, in, …).
+        """
+        if "magnitude" in self.parts:
+            return "peft"
+        if "dora_scale" not in self.parts:
+            return None
+        return "rows" if self.parts["dora_scale"].shape[0] == self.shape[0] else "columns"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file or adapter folder, read, and found to fit its base in every key."""
+
+    path: Path
+    form: str
+    """in words, as it was found: "kohya", "diffusers attention processors", …"""
+    base: str
+    """`SD15`, or the file's own word for another base"""
+    modules: Mapping[str, LoraModule]
+    """by diffusers name, in the order of the network"""
+    metadata: Mapping[str, str]
+    """the header's `__metadata__`, with what the caller added"""
+    alpha_from: str
+    """where alpha was found, in words"""
+    size: int
+    """bytes on disk"""
+    notes: tuple[str, ...] = ()
+    """what the user should know, one line each"""
+
+    @property
+    def factors(self) -> list[LoraModule]:
+        """The modules that have low-rank factors."""
+        return [module for module in self.modules.values() if module.rank]
+
+    @property
+    def rank(self) -> int:
+        """The commonest rank, 0 where there are no factors."""
+        return Counter(module.rank for module in self.factors).most_common(1)[0][0] if self.factors else 0
+
+    @property
+    def alpha(self) -> float:
+        """The commonest alpha, 0 where there are no factors."""
+        return Counter(module.alpha for module in self.factors).most_common(1)[0][0] if self.factors else 0.0
+
+    @property
+    def dtypes(self) -> list[str]:
+        """Every dtype among the tensors, commonest first."""
+        tensors = (tensor for module in self.modules.values() for tensor in module.parts.values())
+        return [dtype for dtype, _ in Counter(tensor.dtype for tensor in tensors).most_common()]
+
+    @property
+    def uses_dora(self) -> bool:
+        """Whether any module has a DoRA magnitude."""
+        return any(module.dora for module in self.modules.values())
+
+    def in_scope(self, scope: str) -> list[LoraModule]:
+        """The modules of the UNet or of the text encoder (`sd15.UNET`, `sd15.TEXT_ENCODER`)."""
+        return [module for module in self.modules.values() if module.module.scope == scope]

@@ -1,0 +1,106 @@
+"""The header's metadata: what is kept, what is completed, what is always computed anew.
+
+Keys and their meaning: kohya's sd-scripts (`ss_…`, strings, some of them JSON) and Stability's ModelSpec 1.0.1
+(`modelspec.…`). Forge takes a file for Stable Diffusion 1 only by the exact `modelspec.architecture`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from .alphas import METADATA_KEY
+from .container import HASHES, quote
+from .errors import UsageError
+from .lora import SD15, Lora
+
+BASE_KEY = "ss_base_model_version"
+
+ARCHITECTURE = "stable-diffusion-v1/lora"
+
+JSON_KEYS = (
+    "ss_bucket_info", "ss_datasets", "ss_dataset_dirs", "ss_network_args", "ss_reg_dataset_dirs", "ss_tag_frequency",
+)  # fmt: skip
+"""Values that kohya's tools and the web UI decode as JSON."""
+
+
+def merged(own: Mapping[str, str], given: Mapping[str, object]) -> dict[str, str]:
+    """`given` over `own`. None removes a key; numbers and booleans become strings, mappings and lists JSON.
+
+    Raises `UsageError` where a key is no string, or a value that readers decode as JSON is none.
+    """
+    result = dict(own)
+    for key, value in given.items():
+        if not isinstance(key, str) or not key:
+            raise UsageError(f"metadata key {key!r}: must be a word")
+        if value is None:
+            result.pop(key, None)
+            continue
+        result[key] = _text(key, value)
+        if key in JSON_KEYS:
+            try:
+                json.loads(result[key])
+            except ValueError as error:
+                raise UsageError(f"metadata {key}: readers expect JSON and it is none: {error}") from error
+    return result
+
+
+def _text(key: str, value: object) -> str:
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, (bool, int, float)):
+        text = str(value)
+    elif isinstance(value, (Mapping, list, tuple)):
+        text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    else:
+        raise UsageError(f"metadata {quote(key)}: must be text, a number, or a mapping or list of them")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"metadata {quote(key)}: holds characters that UTF-8 cannot hold") from error
+    return text
+
+
+def base_of(metadata: Mapping[str, str]) -> str:
+    """The base a file is for: `SD15` where its metadata says so or nothing, else its own word."""
+    stated = metadata.get(BASE_KEY, "")
+    plain = "".join(letter for letter in stated.lower() if letter.isalnum())
+    return SD15 if plain in ("", "none", "sd1", "sd15", "stablediffusion15") or plain.startswith("sdv1") else stated
+
+
+def complete(lora: Lora, name: str, form: str) -> dict[str, str]:
+    """The metadata to write: everything of the file, with what it lacks and what follows from its tensors.
+
+    Args:
+        name: a title for a file that has none, usually the target's name.
+        form: a form of `names.FORMS`. What diffusers keeps of alpha is not in here (see `write`).
+    """
+    kept = {key: value for key, value in lora.metadata.items() if key not in HASHES and key != METADATA_KEY}
+    title = kept.get("ss_output_name", name)
+    computed = {
+        BASE_KEY: lora.base,
+        "ss_v2": "False",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": ARCHITECTURE if lora.base == SD15 else f"{lora.base.replace('_', '-')}/lora",
+    }
+    if lora.rank:
+        computed["ss_network_dim"], computed["ss_network_alpha"] = str(lora.rank), _number(lora.alpha)
+    if form != "kohya":
+        computed["format"] = "pt"  # transformers refuses a file that does not say it
+    defaults = {
+        "ss_output_name": title,
+        "ss_network_module": "networks.lora",
+        "ss_network_args": "{}",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.resolution": "512x512",
+    }
+    trigger = kept.get("modelspec.trigger_phrase")
+    if trigger:
+        defaults["modelspec.usage_hint"] = f"Begin the prompt with: {trigger}"
+    return {**defaults, **kept, **computed}
+
+
+def _number(value: float) -> str:
+    """`4` for 4.0, as people write it; every digit otherwise."""
+    return str(int(value)) if value == int(value) else repr(value)

@@ -1,0 +1,158 @@
+"""Writing: a `Lora` as tensors, names and configuration of one of the writable forms (`names.FORMS`)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from . import dtypes, names
+from .alphas import METADATA_KEY
+from .container import Output, Tensor
+from .errors import JobError
+from .lora import FULL_PARTS, Lora, LoraModule
+from .metadata import complete
+from .sd15 import TEXT_ENCODER, UNET
+
+_DORA_REFUSED = {
+    ("kohya", "peft"): "peft's DoRA magnitudes are one per output row of the merged weight, while the web UI normalises per "
+    "input column and ComfyUI normalises the base weight, so no kohya file has the same effect; merge it into a "
+    "checkpoint instead (python -m convert.bake)",
+    ("diffusers", "columns"): "its DoRA magnitudes are one per input column, and peft, which diffusers uses, only has them "
+    "per output row",
+    ("peft", "columns"): "its DoRA magnitudes are one per input column, and peft only has them per output row",
+}
+
+_PART_NAMES = {
+    "mid": "a Tucker core (lora_mid)", "diff": "a whole difference (.diff)", "diff_b": "a bias difference (.diff_b)",
+    "w_norm": "a norm's difference (.w_norm)", "b_norm": "a norm's bias difference (.b_norm)",
+}  # fmt: skip
+
+
+def outputs(lora: Lora, form: str, *, dtype: str | None = None, fold: bool = False) -> list[Output]:
+    """The tensors to write, alphas included where the form keeps them as tensors.
+
+    Args:
+        form: one of `names.FORMS`.
+        dtype: a safetensors float dtype to cast to; None copies bytes.
+        fold: multiply each `up` by the module's scale, so that alpha is the rank.
+
+    Raises:
+        JobError: the form has no place for something in the file.
+    """
+    refuse_what_the_form_lacks(lora, form)
+    result = []
+    for module in lora.modules.values():
+        for part, tensor in module.parts.items():
+            scale = module.scale if fold and part == "up" else 1.0
+            result.append(_output(form, module, part, tensor, dtype or tensor.dtype, scale))
+        if module.rank and form == "kohya":
+            alpha = Tensor.scalar(float(module.rank) if fold else module.alpha)
+            result.append(Output(names.spell(form, module.module, "alpha"), alpha, (), "F32"))
+    return result
+
+
+def refuse_what_the_form_lacks(lora: Lora, form: str) -> None:
+    """Raise `JobError`, naming it, where the file holds what `form` has no place for."""
+    for module in lora.modules.values():
+        reason = _DORA_REFUSED.get((form, module.dora or ""))
+        if reason:
+            raise JobError(f"{lora.path}: cannot be written as {form}: {reason}")
+    if form == "kohya":
+        return
+    for part, what in _PART_NAMES.items():
+        having = [name for name, module in lora.modules.items() if part in module.parts]
+        if having:
+            more = f" and {len(having) - 1} more" if len(having) > 1 else ""
+            raise JobError(f"{lora.path}: cannot be written as {form}, which has no place for {what}: {having[0]}{more}")
+
+
+def _output(form: str, module: LoraModule, part: str, tensor: Tensor, dtype: str, scale: float) -> Output:
+    shape = tensor.shape
+    if part in ("magnitude", "dora_scale") and form != "kohya":
+        out = module.shape[0]
+        part, shape = "magnitude", (out,) if len(module.shape) == 2 else (1, out, 1, 1)  # as peft's layers hold them
+    return Output(names.spell(form, module.module, part), tensor, shape, dtype, scale)
+
+
+def folded(lora: Lora) -> Lora:
+    """The same LoRA as `outputs(fold=True)` writes it: every alpha is the rank."""
+    return replace(lora, modules={name: replace(m, alpha=float(m.rank)) for name, m in lora.modules.items()})
+
+
+def metadata(lora: Lora, name: str, form: str) -> dict[str, str]:
+    """The metadata to write in `form`; `name` is the title of a file that has none."""
+    result = complete(lora, name, form)
+    if form == "diffusers":
+        flat = {
+            f"{scope}.{key}": value
+            for scope in (UNET, TEXT_ENCODER)
+            for key, value in peft_config(lora.in_scope(scope)).items()
+        }
+        result[METADATA_KEY] = json.dumps(flat, indent=2, sort_keys=True)
+    return result
+
+
+def peft_config(modules: Iterable[LoraModule]) -> dict[str, Any]:
+    """What peft's `LoraConfig` needs to rebuild these modules with their scale; empty for no modules."""
+    found = list(modules)
+    if not found:
+        return {}
+    by_name = {_target(module): module for module in found}
+    rank = _commonest([module.rank for module in found])
+    alpha = _commonest([module.alpha for module in found])
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": _whole(alpha),
+        "rank_pattern": {name: module.rank for name, module in by_name.items() if module.rank != rank},
+        "alpha_pattern": {name: _whole(module.alpha) for name, module in by_name.items() if module.alpha != alpha},
+        "target_modules": sorted(by_name),
+        "use_dora": any(module.dora for module in found),
+        "use_rslora": False,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def _target(module: LoraModule) -> str:
+    """A name that ends the module's name in transformers 4, which has a `text_model.` level, and in 5, which has none."""
+    name = module.module.name
+    return name[len("text_model.") :] if module.module.scope == TEXT_ENCODER else name
+
+
+def _commonest(values: Sequence[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def notes(lora: Lora, form: str, *, dtype: str | None, fold: bool) -> list[str]:
+    """What the user should know of this conversion, one line each."""
+    result = list(lora.notes)
+    scaled = any(module.scale != 1.0 for module in lora.factors)
+    if form == "diffusers" and scaled and not fold:
+        result.append(
+            f"alpha is kept in the metadata ({METADATA_KEY}), which diffusers older than 0.34 ignores: "
+            "for those, --fold-alpha bakes it into the factors"
+        )
+    if fold and any(math.frexp(module.scale)[0] != 0.5 for module in lora.factors if module.scale):
+        result.append("the scale is no power of two, so folding it in rounded the factors once")
+    if dtype and lora.dtypes != [dtype]:
+        result.append(f"cast from {', '.join(lora.dtypes)} to {dtype}")
+    if form == "kohya" and any(module.dora == "rows" for module in lora.modules.values()):
+        result.append("its DoRA scales are one per output row, which the web UI and ComfyUI do not apply as LyCORIS trained them")
+    differences = sum(part in FULL_PARTS for module in lora.modules.values() for part in module.parts)
+    if differences:
+        result.append(f"{differences} whole differences (.diff and the like) were carried over as they are")
+    return result
+
+
+DTYPES = dtypes.CASTS
+"""Names that a caller may give for `dtype`."""
