@@ -55,7 +55,7 @@ def parse_config(config: Any, where: str, origin: str = "adapter_config.json") -
     rank = config.get("r")
     if rank is not None and (not _is_number(rank) or rank < 1 or rank != int(rank)):
         raise JobError(f"{where}: r must be a whole number from 1")
-    alpha = config.get("lora_alpha")
+    alpha: Any = config.get("lora_alpha")
     if not _is_number(alpha):
         raise JobError(f"{where}: lora_alpha must be a number")
     if config.get("fan_in_fan_out"):
@@ -121,7 +121,7 @@ def _is_tame(pattern: str) -> bool:
 
 def _lookup(patterns: Mapping[str, float], name: str, default: float | None) -> float | None:
     """The first pattern that fits, as peft looks them up: the whole name or its last dotted parts."""
-    for shown in (name, name[len("text_model.") :] if name.startswith("text_model.") else name):
+    for shown in (name, name.removeprefix("text_model.")):
         if shown in patterns:
             return patterns[shown]
     for pattern, value in patterns.items():

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import dtypes, names, write
-from .container import HASHES, Output, open_container, write_container
+from .container import open_container
 from .errors import JobError, UsageError
 from .files import atomic_path, write_json
 from .lora import Lora
 from .metadata import merged
 from .read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read
 from .sd15 import TEXT_ENCODER, UNET
+from .stream import HASHES, Output, write_container
 
 
 @dataclass(frozen=True)

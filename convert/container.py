@@ -1,15 +1,13 @@
-"""The safetensors container: 8 bytes of header length, a JSON header, tensor bytes (format of safetensors 0.4).
+"""Reading the safetensors container: 8 bytes of header length, a JSON header, tensor bytes (format of safetensors 0.4).
 
-Reading looks at the header only and trusts none of it. Writing streams: tensor bytes are copied chunk by chunk and
-hashed on the way, then the header, whose length is known beforehand, is written in front of them.
+Only the header is read, and nothing in it is trusted.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,11 +20,6 @@ CHUNK = 1 << 20
 
 HEADER_LIMIT_READ = 100_000_000
 """safetensors itself refuses a longer header."""
-
-HEADER_LIMIT_WRITE = 1 << 20
-"""ComfyUI reads the metadata of no file with a longer header."""
-
-LEGACY_HASH_AT, LEGACY_HASH_BYTES = 0x100000, 0x10000
 
 
 @dataclass(frozen=True)
@@ -68,21 +61,6 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Output:
-    """A tensor to write: `source`'s numbers under another name and shape, cast to `dtype`, multiplied by `scale`."""
-
-    name: str
-    source: Tensor
-    shape: tuple[int, ...]
-    dtype: str
-    scale: float = 1.0
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape) * dtypes.SIZES[self.dtype]
-
-
-@dataclass(frozen=True)
 class Container:
     """A read header: every tensor by name, in file order, and the metadata."""
 
@@ -117,14 +95,17 @@ def open_container(path: Path) -> Container:
     return Container(path, tensors, metadata, size)
 
 
+_PICKLE = (
+    "is a PyTorch pickle (.bin, .pt, .ckpt), which can run code when loaded; load it with "
+    "torch.load(path, weights_only=True), save it with safetensors.torch.save_file, then convert that"
+)
+
 _NOT_SAFETENSORS = (
-    (b"PK\x03\x04", "is a PyTorch pickle (.bin, .pt, .ckpt), which can run code when loaded; load it where you trust it "
-     "with torch.load(path, weights_only=True) and save it with safetensors.torch.save_file, then convert that"),
-    (b"\x80", "is a Python pickle (.bin, .pt, .ckpt), which can run code when loaded; load it where you trust it "
-     "with torch.load(path, weights_only=True) and save it with safetensors.torch.save_file, then convert that"),
+    (b"PK\x03\x04", _PICKLE),
+    (b"\x80", _PICKLE),
     (b"<", "is a web page, not a model: the download went wrong; download the file itself"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the model: fetch the file itself with `git lfs pull`"),
-)  # fmt: skip
+)
 
 
 def _header_length(path: Path, start: bytes, size: int) -> int:
@@ -216,73 +197,3 @@ def _no_gaps(path: Path, tensors: Mapping[str, Tensor], data_at: int, size: int)
         position += tensor.size
     if position != size:
         raise JobError(f"{path}: has {size - position} bytes after its last tensor that nothing names")
-
-
-def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    position = 0
-    for output in outputs:
-        offsets = [position, position + output.size]
-        header[output.name] = {"dtype": output.dtype, "shape": list(output.shape), "data_offsets": offsets}
-        position += output.size
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    return text + b" " * (-len(text) % 8)
-
-
-HASHES = {"sshs_model_hash": 64, "sshs_legacy_hash": 8, "modelspec.hash_sha256": 66}
-"""Metadata computed from the tensor bytes -> its length in characters."""
-
-
-def write_container(target: BinaryIO, outputs: Sequence[Output], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Stream a safetensors file into `target` and return its metadata, hashes included.
-
-    Tensors lie in safetensors' own order (wide dtypes first, then by name) and metadata keys are sorted, so equal
-    tensors and metadata make an equal file. `metadata` must not hold the `HASHES`; they are added:
-    `sshs_model_hash`, sha256 of all bytes after the header; `sshs_legacy_hash`, the first 8 hex digits of the sha256
-    of 64 KiB at 1 MiB of the file as it would be with only the `ss_` metadata (both as kohya's sd-scripts computes
-    them); `modelspec.hash_sha256`, the first with "0x" before it.
-    """
-    outputs = sorted(outputs, key=lambda output: (-dtypes.SIZES[output.dtype], output.name))
-    full = {**metadata, **{name: "0" * length for name, length in HASHES.items()}}
-    header = _header(outputs, full)
-    if len(header) > HEADER_LIMIT_WRITE:
-        longest = max(metadata, key=lambda key: len(metadata[key]))
-        raise JobError(
-            f"the header would be {len(header)} bytes and ComfyUI reads at most {HEADER_LIMIT_WRITE}: "
-            f"remove metadata, the longest is {quote(longest)} (--drop {quote(longest)})"
-        )
-    training_only = _header(outputs, {key: value for key, value in metadata.items() if key.startswith("ss_")})
-    position = 8 + len(training_only)
-    model, legacy = hashlib.sha256(), hashlib.sha256()
-    target.seek(8 + len(header))
-    for chunk in _stream(outputs):
-        target.write(chunk)
-        model.update(chunk)
-        first, last = max(LEGACY_HASH_AT - position, 0), LEGACY_HASH_AT + LEGACY_HASH_BYTES - position
-        if last > 0 and first < len(chunk):
-            legacy.update(chunk[first:last])
-        position += len(chunk)
-    digest = model.hexdigest()
-    full.update(
-        {"sshs_model_hash": digest, "sshs_legacy_hash": legacy.hexdigest()[:8], "modelspec.hash_sha256": f"0x{digest}"}
-    )
-    target.seek(0)
-    target.write(len(header).to_bytes(8, "little") + _header(outputs, full))
-    return full
-
-
-def _stream(outputs: Sequence[Output]) -> Iterator[bytes]:
-    files: dict[Path, BinaryIO] = {}
-    try:
-        for output in outputs:
-            source = output.source
-            if source.file is not None and source.file not in files:
-                files[source.file] = open(source.file, "rb")
-            for chunk in source.chunks(files[source.file] if source.file is not None else None):
-                try:
-                    yield dtypes.recode(chunk, source.dtype, output.dtype, output.scale)
-                except dtypes.Unrepresentable as error:
-                    raise JobError(f"{source.file}: tensor for {quote(output.name)}: {error}") from error
-    finally:
-        for file in files.values():
-            file.close()

@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping
 
 from .alphas import METADATA_KEY
-from .container import HASHES, quote
+from .container import quote
 from .errors import UsageError
 from .lora import SD15, Lora
+from .stream import HASHES
 
 BASE_KEY = "ss_base_model_version"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from .sd15 import TEXT_ENCODER, UNET, Module, modules
@@ -194,7 +194,7 @@ def module_name(form: str, module: Module) -> str:
     return f"{row.prefix}{row.name(module)}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _spelled() -> dict[str, tuple[Module, str]]:
     """Every spelling of every module -> the module and the family of the spelling."""
     table: dict[str, tuple[Module, str]] = {}
@@ -206,10 +206,11 @@ def _spelled() -> dict[str, tuple[Module, str]]:
     return table
 
 
-@lru_cache(maxsize=None)
+@cache
 def _suffix_pattern() -> re.Pattern[str]:
     longest_first = sorted(SUFFIXES, key=len, reverse=True)
-    return re.compile("(?:%s)$" % "|".join(re.escape(suffix).replace(r"\*", r"[^.]+") for suffix in longest_first))
+    alternatives = "|".join(re.escape(suffix).replace(r"\*", r"[^.]+") for suffix in longest_first)
+    return re.compile(f"(?:{alternatives})$")
 
 
 def _star(suffix: str) -> str:

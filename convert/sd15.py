@@ -8,8 +8,8 @@ weight: (out, in) for a linear layer, (out, in, k, k) for a convolution, (channe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import NamedTuple, Union
+from functools import cache
+from typing import NamedTuple
 
 UNET, TEXT_ENCODER = "unet", "text_encoder"
 
@@ -40,56 +40,57 @@ class Module(NamedTuple):
         return len(self.shape) == 1
 
 
-# A row is (diffusers name, LDM name, weight shape); letters stand for widths given by the place of the block.
-Row = tuple[str, str, Sequence[Union[str, int]]]
+Shape = tuple["str | int", ...]
+"""of a weight; letters stand for widths given by the place of the block"""
+
+Row = tuple[str, str, Shape]
+"""diffusers name, LDM name, shape"""
 
 _RESNET: tuple[Row, ...] = (
-    ("norm1",         "in_layers.0",     ["i"]),
-    ("conv1",         "in_layers.2",     ["o", "i", 3, 3]),
-    ("time_emb_proj", "emb_layers.1",    ["o", "time"]),
-    ("norm2",         "out_layers.0",    ["o"]),
-    ("conv2",         "out_layers.3",    ["o", "o", 3, 3]),
-    ("conv_shortcut", "skip_connection", ["o", "i", 1, 1]),
+    ("norm1",         "in_layers.0",     ("i",)),
+    ("conv1",         "in_layers.2",     ("o", "i", 3, 3)),
+    ("time_emb_proj", "emb_layers.1",    ("o", "time")),
+    ("norm2",         "out_layers.0",    ("o",)),
+    ("conv2",         "out_layers.3",    ("o", "o", 3, 3)),
+    ("conv_shortcut", "skip_connection", ("o", "i", 1, 1)),
 )  # fmt: skip
 
-_TRANSFORMER: tuple[Row, ...] = tuple(
-    (name, name, shape)  # LDM and diffusers agree inside a transformer
-    for name, shape in (
-        ("norm",                                ["c"]),
-        ("proj_in",                             ["c", "c", 1, 1]),
-        ("transformer_blocks.0.norm1",          ["c"]),
-        ("transformer_blocks.0.attn1.to_q",     ["c", "c"]),
-        ("transformer_blocks.0.attn1.to_k",     ["c", "c"]),
-        ("transformer_blocks.0.attn1.to_v",     ["c", "c"]),
-        ("transformer_blocks.0.attn1.to_out.0", ["c", "c"]),
-        ("transformer_blocks.0.norm2",          ["c"]),
-        ("transformer_blocks.0.attn2.to_q",     ["c", "c"]),
-        ("transformer_blocks.0.attn2.to_k",     ["c", "context"]),
-        ("transformer_blocks.0.attn2.to_v",     ["c", "context"]),
-        ("transformer_blocks.0.attn2.to_out.0", ["c", "c"]),
-        ("transformer_blocks.0.norm3",          ["c"]),
-        ("transformer_blocks.0.ff.net.0.proj",  ["8c", "c"]),
-        ("transformer_blocks.0.ff.net.2",       ["c", "4c"]),
-        ("proj_out",                            ["c", "c", 1, 1]),
-    )
+_TRANSFORMER_LAYERS: tuple[tuple[str, Shape], ...] = (
+    ("norm",                                ("c",)),
+    ("proj_in",                             ("c", "c", 1, 1)),
+    ("transformer_blocks.0.norm1",          ("c",)),
+    ("transformer_blocks.0.attn1.to_q",     ("c", "c")),
+    ("transformer_blocks.0.attn1.to_k",     ("c", "c")),
+    ("transformer_blocks.0.attn1.to_v",     ("c", "c")),
+    ("transformer_blocks.0.attn1.to_out.0", ("c", "c")),
+    ("transformer_blocks.0.norm2",          ("c",)),
+    ("transformer_blocks.0.attn2.to_q",     ("c", "c")),
+    ("transformer_blocks.0.attn2.to_k",     ("c", "context")),
+    ("transformer_blocks.0.attn2.to_v",     ("c", "context")),
+    ("transformer_blocks.0.attn2.to_out.0", ("c", "c")),
+    ("transformer_blocks.0.norm3",          ("c",)),
+    ("transformer_blocks.0.ff.net.0.proj",  ("8c", "c")),
+    ("transformer_blocks.0.ff.net.2",       ("c", "4c")),
+    ("proj_out",                            ("c", "c", 1, 1)),
 )  # fmt: skip
 
-_TEXT_LAYER: tuple[Row, ...] = tuple(
-    (name, name, shape)
-    for name, shape in (
-        ("self_attn.q_proj",   ["c", "c"]),
-        ("self_attn.k_proj",   ["c", "c"]),
-        ("self_attn.v_proj",   ["c", "c"]),
-        ("self_attn.out_proj", ["c", "c"]),
-        ("layer_norm1",        ["c"]),
-        ("mlp.fc1",            ["4c", "c"]),
-        ("mlp.fc2",            ["c", "4c"]),
-        ("layer_norm2",        ["c"]),
-    )
+_TEXT_LAYERS: tuple[tuple[str, Shape], ...] = (
+    ("self_attn.q_proj",   ("c", "c")),
+    ("self_attn.k_proj",   ("c", "c")),
+    ("self_attn.v_proj",   ("c", "c")),
+    ("self_attn.out_proj", ("c", "c")),
+    ("layer_norm1",        ("c",)),
+    ("mlp.fc1",            ("4c", "c")),
+    ("mlp.fc2",            ("c", "4c")),
+    ("layer_norm2",        ("c",)),
 )  # fmt: skip
 
+# inside these, LDM and diffusers agree
+_TRANSFORMER = tuple((name, name, shape) for name, shape in _TRANSFORMER_LAYERS)
+_TEXT_LAYER = tuple((name, name, shape) for name, shape in _TEXT_LAYERS)
 
-@lru_cache(maxsize=None)
+
+@cache
 def modules() -> dict[str, Module]:
     """Every module by its diffusers name: the UNet's in the order of its forward pass, then the text encoder's."""
     return {module.name: module for module in (*_unet(), *_text_encoder())}

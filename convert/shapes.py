@@ -88,6 +88,7 @@ def _wanted(shape: Shape, rank: int, parts: Mapping[str, Tensor]) -> dict[str, l
     out, kernel = shape[0], shape[2:]
     ones = (1,) * len(kernel)
     flat = (out, math.prod(shape[1:]))
+    wanted: dict[str, list[Shape]]
     if len(shape) == 1:
         wanted = {part: [shape] for part in FULL_PARTS}
     else:

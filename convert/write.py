@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from . import dtypes, names
+from . import names
 from .alphas import METADATA_KEY
-from .container import Output, Tensor
+from .container import Tensor
 from .errors import JobError
 from .lora import FULL_PARTS, Lora, LoraModule
 from .metadata import complete
 from .sd15 import TEXT_ENCODER, UNET
+from .stream import Output
 
 _DORA_REFUSED = {
     ("kohya", "peft"): "peft's DoRA magnitudes are one per output row of the merged weight, while the web UI normalises per "
@@ -152,7 +153,3 @@ def notes(lora: Lora, form: str, *, dtype: str | None, fold: bool) -> list[str]:
     if differences:
         result.append(f"{differences} whole differences (.diff and the like) were carried over as they are")
     return result
-
-
-DTYPES = dtypes.CASTS
-"""Names that a caller may give for `dtype`."""
