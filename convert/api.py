@@ -133,21 +133,33 @@ def _check_arguments(to: str, dtype: str | None) -> str | None:
 
 
 def _check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
-    if target.exists() and source.exists() and os.path.samefile(source, target):
-        raise UsageError(f"{target}: is the input itself; name another output")
-    if to == "peft":
-        if target.is_file():
-            raise JobError(f"{target}: is a file, and a peft adapter is a folder; name another output")
-        taken = [p for p in (target, target / UNET, target / TEXT_ENCODER) if (p / ADAPTER_CONFIG).exists()]
-        if any(os.path.samefile(source, place / ADAPTER_WEIGHTS) for place in taken if (place / ADAPTER_WEIGHTS).exists()):
-            raise UsageError(f"{target}: holds the input itself; name another output")
-        if taken and not overwrite:
-            raise JobError(f"{taken[0]}: holds an adapter already; name another output or give --overwrite")
+    if to != "peft":
+        refuse_target(source, target, overwrite)
         return
+    if target.is_file():
+        raise JobError(f"{target}: is a file, and a peft adapter is a folder; name another output")
+    for folder in (target, target / UNET, target / TEXT_ENCODER):
+        weights, config = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
+        if _same(source, folder) or _same(source, weights):
+            raise UsageError(f"{target}: holds the input itself; name another output")
+        if (weights.exists() or config.exists()) and not overwrite:
+            raise JobError(f"{folder}: holds an adapter already; name another output or give --overwrite")
+
+
+def refuse_target(source: Path, target: Path, overwrite: bool) -> None:
+    """Raise where writing the file `target` would touch `source`, a folder, or a file nobody said to replace."""
+    if _same(source, target):
+        raise UsageError(f"{target}: is the input itself; name another output")
+    if any(_same(file, target) for folder in (source, source / UNET, source / TEXT_ENCODER) for file in folder.glob("adapter_*")):
+        raise UsageError(f"{target}: is part of the input; name another output")
     if target.is_dir():
         raise JobError(f"{target}: is a folder; name a file in it, or give --out-dir {target}")
     if target.exists() and not overwrite:
         raise JobError(f"{target}: exists already; name another output or give --overwrite")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and os.path.samefile(one, other)
 
 
 def _write_file(lora: Lora, outputs: list[Output], target: Path, form: str) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -24,13 +24,17 @@ LEGACY_HASH_AT, LEGACY_HASH_BYTES = 0x100000, 0x10000
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor to write: `source`'s numbers under another name and shape, cast to `dtype`, multiplied by `scale`."""
+    """A tensor to write: `source`'s numbers under another name and shape, cast to `dtype`, multiplied by `scale`.
+
+    With `compute`, its bytes are instead what that makes of all of the source's bytes.
+    """
 
     name: str
     source: Tensor
     shape: tuple[int, ...]
     dtype: str
     scale: float = 1.0
+    compute: Callable[[bytes], bytes] | None = None
 
     @property
     def size(self) -> int:
@@ -51,21 +55,30 @@ def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> bytes:
 HASHES = {"sshs_model_hash": 64, "sshs_legacy_hash": 8, "modelspec.hash_sha256": 66}
 """Metadata computed from the tensor bytes -> its length in characters."""
 
+CHECKPOINT_HASHES = {"modelspec.hash_sha256": 66}
+"""The one of them that means something in a whole checkpoint."""
 
-def write_container(target: BinaryIO, outputs: Sequence[Output], metadata: Mapping[str, str]) -> dict[str, str]:
+
+def write_container(
+    target: BinaryIO,
+    outputs: Sequence[Output],
+    metadata: Mapping[str, str],
+    *,
+    hashes: Mapping[str, int] = HASHES,
+) -> dict[str, str]:
     """Stream a safetensors file into `target` and return its metadata, hashes included.
 
     Tensors lie in safetensors' own order (wide dtypes first, then by name) and metadata keys are sorted, so equal
-    tensors and metadata make an equal file. `metadata` must not hold the `HASHES`; they are added:
+    tensors and metadata make an equal file. `metadata` must not hold the `hashes`; they are added:
     `sshs_model_hash`, sha256 of all bytes after the header; `sshs_legacy_hash`, the first 8 hex digits of the sha256
     of 64 KiB at 1 MiB of the file as it would be with only the `ss_` metadata (both as kohya's sd-scripts computes
     them); `modelspec.hash_sha256`, the first with "0x" before it.
     """
     outputs = sorted(outputs, key=lambda output: (-dtypes.SIZES[output.dtype], output.name))
-    full = {**metadata, **{name: "0" * length for name, length in HASHES.items()}}
+    full = {**metadata, **{name: "0" * length for name, length in hashes.items()}}
     header = _header(outputs, full)
     if len(header) > HEADER_LIMIT:
-        longest = max(metadata, key=lambda key: len(metadata[key]))
+        longest = max(metadata, key=lambda key: len(metadata[key]), default="")
         raise JobError(
             f"the header would be {len(header)} bytes and ComfyUI reads at most {HEADER_LIMIT}: "
             f"remove metadata, the longest is {quote(longest)} (--drop {quote(longest)})"
@@ -82,9 +95,12 @@ def write_container(target: BinaryIO, outputs: Sequence[Output], metadata: Mappi
             legacy.update(chunk[first:last])
         position += len(chunk)
     digest = model.hexdigest()
-    full.update(
-        {"sshs_model_hash": digest, "sshs_legacy_hash": legacy.hexdigest()[:8], "modelspec.hash_sha256": f"0x{digest}"}
-    )
+    found = {
+        "sshs_model_hash": digest,
+        "sshs_legacy_hash": legacy.hexdigest()[:8],
+        "modelspec.hash_sha256": f"0x{digest}",
+    }
+    full.update({name: found[name] for name in hashes})
     target.seek(0)
     target.write(len(header).to_bytes(8, "little") + _header(outputs, full))
     return full
@@ -97,6 +113,9 @@ def _stream(outputs: Sequence[Output]) -> Iterator[bytes]:
         files = {path: stack.enter_context(open(path, "rb")) for path in paths}
         for output in outputs:
             source = output.source
+            if output.compute is not None:
+                yield output.compute(source.read())
+                continue
             for chunk in source.chunks(files[source.file] if source.file is not None else None):
                 try:
                     yield dtypes.recode(chunk, source.dtype, output.dtype, output.scale)

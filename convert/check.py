@@ -1,0 +1,147 @@
+"""Auditing a LoRA: what it is, whether every key is understood, whether its numbers are numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import dtypes, names, write
+from .container import CHUNK, Tensor, open_container
+from .errors import JobError
+from .lora import SD15, Lora
+from .read import UnknownKeys, read
+from .sd15 import TEXT_ENCODER, UNET, modules
+
+
+@dataclass
+class Audit:
+    """What `--check` says of a file; JSON has the same fields."""
+
+    file: str
+    sound: bool = True
+    problem: str | None = None
+    unknown_keys: list[str] = field(default_factory=list)
+    form: str | None = None
+    base: str | None = None
+    modules: dict[str, list[int]] = field(default_factory=dict)
+    """scope -> [modules patched, modules there are]"""
+    rank: int | None = None
+    ranks: list[int] = field(default_factory=list)
+    alpha: float | None = None
+    alpha_from: str | None = None
+    scale: float | None = None
+    """alpha / rank, of the commonest of both"""
+    dora: bool = False
+    dtypes: list[str] = field(default_factory=list)
+    size: int | None = None
+    """bytes"""
+    hash: str | None = None
+    """sha256 of all bytes after the header"""
+    hash_stored: str | None = None
+    not_finite: list[str] = field(default_factory=list)
+    """tensors with NaN or infinite numbers"""
+    cannot_become: dict[str, str] = field(default_factory=dict)
+    """form -> why not"""
+    notes: list[str] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return dict(vars(self))
+
+
+def check(path: Path | str, *, alpha: float | None = None) -> Audit:
+    """Audit a file or adapter folder. Raises nothing for a bad one: `sound` is False and `problem` says why."""
+    audit = Audit(str(path))
+    try:
+        lora = read(path, alpha=alpha)
+        _describe(audit, lora)
+        _scan(audit, lora)
+    except JobError as error:
+        audit.sound, audit.problem = False, str(error)
+        audit.unknown_keys = error.keys if isinstance(error, UnknownKeys) else []
+    return audit
+
+
+def _describe(audit: Audit, lora: Lora) -> None:
+    audit.form, audit.base, audit.size = lora.form, lora.base, lora.size
+    for scope in (UNET, TEXT_ENCODER):
+        patchable = [module for module in modules().values() if module.scope == scope and not module.is_norm]
+        audit.modules[scope] = [len(lora.in_scope(scope)), len(patchable)]
+    audit.rank, audit.alpha, audit.alpha_from = lora.rank, lora.alpha, lora.alpha_from
+    audit.ranks = sorted({module.rank for module in lora.factors})
+    audit.scale = lora.alpha / lora.rank if lora.rank else None
+    audit.dora, audit.dtypes = lora.uses_dora, lora.dtypes
+    audit.metadata, audit.notes = dict(lora.metadata), list(lora.notes)
+    for form in names.FORMS:
+        try:
+            write.refuse_what_the_form_lacks(lora, form)
+        except JobError as error:
+            audit.cannot_become[form] = str(error).removeprefix(f"{lora.path}: ")
+
+
+def _scan(audit: Audit, lora: Lora) -> None:
+    tensors = {(name, part): t for name, module in lora.modules.items() for part, t in module.parts.items()}
+    audit.not_finite = [f"{name} {part}" for (name, part), tensor in tensors.items() if not _finite(tensor)]
+    files = sorted({tensor.file for tensor in tensors.values() if tensor.file is not None})
+    audit.hash = _data_hash(files[0])
+    audit.hash_stored = lora.metadata.get("sshs_model_hash")
+    if audit.hash_stored not in (None, audit.hash):
+        audit.notes.append("the stored sshs_model_hash is another file's: the web UI would trust it; converting corrects it")
+    if audit.not_finite:
+        audit.sound = False
+        audit.problem = f"{lora.path}: {len(audit.not_finite)} tensors hold NaN or infinite numbers: {audit.not_finite[0]}"
+
+
+def _finite(tensor: Tensor) -> bool:
+    assert tensor.file is not None
+    with open(tensor.file, "rb") as file:
+        return all(dtypes.all_finite(chunk, tensor.dtype) for chunk in tensor.chunks(file))
+
+
+def _data_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    start = min((tensor.offset for tensor in open_container(path).tensors.values()), default=0)
+    with open(path, "rb") as file:
+        file.seek(start)
+        for chunk in iter(lambda: file.read(CHUNK), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def table(audit: Audit) -> str:
+    """The audit as aligned lines for a terminal."""
+    rows: list[tuple[str, str]] = [("file", audit.file)]
+    if audit.form is not None:
+        rows += [
+            ("form", audit.form),
+            ("base", "Stable Diffusion 1.x" if audit.base == SD15 else f"{audit.base} (not Stable Diffusion 1.5)"),
+            *((scope.replace("_", " "), f"{hit} of {of} modules") for scope, (hit, of) in audit.modules.items()),
+            ("rank", ", ".join(map(str, audit.ranks)) or "no factors"),
+            ("alpha", f"{audit.alpha:g} from {audit.alpha_from}, a scale of {audit.scale:g}" if audit.scale is not None else "none"),
+            ("DoRA", "yes" if audit.dora else "no"),
+            ("dtype", ", ".join(audit.dtypes)),
+            ("size", f"{audit.size:,} bytes"),
+            ("hash", f"{(audit.hash or '?')[:16]}… ({_stored(audit)})"),
+            ("NaN or Inf", ", ".join(audit.not_finite) or "none"),
+        ]
+    rows += [("cannot become", f"{form}: {reason}") for form, reason in audit.cannot_become.items()]
+    rows += [("note", note) for note in audit.notes]
+    rows += [("unknown key", ascii(key)[1:-1]) for key in audit.unknown_keys]
+    rows += [("metadata", f"{key} = {_short(value)}") for key, value in sorted(audit.metadata.items())]
+    rows.append(("verdict", "sound" if audit.sound else audit.problem or ""))
+    return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def _stored(audit: Audit) -> str:
+    if audit.hash_stored is None:
+        return "none stored"
+    return "as stored" if audit.hash_stored == audit.hash else "another is stored"
+
+
+def _short(value: str) -> str:
+    line = json.dumps(value, ensure_ascii=False)[1:-1]
+    return line if len(line) <= 80 else f"{line[:77]}…"

@@ -1,0 +1,196 @@
+"""The command line: parse, call, report. `python -m convert IN [OUT]`."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .api import Report, convert_file
+from .check import check, table
+from .dtypes import CASTS
+from .errors import JobError, UsageError
+from .names import FORMS
+
+EXAMPLES = """examples:
+  python -m convert lora.safetensors                     writes lora.kohya.safetensors, for the web UI and ComfyUI
+  python -m convert adapter_folder out.safetensors       from a peft adapter folder
+  python -m convert lora.safetensors out.safetensors --to diffusers --dtype fp16
+  python -m convert *.safetensors --out-dir converted    many at once
+  python -m convert lora.safetensors --check             what is in it, and is it sound?
+  python -m convert.bake lora.safetensors --into model.safetensors --scale 0.8 --out merged.safetensors
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says one line for bad usage instead of the whole usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help shows all)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `python -m convert`."""
+    p = Parser(
+        prog="python -m convert",
+        description="Read a Stable Diffusion 1.5 LoRA in any form and write it in another, losing nothing.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("paths", nargs="+", metavar="IN [OUT]", help="a .safetensors file or a peft adapter folder, and where to")
+    p.add_argument("--to", default="kohya", metavar="FORM", help=f"form to write: {', '.join(FORMS)} (default kohya)")
+    p.add_argument("--alpha", type=float, metavar="A", help="alpha of a file that keeps none (default: its rank)")
+    p.add_argument("--dtype", metavar="TYPE", help=f"cast to {', '.join(CASTS)} (default: bytes are copied)")
+    p.add_argument("--fold-alpha", action="store_true", help="multiply alpha / rank into the factors, so that alpha = rank")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a metadata key; can be repeated")
+    p.add_argument("--drop", action="append", default=[], metavar="KEY", help="remove a metadata key; can be repeated")
+    p.add_argument("--title", help="title shown by hosts (modelspec.title)")
+    p.add_argument("--trigger", metavar="PHRASE", help="words that call the style (modelspec.trigger_phrase)")
+    p.add_argument("--out-dir", type=Path, metavar="DIR", help="convert every input into this folder")
+    p.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    p.add_argument("--check", action="store_true", help="audit the inputs, write nothing")
+    p.add_argument("--json", action="store_true", help="report as JSON")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 a job failed, 2 bad usage."""
+    return guarded("convert", lambda: _main(argv))
+
+
+def guarded(name: str, run: Callable[[], int]) -> int:
+    """Turn the errors a user can cause into one line on stderr and an exit status."""
+    try:
+        return run()
+    except (JobError, UsageError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing more
+        return 1
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    options = parser().parse_args(argv)
+    paths = [path for text in options.paths for path in _expand(text)]
+    if options.check:
+        return _check(paths, options)
+    if options.out_dir is None:
+        if len(paths) > 2:
+            raise UsageError("more than two paths: several inputs need --out-dir")
+        source = paths[0]
+        target = paths[1] if len(paths) == 2 else source.with_name(_output_name(source, options.to, f".{options.to}"))
+        report = _convert(source, target, options)
+        print(json.dumps(_plain(report), indent=2) if options.json else describe(report))
+        return 0
+    return _convert_all(paths, options)
+
+
+def _expand(text: str) -> list[Path]:
+    """A shell on Windows hands wildcards through as they are."""
+    if any(letter in text for letter in "*?[") and not os.path.exists(text):
+        found = sorted(glob.glob(text))
+        if not found:
+            raise JobError(f"{text}: fits no file")
+        return [Path(name) for name in found]
+    return [Path(text)]
+
+
+def _output_name(source: Path, form: str, mark: str = "") -> str:
+    stem = source.resolve().name if source.is_dir() else source.stem
+    return f"{stem}{mark}" if form == "peft" else f"{stem}{mark}.safetensors"
+
+
+def _metadata(options: argparse.Namespace) -> dict[str, object]:
+    given: dict[str, object] = dict.fromkeys(options.drop)
+    for pair in options.set:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {pair}: must be KEY=VALUE")
+        given[key] = value
+    named = {"modelspec.title": options.title, "modelspec.trigger_phrase": options.trigger}
+    return {**given, **{key: value for key, value in named.items() if value is not None}}
+
+
+def _convert(source: Path, target: Path, options: argparse.Namespace) -> Report:
+    return convert_file(
+        source, target, to=options.to, alpha=options.alpha, dtype=options.dtype, fold_alpha=options.fold_alpha,
+        metadata=_metadata(options), overwrite=options.overwrite,
+    )  # fmt: skip
+
+
+def _convert_all(paths: list[Path], options: argparse.Namespace) -> int:
+    targets = [options.out_dir / _output_name(path, options.to) for path in paths]
+    twice = next((target for target in targets if targets.count(target) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--out-dir: two inputs would both be written to {twice}; convert them apart")
+    try:
+        options.out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out-dir {options.out_dir}: cannot be made: {error.strerror}") from error
+    reports, failures = [], []
+    for number, (source, target) in enumerate(zip(paths, targets)):
+        _progress(number, len(paths), source.name)
+        try:
+            reports.append(_convert(source, target, options))
+        except JobError as error:
+            failures.append(str(error))
+        else:
+            if not options.json:
+                _clear_progress()
+                print(describe(reports[-1]))
+    _clear_progress()
+    for failure in failures:
+        print(f"convert: {failure}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"converted": [_plain(report) for report in reports], "failed": failures}, indent=2))
+    else:
+        print(f"{len(reports)} of {len(paths)} converted into {options.out_dir}")
+    return JobError.exit_code if failures else 0
+
+
+def _check(paths: list[Path], options: argparse.Namespace) -> int:
+    audits = [check(path, alpha=options.alpha) for path in paths]
+    if options.json:
+        plain = [audit.to_json() for audit in audits]
+        print(json.dumps(plain[0] if len(plain) == 1 else plain, indent=2))
+    else:
+        print("\n\n".join(table(audit) for audit in audits))
+    bad = [audit for audit in audits if not audit.sound]
+    for audit in bad:
+        print(f"convert: {audit.problem}", file=sys.stderr)
+    return JobError.exit_code if bad else 0
+
+
+def describe(report: Report) -> str:
+    """One line of what was done, and one for each note."""
+    scopes = [f"{count} of the {name}" for count, name in ((report.unet, "UNet"), (report.text_encoder, "text encoder")) if count]
+    lines = [
+        f"{report.source} -> {report.target}: {report.form} -> {report.to}, {' and '.join(scopes)} modules, "
+        f"rank {report.rank}, alpha {report.alpha:g} (from {report.alpha_from}), {report.size:,} bytes"
+    ]
+    return "\n".join(lines + [f"  note: {note}" for note in report.notes])
+
+
+def _plain(report: Report) -> dict[str, object]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(report).items()}
+
+
+def _progress(done: int, total: int, name: str) -> None:
+    if sys.stderr.isatty():
+        bar = "#" * (20 * done // total)
+        print(f"\r\033[K[{bar:<20}] {done}/{total} {name[:40]}", end="", file=sys.stderr, flush=True)
+
+
+def _clear_progress() -> None:
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
