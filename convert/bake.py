@@ -129,7 +129,7 @@ def _patch(
 
 def new_weight(weight: Array, module: LoraModule, scale: float) -> Array:
     """The patched weight, float32, in the weight's shape: (out, in) or (out, in, k, k)."""
-    full = weight.copy()
+    full: Array = weight.copy()
     if module.rank:
         full += module.scale * product(module)
     if module.dora:
@@ -137,7 +137,8 @@ def new_weight(weight: Array, module: LoraModule, scale: float) -> Array:
     for part in ("diff", "w_norm"):
         if part in module.parts:
             full += tensor_array(module.parts[part]).reshape(weight.shape)
-    return weight + scale * (full - weight)
+    merged: Array = weight + scale * (full - weight)
+    return merged
 
 
 def new_bias(bias: Array, module: LoraModule, scale: float) -> Array:
@@ -153,7 +154,8 @@ def product(module: LoraModule) -> Array:
     up = up.reshape(up.shape[:2])
     if "mid" in module.parts:  # a Tucker decomposition: 1x1, then the core's kernel, then 1x1
         core = tensor_array(module.parts["mid"])
-        return numpy.einsum("oa,abkl,bi->oikl", up, core, down.reshape(down.shape[:2]))
+        result: Array = numpy.einsum("oa,abkl,bi->oikl", up, core, down.reshape(down.shape[:2]))
+        return result
     return (up @ down.reshape(down.shape[0], -1)).reshape(module.shape)
 
 
@@ -164,7 +166,8 @@ def _dora(full: Array, module: LoraModule) -> Array:
     magnitude = tensor_array(module.parts["magnitude" if module.dora == "peft" else "dora_scale"])
     kept = 1 if module.dora == "columns" else 0
     norm = numpy.sqrt((full**2).sum(axis=tuple(a for a in range(full.ndim) if a != kept), keepdims=True))
-    return full * (magnitude.reshape(norm.shape) / norm)
+    result: Array = full * (magnitude.reshape(norm.shape) / norm)
+    return result
 
 
 def tensor_array(tensor: Tensor) -> Array:

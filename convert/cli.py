@@ -173,12 +173,13 @@ def _check(paths: list[Path], options: argparse.Namespace) -> int:
 
 def describe(report: Report) -> str:
     """One line of what was done, and one for each note."""
-    scopes = [f"{count} of the {name}" for count, name in ((report.unet, "UNet"), (report.text_encoder, "text encoder")) if count]
-    lines = [
-        f"{report.source} -> {report.target}: {report.form} -> {report.to}, {' and '.join(scopes)} modules, "
+    counts = ((report.unet, "UNet"), (report.text_encoder, "text encoder"))
+    scopes = " and ".join(f"{count} {name}" for count, name in counts if count)
+    done = (
+        f"{report.source} -> {report.target}: {report.form} -> {report.to}, {scopes} modules, "
         f"rank {report.rank}, alpha {report.alpha:g} (from {report.alpha_from}), {report.size:,} bytes"
-    ]
-    return "\n".join(lines + [f"  note: {note}" for note in report.notes])
+    )
+    return "\n".join([done, *(f"  note: {note}" for note in report.notes)])
 
 
 def _plain(report: Report) -> dict[str, object]:
