@@ -75,12 +75,14 @@ def _from_factors(module: Module, parts: Mapping[str, Tensor]) -> tuple[Shape, i
 def _from_differences(module: Module, parts: Mapping[str, Tensor]) -> Shape:
     whole = parts.get("diff", parts.get("w_norm"))
     if whole is not None:
-        if len(whole.shape) != len(module.shape) or whole.shape[2:] != module.shape[2:]:
-            raise WrongShape(f"its difference has the shape {list(whole.shape)}; like {list(module.shape)} was expected")
-        return whole.shape
+        shape = whole.shape
+        if len(shape) != len(module.shape) or shape[2:] != module.shape[2:] or 0 in shape:
+            raise WrongShape(f"its difference has the shape {list(shape)}; one like {list(module.shape)} was expected")
+        return shape
     bias = parts.get("diff_b", parts.get("b_norm"))
-    assert bias is not None
-    return (*bias.shape[:1], *module.shape[1:])
+    if bias is None or len(bias.shape) != 1 or 0 in bias.shape:
+        raise WrongShape("its bias difference must have the shape [out]")
+    return (bias.shape[0], *module.shape[1:])
 
 
 def _wanted(shape: Shape, rank: int, parts: Mapping[str, Tensor]) -> dict[str, list[Shape]]:
