@@ -1,0 +1,112 @@
+"""`python -m convert.benchmark`: how fast is a conversion, against a plain file copy and against diffusers' own function?
+
+Everything is measured in one run, turn by turn, so that the ratios hold on a machine of any speed. A whole process is
+timed, from start to exit, and its peak memory is its own. Copies are flushed to disk as conversions are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import names
+from .container import Tensor
+from .sd15 import UNET, modules
+from .stream import Output, write_container
+
+COPY = """
+import os, shutil, sys
+shutil.copyfile(sys.argv[1], sys.argv[2])
+with open(sys.argv[2], "rb+") as file: os.fsync(file.fileno())
+"""
+
+DIFFUSERS = """
+import sys
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors.torch import load_file, save_file
+save_file(convert_state_dict_to_kohya(load_file(sys.argv[1])), sys.argv[2])
+"""
+
+REPORT_PEAK = "\nimport resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+
+CONVERT = "import sys, runpy\nfrom {package}.cli import main\nmain([sys.argv[1], sys.argv[2], '--overwrite'])"
+
+
+def make_lora(path: Path, rank: int) -> Path:
+    """A peft-named LoRA of the UNet's attention with random bytes: 0.8 MB a rank."""
+    chosen = [module for module in modules().values() if module.scope == UNET and ".attn" in module.name]
+    shapes = {(m, part): (rank, m.shape[1]) if part == "down" else (m.shape[0], rank) for m in chosen for part in ("down", "up")}
+    noise = path.with_name("noise")
+    noise.write_bytes(os.urandom(4 * max(rows * columns for rows, columns in shapes.values())))
+    outputs = [
+        Output(names.spell("peft", module, part), Tensor("F32", shape, 4 * shape[0] * shape[1], noise), shape, "F32")
+        for (module, part), shape in shapes.items()
+    ]
+    with open(path, "wb") as file:
+        write_container(file, outputs, {})
+    return path
+
+
+def _time(code: str, *arguments: Path) -> tuple[float, int]:
+    """Seconds of a whole process, and its peak memory in bytes."""
+    command = [sys.executable, "-c", code + REPORT_PEAK, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return seconds, int(done.stdout.rsplit("peak", 1)[1]) * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure(source: Path, runs: int) -> list[tuple[str, float, int]]:
+    """(what, median seconds, peak bytes) of each contender that runs here."""
+    contenders = {
+        "python start alone": "",
+        "plain file copy": COPY,
+        "convert": CONVERT.format(package=__package__),
+        "diffusers' function": DIFFUSERS,
+    }
+    taken: dict[str, list[tuple[float, int]]] = {name: [] for name in contenders}
+    for _ in range(runs):
+        for name, code in list(contenders.items()):
+            target = source.with_name("out.safetensors")
+            target.unlink(missing_ok=True)
+            try:
+                taken[name].append(_time(code, source, target))
+            except RuntimeError as error:
+                print(f"{name}: not measured: {error}", file=sys.stderr)
+                del contenders[name]
+    return [
+        (name, statistics.median(seconds for seconds, _ in rows), max(peak for _, peak in rows))
+        for name, rows in taken.items()
+        if rows
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(prog="python -m convert.benchmark", description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="of which the median counts")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 640], help="one file for each; 0.8 MB a rank")
+    options = parser.parse_args(argv)
+    for rank in options.ranks:
+        with tempfile.TemporaryDirectory(prefix="convert-benchmark-") as folder:
+            source = make_lora(Path(folder) / "in.safetensors", rank)
+            rows = measure(source, options.runs)
+            copy = next(seconds for name, seconds, _ in rows if name == "plain file copy")
+            print(f"{source.stat().st_size / 1e6:.1f} MB (rank {rank}), whole process, median of {options.runs}")
+            for name, seconds, peak in rows:
+                print(f"  {name:<22}{seconds:8.3f} s {seconds / copy:8.2f} x copy {peak / 1e6:8.0f} MB peak")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Atomic writing: whole or not at all, and nothing of the user's lost."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import convert
+from convert.files import atomic_path, write_bytes, write_json, write_text
+
+
+def test_the_temporary_lies_beside_and_vanishes(tmp_path):
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".a.txt.")
+        assert temporary.name.endswith(".part")
+        temporary.write_text("new")
+        assert not (tmp_path / "a.txt").exists()
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, convert.JobError])
+def test_a_failure_leaves_the_old_file_and_nothing_else(error, tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(error), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise error("stop")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_writers(tmp_path):
+    write_bytes(tmp_path / "b", b"\x00\xff")
+    write_text(tmp_path / "t", "ü\n")
+    write_json(tmp_path / "j", {"ü": [1]})
+    assert (tmp_path / "b").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "t").read_bytes() == b"\xc3\xbc\n"
+    assert (tmp_path / "j").read_bytes() == '{\n  "ü": [\n    1\n  ]\n}\n'.encode()
+
+
+@pytest.mark.parametrize("target", ["none/a.txt", "."])
+def test_what_cannot_be_written_is_said_in_one_line(target, tmp_path):
+    with pytest.raises(convert.JobError, match="cannot be written") as caught:
+        write_text(tmp_path / target, "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with pytest.raises(convert.JobError, match="No space left"), atomic_path(tmp_path / "a") as temporary:
+        temporary.touch()
+        with open("/dev/full", "w") as file:
+            file.write("x")
+            file.flush()
+
+
+def test_an_error_of_another_file_is_not_blamed_on_the_target(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
+        open(tmp_path / "other", "rb")
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real").write_text("old")
+    try:
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+    except OSError:
+        pytest.skip("no links here")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_a_target_that_a_host_holds_open_is_kept_and_the_new_file_named(tmp_path, monkeypatch):
+    """What Windows does: os.replace onto an open file raises PermissionError."""
+    target, replace = tmp_path / "lora.safetensors", os.replace
+    write_text(target, "old")
+
+    def held(source, destination):
+        if Path(destination) == target:
+            raise PermissionError(13, "Access is denied", str(destination))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", held)
+    for number, name in enumerate(("lora.new.safetensors", "lora.new-2.safetensors")):
+        with pytest.raises(convert.JobError, match=name.replace(".", r"\.")):
+            write_text(target, f"new {number}")
+        assert (tmp_path / name).read_text() == f"new {number}"
+    assert target.read_text() == "old"
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_conversion_onto_the_input_by_any_path_is_refused(maker, tmp_path):
+    source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:1])
+    os.link(source, tmp_path / "same.safetensors")
+    before = source.read_bytes()
+    with pytest.raises(convert.UsageError, match="is the input itself"):
+        convert.convert_file(source, tmp_path / "same.safetensors", overwrite=True)
+    convert.convert_file(source, tmp_path / "p", to="peft")
+    with pytest.raises(convert.UsageError, match="input"):
+        convert.convert_file(tmp_path / "p", tmp_path / "p", to="peft", overwrite=True)
+    with pytest.raises(convert.UsageError, match="input"):
+        convert.convert_file(tmp_path / "p", tmp_path / "p" / "adapter_model.safetensors", overwrite=True)
+    assert source.read_bytes() == before
+
+
+def test_a_failed_folder_leaves_nothing(maker, tmp_path, monkeypatch):
+    source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention())
+    from convert import api
+
+    def fail(path, obj):
+        raise convert.JobError("stop")
+
+    monkeypatch.setattr(api, "write_json", fail)
+    with pytest.raises(convert.JobError, match="stop"):
+        convert.convert_file(source, tmp_path / "out", to="peft")
+    assert os.listdir(tmp_path) == ["in.safetensors"]
