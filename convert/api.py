@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import dtypes, names, write
-from .container import open_container
+from .container import open_container, quote
 from .errors import JobError, UsageError
 from .files import atomic_path, write_json
 from .lora import Lora
@@ -136,13 +136,13 @@ def _check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
     if to != "peft":
         refuse_target(source, target, overwrite)
         return
-    if target.is_file():
+    if os.path.isfile(target):
         raise JobError(f"{target}: is a file, and a peft adapter is a folder; name another output")
     for folder in (target, target / UNET, target / TEXT_ENCODER):
         weights, config = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
         if _same(source, folder) or _same(source, weights):
             raise UsageError(f"{target}: holds the input itself; name another output")
-        if (weights.exists() or config.exists()) and not overwrite:
+        if (os.path.exists(weights) or os.path.exists(config)) and not overwrite:
             raise JobError(f"{folder}: holds an adapter already; name another output or give --overwrite")
 
 
@@ -152,14 +152,14 @@ def refuse_target(source: Path, target: Path, overwrite: bool) -> None:
         raise UsageError(f"{target}: is the input itself; name another output")
     if any(_same(file, target) for folder in (source, source / UNET, source / TEXT_ENCODER) for file in folder.glob("adapter_*")):
         raise UsageError(f"{target}: is part of the input; name another output")
-    if target.is_dir():
+    if os.path.isdir(target):
         raise JobError(f"{target}: is a folder; name a file in it, or give --out-dir {target}")
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise JobError(f"{target}: exists already; name another output or give --overwrite")
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and os.path.samefile(one, other)
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def _write_file(lora: Lora, outputs: list[Output], target: Path, form: str) -> tuple[int, str]:
@@ -196,9 +196,9 @@ def _make_folders(folders: list[Path]) -> list[Path]:
     made = []
     try:
         for folder in dict.fromkeys(folders):
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 folder.mkdir()
                 made.append(folder)
-    except OSError as error:
-        raise JobError(f"{error.filename}: cannot be made: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise JobError(f"{quote(str(folder))}: cannot be made: {getattr(error, 'strerror', error)}") from error
     return made

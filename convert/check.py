@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import dtypes, names, write
-from .container import CHUNK, Tensor, open_container
+from .container import CHUNK, Tensor, open_container, open_source
 from .errors import JobError
 from .lora import SD15, Lora
 from .read import UnknownKeys, read
@@ -98,14 +98,14 @@ def _scan(audit: Audit, lora: Lora) -> None:
 
 def _finite(tensor: Tensor) -> bool:
     assert tensor.file is not None
-    with open(tensor.file, "rb") as file:
+    with open_source(tensor.file) as file:
         return all(dtypes.all_finite(chunk, tensor.dtype) for chunk in tensor.chunks(file))
 
 
 def _data_hash(path: Path) -> str:
     digest = hashlib.sha256()
     start = min((tensor.offset for tensor in open_container(path).tensors.values()), default=0)
-    with open(path, "rb") as file:
+    with open_source(path) as file:
         file.seek(start)
         for chunk in iter(lambda: file.read(CHUNK), b""):
             digest.update(chunk)

@@ -71,12 +71,15 @@ def guarded(name: str, run: Callable[[], int]) -> int:
     except (JobError, UsageError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing more
+        else:
+            print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return JobError.exit_code
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing more
-        return 1
 
 
 def _main(argv: Sequence[str] | None) -> int:

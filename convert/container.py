@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Tensor:
         """All bytes of the tensor."""
         if self.file is None:
             return self.data
-        with open(self.file, "rb") as file:
+        with open_source(self.file) as file:
             return b"".join(self.chunks(file))
 
     def chunks(self, file: BinaryIO | None) -> Iterator[bytes]:
@@ -77,17 +78,22 @@ def quote(name: str) -> str:
     return shown if len(shown) <= 100 else f"{shown[:97]}..."
 
 
+def open_source(path: Path) -> BinaryIO:
+    """Open a file to read bytes; `JobError` where that fails."""
+    try:
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise JobError(f"{quote(str(path))}: cannot be read: {getattr(error, 'strerror', error)}") from error
+
+
 def open_container(path: Path) -> Container:
     """Read and verify a header. Raises `JobError` for whatever is no whole, sound safetensors file."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            start = file.read(min(size, 1024))
-            length = _header_length(path, start, size)
-            file.seek(8)
-            raw = file.read(length)
-    except OSError as error:
-        raise JobError(f"{path}: cannot be read: {error.strerror}") from error
+    with open_source(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(min(size, 1024))
+        length = _header_length(path, start, size)
+        file.seek(8)
+        raw = file.read(length)
     header = _parse(path, raw)
     metadata = _metadata(path, header.pop("__metadata__", {}))
     tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}

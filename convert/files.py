@@ -25,6 +25,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
             `target` open, as a host on Windows does: then the old file is kept, and the message names the new one.
     """
     target = Path(target)
+    if "\0" in str(target):
+        raise JobError(f"{str(target)!r}: cannot be written: no file name holds a NUL")
     place = Path(os.path.realpath(target))
     temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
     try:
@@ -36,7 +38,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
             raise
         raise JobError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if os.path.exists(temporary):
+            temporary.unlink()
     _flush_folder(place.parent)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,8 +75,8 @@ def read(
 
 def _open(path: Path) -> tuple[list[Container], dict[str, Config]]:
     """The headers, and the adapter configurations by scope ("" for any)."""
-    if not path.exists():
-        raise JobError(f"{path}: no such file or folder")
+    if not os.path.exists(path):  # unlike Path's, no error for a name that no file can have
+        raise JobError(f"{quote(str(path))}: no such file or folder")
     if not path.is_dir():
         container = open_container(path)
         beside = path.with_name(ADAPTER_CONFIG)

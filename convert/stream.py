@@ -7,13 +7,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from . import dtypes
-from .container import Tensor, quote
+from .container import Tensor, open_source, quote
 from .errors import JobError
 
 HEADER_LIMIT = 1 << 20
@@ -59,6 +61,53 @@ CHECKPOINT_HASHES = {"modelspec.hash_sha256": 66}
 """The one of them that means something in a whole checkpoint."""
 
 
+class _Digest:
+    """All hashes of one file, fed with its tensor bytes in order."""
+
+    def __init__(self, training_start: int, wanted: Iterable[str]):
+        """`training_start` is where the tensor bytes would start if the header held only the `ss_` metadata."""
+        self._wanted = wanted
+        self._position = training_start
+        self._all, self._window = hashlib.sha256(), hashlib.sha256()
+
+    def update(self, chunk: bytes) -> None:
+        self._all.update(chunk)
+        first, last = LEGACY_HASH_AT - self._position, LEGACY_HASH_AT + LEGACY_HASH_BYTES - self._position
+        if last > 0 and first < len(chunk):
+            self._window.update(chunk[max(first, 0) : last])
+        self._position += len(chunk)
+
+    def found(self) -> dict[str, str]:
+        digest = self._all.hexdigest()
+        values = {
+            "sshs_model_hash": digest,
+            "sshs_legacy_hash": self._window.hexdigest()[:8],
+            "modelspec.hash_sha256": f"0x{digest}",
+        }
+        return {name: values[name] for name in self._wanted}
+
+
+@contextmanager
+def _in_background(work: Callable[[bytes], None]) -> Iterator[Callable[[bytes], None]]:
+    """Yield a function that hands chunks, in order, to `work` in a thread; all are done when the block is left.
+
+    Hashing lets go of Python's lock, so it runs beside the copying.
+    """
+    chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
+
+    def run() -> None:
+        for chunk in iter(chunks.get, None):
+            work(chunk)
+
+    thread = threading.Thread(target=run, name="hash")
+    thread.start()
+    try:
+        yield chunks.put
+    finally:
+        chunks.put(None)
+        thread.join()
+
+
 def write_container(
     target: BinaryIO,
     outputs: Sequence[Output],
@@ -83,24 +132,14 @@ def write_container(
             f"the header would be {len(header)} bytes and ComfyUI reads at most {HEADER_LIMIT}: "
             f"remove metadata, the longest is {quote(longest)} (--drop {quote(longest)})"
         )
-    training_only = _header(outputs, {key: value for key, value in metadata.items() if key.startswith("ss_")})
-    position = 8 + len(training_only)
-    model, legacy = hashlib.sha256(), hashlib.sha256()
+    training_only = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    digest = _Digest(8 + len(_header(outputs, training_only)), hashes)
     target.seek(8 + len(header))
-    for chunk in _stream(outputs):
-        target.write(chunk)
-        model.update(chunk)
-        first, last = max(LEGACY_HASH_AT - position, 0), LEGACY_HASH_AT + LEGACY_HASH_BYTES - position
-        if last > 0 and first < len(chunk):
-            legacy.update(chunk[first:last])
-        position += len(chunk)
-    digest = model.hexdigest()
-    found = {
-        "sshs_model_hash": digest,
-        "sshs_legacy_hash": legacy.hexdigest()[:8],
-        "modelspec.hash_sha256": f"0x{digest}",
-    }
-    full.update({name: found[name] for name in hashes})
+    with _in_background(digest.update) as hash_chunk:
+        for chunk in _stream(outputs):
+            hash_chunk(chunk)
+            target.write(chunk)
+    full.update(digest.found())
     target.seek(0)
     target.write(len(header).to_bytes(8, "little") + _header(outputs, full))
     return full
@@ -110,7 +149,7 @@ def _stream(outputs: Sequence[Output]) -> Iterator[bytes]:
     """The bytes of all tensors, one after another; each source file is opened once."""
     with ExitStack() as stack:
         paths = {output.source.file for output in outputs if output.source.file is not None}
-        files = {path: stack.enter_context(open(path, "rb")) for path in paths}
+        files = {path: stack.enter_context(open_source(path)) for path in paths}
         for output in outputs:
             source = output.source
             if output.compute is not None:

@@ -107,11 +107,12 @@ def test_tucker_cores_and_differences(maker, tmp_path):
     bake(tmp_path / "lora.safetensors", base, tmp_path / "out.safetensors", scale=2)
     before, after = load_file(base), load_file(tmp_path / "out.safetensors")
     x = torch.randn(1, 320, 5, 5)
+    expected = x
     for part in core:  # the three convolutions one after another are the change
-        x_next = torch.nn.functional.conv2d(x if part == "lora_down" else x_next, tensors[f"{name}.{part}.weight"])
+        expected = torch.nn.functional.conv2d(expected, tensors[f"{name}.{part}.weight"])
     key = f"model.diffusion_model.{conv.ldm}"
     change = after[f"{key}.weight"] - before[f"{key}.weight"]
-    torch.testing.assert_close(torch.nn.functional.conv2d(x, change), 2 * x_next, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(torch.nn.functional.conv2d(x, change), 2 * expected, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(after[f"{key}.bias"], before[f"{key}.bias"] + 2)
 
 

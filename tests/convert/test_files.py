@@ -57,7 +57,7 @@ def test_a_full_disk(tmp_path):
 
 def test_an_error_of_another_file_is_not_blamed_on_the_target(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
-        open(tmp_path / "other", "rb")
+        (tmp_path / "other").read_bytes()
 
 
 def test_a_link_stays_a_link(tmp_path):
@@ -114,4 +114,35 @@ def test_a_failed_folder_leaves_nothing(maker, tmp_path, monkeypatch):
     monkeypatch.setattr(api, "write_json", fail)
     with pytest.raises(convert.JobError, match="stop"):
         convert.convert_file(source, tmp_path / "out", to="peft")
+    assert os.listdir(tmp_path) == ["in.safetensors"]
+
+
+def test_a_source_that_vanishes_or_shrinks_while_it_is_read(maker, tmp_path, monkeypatch):
+    source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:9])
+    from convert import api
+
+    for harm, said in ((lambda: os.truncate(source, 30_000), "became shorter"), (source.unlink, "cannot be read")):
+        lora = convert.read(source)
+
+        def read(path, lora=lora, harm=harm, **_):
+            harm()
+            return lora
+
+        monkeypatch.setattr(api, "read", read)
+        before = set(os.listdir(tmp_path))
+        with pytest.raises(convert.JobError, match=said):
+            convert.convert_file(source, tmp_path / "out.safetensors")
+        assert set(os.listdir(tmp_path)) <= before
+        monkeypatch.undo()
+        maker.write(source, "kohya", maker.attention("unet")[:9])
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".safetensors", "nul\0byte", "no/such/folder/x.safetensors"])
+def test_impossible_names(name, maker, tmp_path):
+    source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:1])
+    with pytest.raises(convert.JobError):
+        convert.read(tmp_path / name)
+    for form in ("kohya", "peft"):
+        with pytest.raises(convert.JobError):
+            convert.convert_file(source, tmp_path / name, to=form)
     assert os.listdir(tmp_path) == ["in.safetensors"]

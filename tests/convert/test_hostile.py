@@ -169,10 +169,10 @@ def test_fuzz_bytes(tmp_path):
         data = bytearray(SOUND)
         header = len(SOUND) - len(DATA)
         for _ in range(draw.choice((1, 1, 2, 5))):
-            place = draw.randrange(header if draw.random() < 0.8 else len(data))
+            place = draw.randrange(max(header if draw.random() < 0.8 else len(data), 1))
             action = draw.random()
             if action < 0.5:
-                data[place] = draw.choice((draw.randrange(256), *b'0123456789{}[]",:\\'))
+                data[place : place + 1] = bytes([draw.choice((draw.randrange(256), *b'0123456789{}[]",:\\'))])
             elif action < 0.7:
                 del data[place : place + draw.choice((1, 2, 30))]
             elif action < 0.9:
