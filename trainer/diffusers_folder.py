@@ -1,0 +1,120 @@
+"""A Stable Diffusion in diffusers' folder layout: its files chosen, checked and loaded, from this machine alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convert.container import open_container
+from convert.errors import JobError, UsageError
+
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+"""Folder of a part -> how its weights are called there."""
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What lies in a folder and will be used of it."""
+
+    folder: Path
+    files: list[str]  # relative to the folder, with forward slashes
+    configs: dict[str, dict[str, Any]]  # of unet, vae, text_encoder
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return any(name.startswith("tokenizer/") for name in self.files)
+
+    def fingerprint(self) -> str:
+        """sha256 of all files used, names and contents."""
+        digest = hashlib.sha256()
+        for name in sorted(self.files):
+            with open(self.folder / name, "rb") as file:
+                digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return digest.hexdigest()
+
+
+def needed(name: str, names: list[str], *, half: bool) -> list[str]:
+    """Of all file `names` of a model those that training needs: no safety checker, no second precision, no pickles.
+
+    half: prefer fp16 weights where both are there. Raises UsageError if a part is missing or only a pickle.
+    """
+    if any(n.startswith("transformer/") for n in names):
+        raise UsageError(f"--base {name}: is a transformer model (Flux, Stable Diffusion 3 or a relative); a Stable "
+                         "Diffusion 1.5 was expected")
+    chosen = [n for n in names if n.startswith("tokenizer/") and n.count("/") == 1]
+    for part in STEMS:
+        if f"{part}/config.json" not in names:
+            files = any(n.endswith(".safetensors") for n in names)
+            alone = " (a single checkpoint is given by its own path)" if files else ""
+            raise UsageError(f"--base {name}: has no {part}/config.json: a diffusers model was expected, with unet, "
+                             f"vae, text_encoder, tokenizer and scheduler{alone}")
+        chosen += [f"{part}/config.json", *_weights(name, part, names, half)]
+    if SCHEDULER not in names:
+        raise UsageError(f"--base {name}: has no {SCHEDULER}: a diffusers model was expected")
+    return [*chosen, SCHEDULER]
+
+
+def _weights(name: str, part: str, names: list[str], half: bool) -> list[str]:
+    """The weights of one part, in one file or in several with their index."""
+    stem = f"{part}/{STEMS[part]}"
+    for variant in (".fp16", "") if half else ("", ".fp16"):
+        if (whole := f"{stem}{variant}.safetensors") in names:
+            return [whole]
+        if (index := f"{stem}.safetensors.index{variant}.json") in names:
+            return [index, *(n for n in names if n.startswith(f"{stem}{variant}-0") and n.endswith(".safetensors"))]
+    there = " (only a pickle, which can run code when loaded)" if f"{stem}.bin" in names else ""
+    raise UsageError(f"--base {name}: has no {stem}.safetensors{there}: get the model's .safetensors form")
+
+
+def inspect(folder: Path, *, half: bool) -> Parts:
+    """Choose the files and read configurations and headers. Raises UsageError as `needed`, JobError for damage."""
+    names = [file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*")) if file.is_file()]
+    files = needed(str(folder), names, half=half)
+    configs = {}
+    for file in files:
+        if file.endswith(".safetensors"):
+            open_container(folder / file)
+    for part in (*STEMS, "scheduler"):
+        path = folder / (SCHEDULER if part == "scheduler" else f"{part}/config.json")
+        try:
+            configs[part] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise JobError(f"{path}: cannot be read as JSON ({error}): get it again") from error
+        if not isinstance(configs[part], dict):
+            raise JobError(f"{path}: is no configuration (a JSON object was expected): get it again")
+    return Parts(folder, files, configs)
+
+
+def load(parts: Parts, dtype: torch.dtype) -> dict[str, Any]:
+    """The models on the CPU: `unet` in `dtype`, `vae` and `text_encoder` in float32, and `scheduler`.
+
+    Raises JobError if weights and configuration do not fit together.
+    """
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    models = {}
+    for part, model_class in classes.items():
+        variant = "fp16" if any(f.startswith(f"{part}/") and ".fp16" in f for f in parts.files) else None
+        place = parts.folder / part
+        try:
+            model, report = model_class.from_pretrained(
+                place, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True,
+                torch_dtype=dtype if part == "unet" else torch.float32)
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            raise JobError(f"{place}: cannot be loaded: {_one_line(error)}") from error
+        if lacking := sorted(report["missing_keys"]):
+            raise JobError(f"{place}: its weights lack {lacking[0]} (and {len(lacking) - 1} more): get them again")
+        models[part] = model
+    return models | {"scheduler": DDPMScheduler.from_pretrained(parts.folder, subfolder="scheduler")}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,105 @@
+"""Encodings on disk: what the VAE and the text encoder said, kept under what decided it.
+
+A folder stands for one context (base, resolution, number formats, versions); in it lie shards, each a safetensors file
+with the tensors of up to some dozens of entries. Not one file per set: an interrupted run keeps what it has encoded, and one
+picture more costs one picture. Not one file per picture: thousands of small files are slow to write safely and to open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convert.container import open_container
+from convert.errors import JobError
+from convert.files import atomic_path
+
+Entry = dict[str, Tensor]
+
+
+class EncodingCache:
+    """Entries of one context by their digest. `say` gets a line for every damaged shard, which is then removed."""
+
+    def __init__(self, root: Path, context: dict[str, object], say: Callable[[str], None]) -> None:
+        text = json.dumps(context, sort_keys=True)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.say = say
+        self.writable = True
+
+    def find(self, digests: Sequence[str]) -> Iterator[tuple[str, Entry]]:
+        """Yield each of `digests` that is there, once, with its tensors (without the dimension of entries)."""
+        wanted = set(digests)
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                names, tensors = _read(path, wanted)
+            except (JobError, OSError) as error:
+                self._discard(path, error)
+                continue
+            for row, name in enumerate(names):
+                if name in wanted:
+                    wanted.remove(name)
+                    yield name, {key: tensor[row] for key, tensor in tensors.items()}
+
+    def add(self, digests: Sequence[str], tensors: Entry) -> None:
+        """Write a shard: `tensors` of (len(digests), ...), row i belonging to digests[i].
+
+        A full or read-only disk costs the cache, not the run: it is said once.
+        """
+        if not self.writable:
+            return
+        names = json.dumps(list(digests))
+        path = self.folder / f"{hashlib.sha256(names.encode()).hexdigest()[:24]}.safetensors"
+        try:
+            _write(path, names, tensors)
+        except (OSError, JobError) as error:
+            self.writable = False
+            self.say(f"encodings are not kept for the next run: {error}")
+
+    def _discard(self, path: Path, error: Exception) -> None:
+        self.say(f"{path}: damaged ({str(error).removeprefix(f'{path}: ')}); encoding its part again")
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as reason:
+            self.say(f"{path}: cannot be removed: {reason.strerror}")
+
+
+def _checksum(names: str, tensors: Entry) -> str:
+    digest = hashlib.sha256(names.encode())
+    for key in sorted(tensors):
+        tensor = tensors[key].contiguous()
+        digest.update(f"\0{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _write(path: Path, names: str, tensors: Entry) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(whole, temporary, metadata={"digests": names, "sha256": _checksum(names, whole)})
+
+
+def _read(path: Path, wanted: set[str]) -> tuple[list[str], Entry]:
+    """The digests of a shard and its tensors, verified; no tensors where none is wanted. Raises JobError for damage."""
+    from safetensors.torch import load
+
+    metadata = open_container(path).metadata
+    if not {"digests", "sha256"} <= metadata.keys():
+        raise JobError(f"{path}: says not what it holds")
+    try:
+        names = [str(name) for name in json.loads(metadata["digests"])]
+    except ValueError as error:
+        raise JobError(f"{path}: its list of entries is broken") from error
+    if wanted.isdisjoint(names):
+        return [], {}
+    tensors = load(path.read_bytes())  # into memory, not mapped: Windows would refuse to replace a mapped file
+    if _checksum(metadata["digests"], tensors) != metadata["sha256"]:
+        raise JobError(f"{path}: its checksum does not fit its bytes")
+    return names, tensors

@@ -1,0 +1,113 @@
+"""The encoders at work: pictures through the VAE, captions through CLIP, in batches that do not change the numbers."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.base import Base
+from trainer.data.records import Example
+
+VIEWS_AT_ONCE = {"cuda": 16, "cpu": 2}
+"""Pictures of 512 x 512 that the VAE takes at a time; fewer of larger, more of smaller ones."""
+MOST_VIEWS = 64
+
+
+def storage_dtype(device: torch.device) -> torch.dtype:
+    """Encodings are kept in fp16 for a GPU (131 KB a picture and its mirror image at 512 x 512), in fp32 for the CPU."""
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What, besides the models and their input, decides an encoding's bits."""
+    import diffusers
+    import transformers
+
+    return {"device": device.type, "kept": str(storage_dtype(device)), "torch": torch.__version__,
+            "diffusers": diffusers.__version__, "transformers": transformers.__version__, "format": "1"}  # fmt: skip
+
+
+def picture_batch(examples: Sequence[Example], side: int) -> np.ndarray:
+    """uint8 (B, side, side, 3)."""
+    return np.stack([example.pixels(side) for example in examples])
+
+
+class Posterior:
+    """The VAE's posterior of pictures and, if `views` is 2, of their mirror images, times the scaling factor.
+
+    fp16 on CUDA, and fp32 from the first batch on in which fp16 overflows (which is said); fp32 elsewhere. The base's
+    own VAE is not touched: a copy is moved.
+    """
+
+    def __init__(self, base: Base, device: torch.device, side: int, *, views: int, say: Callable[[str], None],
+                 dtype: torch.dtype | None = None) -> None:  # fmt: skip
+        self.device, self.views, self.say, self._original = device, views, say, base.vae
+        self._dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+        self._vae: Any = None
+        config = base.vae.config
+        latent = side // 2 ** (len(config.block_out_channels) - 1)
+        self.shape = (views, config.latent_channels, latent, latent)
+        at_once = VIEWS_AT_ONCE.get(device.type, 2) * 512**2 // side**2
+        self.batch = max(min(at_once, MOST_VIEWS) // views, 1)
+        """Pictures per call; powers of two, so that shards hold whole batches."""
+
+    def __call__(self, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
+        """uint8 (B, side, side, 3), B at most `batch` -> mean and std, each (B, views, 4, h, w), on the CPU.
+
+        The batch is filled up: kernels are chosen by its size, and a picture's numbers must not depend on its company.
+        """
+        count = len(pictures)
+        whole = np.concatenate([pictures, np.repeat(pictures[-1:], self.batch - count, axis=0)])
+        x = torch.from_numpy(whole).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # mean 0.5, std 0.5
+        both = torch.stack([x, x.flip(-1)][: self.views], dim=1).flatten(0, 1)  # (B * views, 3, side, side)
+        mean, std = self._encode(both)
+        if self._dtype != torch.float32 and not (mean.isfinite().all() and std.isfinite().all()):
+            self.say("this base's VAE overflows in half precision: encoding in fp32, which is slower")
+            self._dtype, self._vae = torch.float32, None
+            mean, std = self._encode(both)
+        mean, std = (t.unflatten(0, (self.batch, self.views))[:count] for t in (mean, std))
+        return mean.to("cpu", storage_dtype(self.device)), std.to("cpu", storage_dtype(self.device))
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self._vae is None:
+            self._vae = moved(self._original, self.device, self._dtype)
+        posterior = self._vae.encode(x.to(self._dtype).contiguous()).latent_dist
+        factor = self._original.config.scaling_factor
+        return posterior.mean.float() * factor, posterior.std.float() * factor
+
+
+def moved(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """`model` itself where it is so already, else a copy on `device` in `dtype`."""
+    here = next(model.parameters())
+    if here.device == device and here.dtype == dtype:
+        return model
+    return copy.deepcopy(model).to(device, dtype)
+
+
+def tokenize(captions: Sequence[str], base: Base) -> Tensor:
+    """Token ids (len(captions), tokens), padded and cut to what the text encoder reads."""
+    tokens = base.tokenizer.model_max_length
+    if not captions:
+        return torch.empty(0, tokens, dtype=torch.int64)
+    ids: Tensor = base.tokenizer(list(captions), padding="max_length", max_length=tokens, truncation=True,
+                                 return_tensors="pt").input_ids  # fmt: skip
+    return ids
+
+
+def caption_digest(ids: Tensor) -> str:
+    return hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+
+
+@torch.no_grad()
+def encode_ids(ids: Tensor, encoder: Any, batch: int) -> Tensor:
+    """CLIP's last hidden states, float32 (B, tokens, width) where `encoder` is, of at most `batch` rows, filled up."""
+    whole = torch.cat([ids, ids[-1:].expand(batch - len(ids), -1)]).to(encoder.device)
+    states: Tensor = encoder(whole).last_hidden_state
+    return states[: len(ids)]

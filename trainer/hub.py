@@ -1,0 +1,63 @@
+"""One repository of the Hugging Face hub, brought onto this machine: only the files asked for, and only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from convert.errors import JobError, UsageError
+
+PATIENCE = 10.0
+"""Seconds to wait for the hub's first answer."""
+
+Choose = Callable[[list[str]], list[str]]
+"""From the names of all files that are there to those that are needed; raises UsageError or JobError if some lack."""
+
+
+def cached(repository: str, choose: Choose) -> tuple[Path, str] | None:
+    """The snapshot folder of `repository` and its commit if every chosen file is in the cache, without any network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+        names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        chosen = choose(names)
+    except (LocalEntryNotFoundError, HFValidationError, UsageError, JobError):
+        return None  # not there, or not whole: the hub decides
+    return (folder, folder.name) if all(name in names for name in chosen) else None
+
+
+def download(repository: str, choose: Choose) -> tuple[Path, str]:
+    """The folder of `repository`'s chosen files and its commit, from the cache or else from the hub.
+
+    Raises:
+        UsageError: the hub has no such repository, or not for this user.
+        JobError: the hub cannot be reached, or broke off.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import errors as hub
+
+    if found := cached(repository, choose):
+        return found
+    try:
+        information = HfApi().model_info(repository, timeout=PATIENCE)
+        chosen = choose([sibling.rfilename for sibling in information.siblings or []])
+        folder = snapshot_download(repository, revision=information.sha, allow_patterns=chosen, etag_timeout=PATIENCE)
+    except (UsageError, JobError):
+        raise
+    except hub.GatedRepoError as error:
+        raise UsageError(f"{repository}: its owner asks you to accept terms: do so on its page, "
+                         f"https://huggingface.co/{repository}, then run `hf auth login`") from error
+    except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
+        raise UsageError(f"{repository}: is neither a file or folder here nor a model on the hub that you may read: "
+                         "check the spelling, or run `hf auth login` if it is private") from error
+    except Exception as error:  # of whichever network library the hub's client is built on
+        raise JobError(f"{repository}: cannot be had from the hub ({_reason(error)}), and is not whole in its cache"
+                       ) from error
+    return Path(folder), str(information.sha)
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160].rstrip(".") if lines else type(error).__name__
