@@ -1,9 +1,8 @@
 """Reads every form of a Stable Diffusion 1.5 LoRA, writes every form of it. Standard library only.
 
-    convert_file("in.safetensors", "out.safetensors", to="kohya")  ->  Report
-    convert_bytes("in.safetensors")                                ->  the same file as bytes
-    read("in.safetensors")                                         ->  Lora: form, base, modules, rank, alpha, metadata
-    set_metadata("out.safetensors", {"modelspec.title": "…"})      ->  the metadata as written
+`convert_file(source, target, to="kohya")` converts; `convert_bytes(source)` gives the same file in memory;
+`read(source)` gives a `Lora` (form, base, modules, rank, alpha, metadata); `set_metadata(path, mapping)` rewrites a
+header in place.
 """
 
 from .api import Report, convert_bytes, convert_file, set_metadata

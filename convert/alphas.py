@@ -21,6 +21,25 @@ METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers >= 0.34 keeps the peft configuration: JSON, each key prefixed by the scope."""
 
 
+MOST_PATTERNS, MOST_WILDCARDS = 2000, 64
+"""More than modules that there are, and more than anyone writes by hand."""
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """peft's `rank_pattern` or `alpha_pattern`: a number for each module name or regular expression."""
+
+    exact: Mapping[str, float]
+    compiled: tuple[tuple[re.Pattern[str], float], ...]
+
+    def look_up(self, name: str) -> float | None:
+        """The first that fits the whole name or its last dotted parts, as peft looks them up."""
+        for shown in (name, name.removeprefix("text_model.")):
+            if shown in self.exact:
+                return self.exact[shown]
+        return next((value for pattern, value in self.compiled if pattern.match(name)), None)
+
+
 @dataclass(frozen=True)
 class Config:
     """The part of a peft `LoraConfig` that decides scale, as read from JSON."""
@@ -31,17 +50,18 @@ class Config:
     """for reports: `adapter_config.json` or `lora_adapter_metadata`"""
     rank: int | None
     alpha: float
-    rank_pattern: Mapping[str, float]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
     rslora: bool
 
     def alpha_of(self, module: Module, rank: int) -> float:
         """The alpha for which alpha / rank is the scale that peft would use."""
-        stated = _lookup(self.rank_pattern, module.name, self.rank)
+        stated = self.rank_pattern.look_up(module.name)
+        stated = self.rank if stated is None else stated
         if stated is not None and stated != rank:
             raise JobError(f"{self.where}: says rank {stated:g} for {module.name}, whose factors have rank {rank}")
-        alpha = _lookup(self.alpha_pattern, module.name, self.alpha)
-        assert alpha is not None
+        alpha = self.alpha_pattern.look_up(module.name)
+        alpha = self.alpha if alpha is None else alpha
         return alpha * math.sqrt(rank) if self.rslora else alpha
 
 
@@ -97,34 +117,27 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _pattern(value: Any, where: str) -> dict[str, float]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(_is_number(number) for number in value.values()):
-        raise JobError(f"{where} must map module names to numbers")
-    for name in value:
-        if not _is_tame(name):
-            raise JobError(f"{where}: {quote(name)} is too tangled a regular expression; name the modules instead")
-    return value
+def _pattern(value: Any, where: str) -> Patterns:
+    value = {} if value is None else value
+    if not isinstance(value, dict) or len(value) > MOST_PATTERNS or not all(map(_is_number, value.values())):
+        raise JobError(f"{where} must map at most {MOST_PATTERNS} module names to numbers")
+    tangled = next((name for name in value if not _is_tame(name)), None)
+    if tangled is not None or sum(map(_repetitions, value)) > MOST_WILDCARDS:
+        shown = quote(tangled or "the whole of it")
+        raise JobError(f"{where}: {shown} is too tangled a regular expression; name the modules instead")
+    return Patterns(value, tuple((re.compile(rf"(.*\.)?({name})$"), number) for name, number in value.items()))
+
+
+def _repetitions(pattern: str) -> int:
+    return len(re.findall(r"[*+{?]", pattern))
 
 
 def _is_tame(pattern: str) -> bool:
-    """A regular expression that compiles and cannot run away: no repetition of a group, few repetitions at all."""
-    if len(pattern) > 500 or re.search(r"\)[*+{?]", pattern) or len(re.findall(r"[*+{]", pattern)) > 4:
+    """A regular expression that compiles and cannot run away: no repetition of a group, two repetitions at most."""
+    if len(pattern) > 500 or re.search(r"\)[*+{?]", pattern) or _repetitions(pattern) > 2:
         return False
     try:
-        re.compile(pattern)
+        re.compile(rf"(.*\.)?({pattern})$")
     except (re.error, RecursionError, OverflowError):
         return False
     return True
-
-
-def _lookup(patterns: Mapping[str, float], name: str, default: float | None) -> float | None:
-    """The first pattern that fits, as peft looks them up: the whole name or its last dotted parts."""
-    for shown in (name, name.removeprefix("text_model.")):
-        if shown in patterns:
-            return patterns[shown]
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default

@@ -77,6 +77,8 @@ def convert_file(
     lora = read(source, alpha=alpha, metadata=metadata)
     outputs = write.outputs(lora, to, dtype=stored, fold=fold_alpha)
     notes = write.notes(lora, to, dtype=stored, fold=fold_alpha)
+    if to == "kohya" and target.suffix.lower() != ".safetensors":
+        notes.append("hosts list only files whose name ends in .safetensors")
     final = write.folded(lora) if fold_alpha else lora
     if to == "peft":
         size, digest = _write_folder(final, outputs, target)
@@ -136,6 +138,8 @@ def _check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
     if to != "peft":
         refuse_target(source, target, overwrite)
         return
+    if target.suffix == ".safetensors":
+        raise UsageError(f"{target}: a peft adapter is a folder; name one without .safetensors")
     if os.path.isfile(target):
         raise JobError(f"{target}: is a file, and a peft adapter is a folder; name another output")
     for folder in (target, target / UNET, target / TEXT_ENCODER):
@@ -150,7 +154,8 @@ def refuse_target(source: Path, target: Path, overwrite: bool) -> None:
     """Raise where writing the file `target` would touch `source`, a folder, or a file nobody said to replace."""
     if _same(source, target):
         raise UsageError(f"{target}: is the input itself; name another output")
-    if any(_same(file, target) for folder in (source, source / UNET, source / TEXT_ENCODER) for file in folder.glob("adapter_*")):
+    parts = (file for folder in (source, source / UNET, source / TEXT_ENCODER) for file in folder.glob("*"))
+    if source.is_dir() and any(_same(file, target) for file in parts):
         raise UsageError(f"{target}: is part of the input; name another output")
     if os.path.isdir(target):
         raise JobError(f"{target}: is a folder; name a file in it, or give --out-dir {target}")
@@ -182,7 +187,9 @@ def _write_folder(lora: Lora, outputs: list[Output], target: Path) -> tuple[int,
                 weights = stack.enter_context(atomic_path(folder / ADAPTER_WEIGHTS))
                 config = stack.enter_context(atomic_path(folder / ADAPTER_CONFIG))
                 with open(weights, "wb") as file:
-                    digests.append(write_container(file, mine, write.metadata(lora, target.name, "peft"))["sshs_model_hash"])
+                    digests.append(
+                        write_container(file, mine, write.metadata(lora, target.name, "peft"))["sshs_model_hash"]
+                    )
                 write_json(config, {"base_model_name_or_path": None, **write.peft_config(lora.in_scope(scope))})
                 size += weights.stat().st_size + config.stat().st_size
     except BaseException:

@@ -1,8 +1,8 @@
-"""`python -m convert.bake LORA --into CHECKPOINT --scale 0.8 --out OUT`: merge a LoRA into a checkpoint (paper, section 4.1).
+"""`python -m convert.bake LORA --into CHECKPOINT --scale 0.8 --out OUT`: merge a LoRA into a checkpoint.
 
-W' = W + scale · (alpha / rank) · B A, computed in float32 with numpy, one layer at a time; every other tensor is copied
-byte for byte. `--into` is a .safetensors file: a whole checkpoint with LDM names, or the UNet or text encoder of a diffusers
-folder.
+W' = W + scale · (alpha / rank) · B A (paper, section 4.1), computed in float32 with numpy, one layer at a time; every
+other tensor is copied byte for byte. `--into` is a .safetensors file: a whole checkpoint with LDM names, or the UNet or
+text encoder of a diffusers folder.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def _patches(lora: Lora, checkpoint: Container, scale: float) -> dict[str, Calla
             patches[bias] = _patch(checkpoint, bias, module.shape[:1], module, scale, new_bias)
     if missing:
         raise JobError(
-            f"{checkpoint.path}: lacks {len(missing)} of the {len(lora.modules)} modules that the LoRA patches: {missing[0]}; "
-            "give a checkpoint of Stable Diffusion 1.5 that has them"
+            f"{checkpoint.path}: lacks {len(missing)} of the {len(lora.modules)} modules that the LoRA patches: "
+            f"{missing[0]}; give a checkpoint of Stable Diffusion 1.5 that has them"
         )
     return patches
 
@@ -116,7 +116,9 @@ def _patch(
 ) -> Callable[[bytes], bytes]:  # fmt: skip
     tensor = checkpoint.tensors[name]
     if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:  # a 1x1 convolution may be kept as linear
-        raise JobError(f"{checkpoint.path}: {name} has the shape {list(tensor.shape)} and the LoRA patches {list(shape)}")
+        raise JobError(
+            f"{checkpoint.path}: {name} has the shape {list(tensor.shape)} and the LoRA patches {list(shape)}"
+        )
     if tensor.dtype not in ("F64", *dtypes.CASTS.values()):
         raise JobError(f"{checkpoint.path}: {name} is {tensor.dtype}; a LoRA is merged into F32, F16 or BF16")
 
@@ -143,7 +145,11 @@ def new_weight(weight: Array, module: LoraModule, scale: float) -> Array:
 
 def new_bias(bias: Array, module: LoraModule, scale: float) -> Array:
     """The patched bias, float32 (out,)."""
-    return bias + scale * sum(tensor_array(module.parts[part]) for part in ("diff_b", "b_norm") if part in module.parts)
+    changed: Array = bias.copy()
+    for part in ("diff_b", "b_norm"):
+        if part in module.parts:
+            changed += scale * tensor_array(module.parts[part])
+    return changed
 
 
 def product(module: LoraModule) -> Array:
@@ -155,8 +161,9 @@ def product(module: LoraModule) -> Array:
     if "mid" in module.parts:  # a Tucker decomposition: 1x1, then the core's kernel, then 1x1
         core = tensor_array(module.parts["mid"])
         result: Array = numpy.einsum("oa,abkl,bi->oikl", up, core, down.reshape(down.shape[:2]))
-        return result
-    return (up @ down.reshape(down.shape[0], -1)).reshape(module.shape)
+    else:
+        result = (up @ down.reshape(down.shape[0], -1)).reshape(module.shape)
+    return result
 
 
 def _dora(full: Array, module: LoraModule) -> Array:
@@ -219,11 +226,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         options = parser().parse_args(argv)
         report = bake(
-            options.lora, options.into, options.out, scale=options.scale, alpha=options.alpha, overwrite=options.overwrite
+            options.lora,
+            options.into,
+            options.out,
+            scale=options.scale,
+            alpha=options.alpha,
+            overwrite=options.overwrite,
         )
         print(
-            f"{options.lora} into {options.into} at {options.scale:g} -> {report.target}: {report.modules} modules of the LoRA, "
-            f"{report.tensors} tensors, {report.size:,} bytes"
+            f"{options.lora} into {options.into} at {options.scale:g} -> {report.target}: "
+            f"{report.modules} modules of the LoRA, {report.tensors} tensors, {report.size:,} bytes"
         )
         return 0
 

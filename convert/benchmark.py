@@ -1,4 +1,4 @@
-"""`python -m convert.benchmark`: how fast is a conversion, against a plain file copy and against diffusers' own function?
+"""`python -m convert.benchmark`: a conversion's speed against a plain file copy and against diffusers' own function.
 
 Everything is measured in one run, turn by turn, so that the ratios hold on a machine of any speed. A whole process is
 timed, from start to exit, and its peak memory is its own. Copies are flushed to disk as conversions are.
@@ -42,7 +42,11 @@ CONVERT = "import sys, runpy\nfrom {package}.cli import main\nmain([sys.argv[1],
 def make_lora(path: Path, rank: int) -> Path:
     """A peft-named LoRA of the UNet's attention with random bytes: 0.8 MB a rank."""
     chosen = [module for module in modules().values() if module.scope == UNET and ".attn" in module.name]
-    shapes = {(m, part): (rank, m.shape[1]) if part == "down" else (m.shape[0], rank) for m in chosen for part in ("down", "up")}
+    shapes = {
+        (m, part): (rank, m.shape[1]) if part == "down" else (m.shape[0], rank)
+        for m in chosen
+        for part in ("down", "up")
+    }
     noise = path.with_name("noise")
     noise.write_bytes(os.urandom(4 * max(rows * columns for rows, columns in shapes.values())))
     outputs = [

@@ -39,7 +39,7 @@ class Audit:
     size: int | None = None
     """bytes"""
     hash: str | None = None
-    """sha256 of all bytes after the header"""
+    """sha256 of all bytes after the header; of a folder with two adapters, of one of them"""
     hash_stored: str | None = None
     not_finite: list[str] = field(default_factory=list)
     """tensors with NaN or infinite numbers"""
@@ -88,12 +88,16 @@ def _scan(audit: Audit, lora: Lora) -> None:
     audit.not_finite = [f"{name} {part}" for (name, part), tensor in tensors.items() if not _finite(tensor)]
     files = sorted({tensor.file for tensor in tensors.values() if tensor.file is not None})
     audit.hash = _data_hash(files[0])
-    audit.hash_stored = lora.metadata.get("sshs_model_hash")
+    audit.hash_stored = open_container(files[0]).metadata.get("sshs_model_hash")
     if audit.hash_stored not in (None, audit.hash):
-        audit.notes.append("the stored sshs_model_hash is another file's: the web UI would trust it; converting corrects it")
+        audit.notes.append(
+            "the stored sshs_model_hash is another file's: the web UI would trust it; converting corrects it"
+        )
     if audit.not_finite:
         audit.sound = False
-        audit.problem = f"{lora.path}: {len(audit.not_finite)} tensors hold NaN or infinite numbers: {audit.not_finite[0]}"
+        audit.problem = (
+            f"{lora.path}: {len(audit.not_finite)} tensors hold NaN or infinite numbers: {audit.not_finite[0]}"
+        )
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -121,7 +125,12 @@ def table(audit: Audit) -> str:
             ("base", "Stable Diffusion 1.x" if audit.base == SD15 else f"{audit.base} (not Stable Diffusion 1.5)"),
             *((scope.replace("_", " "), f"{hit} of {of} modules") for scope, (hit, of) in audit.modules.items()),
             ("rank", ", ".join(map(str, audit.ranks)) or "no factors"),
-            ("alpha", f"{audit.alpha:g} from {audit.alpha_from}, a scale of {audit.scale:g}" if audit.scale is not None else "none"),
+            (
+                "alpha",
+                f"{audit.alpha:g} from {audit.alpha_from}, a scale of {audit.scale:g}"
+                if audit.scale is not None
+                else "none",
+            ),
             ("DoRA", "yes" if audit.dora else "no"),
             ("dtype", ", ".join(audit.dtypes)),
             ("size", f"{audit.size:,} bytes"),

@@ -43,12 +43,18 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("paths", nargs="+", metavar="IN [OUT]", help="a .safetensors file or a peft adapter folder, and where to")
+    p.add_argument(
+        "paths", nargs="+", metavar="IN [OUT]", help="a .safetensors file or a peft adapter folder, and where to"
+    )
     p.add_argument("--to", default="kohya", metavar="FORM", help=f"form to write: {', '.join(FORMS)} (default kohya)")
     p.add_argument("--alpha", type=float, metavar="A", help="alpha of a file that keeps none (default: its rank)")
     p.add_argument("--dtype", metavar="TYPE", help=f"cast to {', '.join(CASTS)} (default: bytes are copied)")
-    p.add_argument("--fold-alpha", action="store_true", help="multiply alpha / rank into the factors, so that alpha = rank")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a metadata key; can be repeated")
+    p.add_argument(
+        "--fold-alpha", action="store_true", help="multiply alpha / rank into the factors, so that alpha = rank"
+    )
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set a metadata key; can be repeated"
+    )
     p.add_argument("--drop", action="append", default=[], metavar="KEY", help="remove a metadata key; can be repeated")
     p.add_argument("--title", help="title shown by hosts (modelspec.title)")
     p.add_argument("--trigger", metavar="PHRASE", help="words that call the style (modelspec.trigger_phrase)")

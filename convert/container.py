@@ -187,7 +187,9 @@ def _tensor(path: Path, name: str, entry: Any, data_at: int, file_size: int) -> 
         raise JobError(f"{wrong} has data_offsets that are not two whole numbers")
     start, end = offsets
     if end > file_size - data_at:
-        raise JobError(f"{wrong} ends {end - file_size + data_at} bytes after the file does; it is cut off: copy it again")
+        raise JobError(
+            f"{wrong} ends {end - file_size + data_at} bytes after the file does; it is cut off: copy it again"
+        )
     if end - start != math.prod(shape) * dtypes.SIZES[dtype]:
         raise JobError(f"{wrong}: {dtype} {shape} does not take the {end - start} bytes that its header gives it")
     return Tensor(dtype, tuple(shape), end - start, path, data_at + start)
@@ -198,7 +200,9 @@ def _no_gaps(path: Path, tensors: Mapping[str, Tensor], data_at: int, size: int)
     position = data_at
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size)):
         if tensor.offset != position:
-            what = "overlaps another tensor" if tensor.offset < position else "leaves bytes before it that nothing names"
+            what = (
+                "overlaps another tensor" if tensor.offset < position else "leaves bytes before it that nothing names"
+            )
             raise JobError(f"{path}: tensor {quote(name)} {what}")
         position += tensor.size
     if position != size:

@@ -1,4 +1,4 @@
-"""Names what is not ours: other networks than LoRA, other bases than Stable Diffusion 1.5, files that are no adapter."""
+"""Names what is not ours: networks other than LoRA, bases other than Stable Diffusion 1.5, and what is no adapter."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A LoRA, understood: which modules of Stable Diffusion it patches, with what factors and how strongly.
 
-Shapes: a module's weight is (out, in) or (out, in, k, k); `down` is (rank, in) or (rank, in, k, k), `up` is (out, rank) or
-(out, rank, 1, 1), and the change is (alpha / rank) · up · down. Tensors stay in their file; only scalars are read.
+Shapes: a module's weight is (out, in) or (out, in, k, k); `down` is (rank, in) or (rank, in, k, k), `up` is (out, rank)
+or (out, rank, 1, 1), and the change is (alpha / rank) · up · down. Tensors stay in their file; only scalars are read.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ A key is a prefix, a module's name in some spelling, and a suffix that says whic
     lora_unet_ | down_blocks_0_attentions_0_proj_in | .lora_down.weight
     unet.      | down_blocks.0.attentions.0.proj_in | .lora.down.weight
 
-Parts: `down` (rank, in[, k, k]), `up` (out, rank[, 1, 1]), `mid` (rank, rank, k, k), `alpha` (), `magnitude` (DoRA, peft's),
-`dora_scale` (DoRA, LyCORIS'),
+Parts: `down` (rank, in[, k, k]), `up` (out, rank[, 1, 1]), `mid` (rank, rank, k, k), `alpha` (),
+`magnitude` (DoRA, peft's), `dora_scale` (DoRA, LyCORIS's),
 `diff`, `w_norm` (as the weight) and `diff_b`, `b_norm` (out,).
 """
 
@@ -181,7 +181,7 @@ def parse(key: str) -> Key | None:
 
 
 def spell(form: str, module: Module, part: str) -> str:
-    """The name of a part in a writable form; the inverse of `parse`. Raises `KeyError` where the form has no such part."""
+    """The name of a part in a writable form, the inverse of `parse`; `KeyError` where the form has no such part."""
     suffix = WRITTEN[form][part]
     if form == "diffusers" and module.scope == TEXT_ENCODER:
         suffix = suffix.replace(".lora.", ".lora_linear_layer.")

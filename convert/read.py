@@ -34,19 +34,18 @@ class UnknownKeys(JobError):
         super().__init__(f"{path}: {len(keys)} tensors are no part of a LoRA of Stable Diffusion 1.5: {shown}{more}")
 
 
-def read(
-    path: Path | str, *, alpha: float | None = None, metadata: Mapping[str, object] | None = None
-) -> Lora:
+def read(path: Path | str, *, alpha: float | None = None, metadata: Mapping[str, object] | None = None) -> Lora:
     """Read a LoRA of any form: a .safetensors file, or a peft adapter folder. Recognised by content alone.
 
     Args:
-        path: the file; or the folder with `adapter_config.json`, or with `unet/` and `text_encoder/` that each have one.
+        path: the file; or a folder with `adapter_config.json`, or with `unet/` and `text_encoder/` that each have one,
+            or with a single .safetensors file.
         alpha: for where the form says nothing of alpha; None takes the rank, so a scale of 1.
         metadata: merged over the file's own; None as a value removes a key. `ss_base_model_version` decides the base.
 
     Raises:
-        JobError: the file is unsound, is no LoRA of Stable Diffusion 1.5 (nor of another base with the same modules that
-            its metadata names), or holds a key that is not understood.
+        JobError: the file is unsound, is no LoRA of Stable Diffusion 1.5 (nor of another base with the same modules
+            that its metadata names), or holds a key that is not understood.
         UsageError: `alpha` is no number above 0, or `metadata` holds what no header can.
     """
     if alpha is not None and not (math.isfinite(alpha) and 0 < alpha < 1e30):
@@ -84,14 +83,28 @@ def _open(path: Path) -> tuple[list[Container], dict[str, Config]]:
             return [container], {"": _config(beside)}
         return [container], {}
     if (path / ADAPTER_CONFIG).is_file():
-        return [open_container(path / ADAPTER_WEIGHTS)], {"": _config(path / ADAPTER_CONFIG)}
+        return [_weights(path)], {"": _config(path / ADAPTER_CONFIG)}
     scopes = [scope for scope in (UNET, TEXT_ENCODER) if (path / scope / ADAPTER_CONFIG).is_file()]
-    if not scopes:
-        raise JobError(f"{path}: is a folder without {ADAPTER_CONFIG}; give a .safetensors file or a peft adapter folder")
-    return (
-        [open_container(path / scope / ADAPTER_WEIGHTS) for scope in scopes],
-        {scope: _config(path / scope / ADAPTER_CONFIG) for scope in scopes},
-    )
+    if scopes:
+        return (
+            [_weights(path / scope) for scope in scopes],
+            {scope: _config(path / scope / ADAPTER_CONFIG) for scope in scopes},
+        )
+    only = list(path.glob("*.safetensors"))
+    if len(only) != 1:
+        raise JobError(
+            f"{path}: is a folder without {ADAPTER_CONFIG} and with {len(only)} .safetensors files; "
+            "give a .safetensors file or a peft adapter folder"
+        )
+    return [open_container(only[0])], {}
+
+
+def _weights(folder: Path) -> Container:
+    pickle = folder / "adapter_model.bin"
+    safe = folder / ADAPTER_WEIGHTS
+    return open_container(
+        pickle if pickle.exists() and not safe.exists() else safe
+    )  # a pickle is refused with the way out
 
 
 def _config(path: Path) -> Config:
@@ -132,7 +145,7 @@ def _group(path: Path, containers: Iterable[Container]) -> tuple[Grouped, str]:
 
 
 def _shapes(path: Path, groups: Grouped, base: str) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Module name -> (shape of the weight it patches, rank). Refuses what does not fit together or does not fit the base."""
+    """Module name -> (shape of the weight it patches, rank). Refuses what does not fit together, or the base."""
     shapes, misfits = {}, []
     for name, parts in groups.items():
         module = modules()[name]
@@ -154,13 +167,19 @@ def _misfit(misfits: Sequence[tuple[Module, tuple[int, ...]]], total: int) -> st
             return f"is a LoRA of {foreign.CONTEXT_WIDTHS[shape[1]]}; only Stable Diffusion 1.5 can be converted"
     module, shape = misfits[0]
     return (
-        f"{len(misfits)} of {total} modules do not have Stable Diffusion 1.5's shape ({module.name} patches a weight of "
-        f"{list(shape)}, not {list(module.shape)}); a file for another base says so in its metadata: ss_base_model_version"
+        f"{len(misfits)} of {total} modules do not have Stable Diffusion 1.5's shape ({module.name} patches a weight "
+        f"of {list(shape)}, not {list(module.shape)}); a file for another base says so in its metadata: "
+        "ss_base_model_version"
     )
 
 
 def _alpha(
-    path: Path, module: Module, rank: int, parts: Mapping[str, Tensor], configs: Mapping[str, Config], given: float | None
+    path: Path,
+    module: Module,
+    rank: int,
+    parts: Mapping[str, Tensor],
+    configs: Mapping[str, Config],
+    given: float | None,
 ) -> tuple[float, str]:
     """A module's alpha as a float32, and where it was found."""
     config = configs.get(module.scope, configs.get(""))

@@ -1,7 +1,7 @@
 """Do the tensors of one module fit together, and what weight do they patch?
 
-Forms differ in how they shape equal bytes: a convolution's `down` may be (rank, in·k·k), as ComfyUI trains it, and a linear
-layer's (rank, in, 1, 1). All are brought to one shape, the one kohya writes; bytes stay as they are.
+Forms differ in how they shape equal bytes: a convolution's `down` may be (rank, in·k·k), as ComfyUI trains it, and a
+linear layer's (rank, in, 1, 1). All are brought to one shape, the one kohya writes; bytes stay as they are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def implied_shape(module: Module, parts: Mapping[str, Tensor]) -> tuple[Shape, i
     for part, wanted in _wanted(shape, rank, parts).items():
         given = parts[part].shape
         if given not in wanted:
-            raise WrongShape(f"{part} has the shape {list(given)}; {' or '.join(str(list(w)) for w in wanted)} was expected")
+            raise WrongShape(
+                f"{part} has the shape {list(given)}; {' or '.join(str(list(w)) for w in wanted)} was expected"
+            )
     return shape, rank
 
 

@@ -19,11 +19,16 @@ from .sd15 import TEXT_ENCODER, UNET
 from .stream import Output
 
 _DORA_REFUSED = {
-    ("kohya", "peft"): "peft's DoRA magnitudes are one per output row of the merged weight, while the web UI normalises per "
+    (
+        "kohya",
+        "peft",
+    ): "peft's DoRA magnitudes are one per output row of the merged weight, while the web UI normalises per "
     "input column and ComfyUI normalises the base weight, so no kohya file has the same effect; merge it into a "
     "checkpoint instead (python -m convert.bake)",
-    ("diffusers", "columns"): "its DoRA magnitudes are one per input column, and peft, which diffusers uses, only has them "
-    "per output row",
+    (
+        "diffusers",
+        "columns",
+    ): "its DoRA magnitudes are one per input column, and peft, which diffusers uses, only has them per output row",
     ("peft", "columns"): "its DoRA magnitudes are one per input column, and peft only has them per output row",
 }
 
@@ -68,7 +73,9 @@ def refuse_what_the_form_lacks(lora: Lora, form: str) -> None:
         having = [name for name, module in lora.modules.items() if part in module.parts]
         if having:
             more = f" and {len(having) - 1} more" if len(having) > 1 else ""
-            raise JobError(f"{lora.path}: cannot be written as {form}, which has no place for {what}: {having[0]}{more}")
+            raise JobError(
+                f"{lora.path}: cannot be written as {form}, which has no place for {what}: {having[0]}{more}"
+            )
 
 
 def _output(form: str, module: LoraModule, part: str, tensor: Tensor, dtype: str, scale: float) -> Output:
@@ -121,7 +128,7 @@ def peft_config(modules: Iterable[LoraModule]) -> dict[str, Any]:
 
 
 def _target(module: LoraModule) -> str:
-    """A name that ends the module's name in transformers 4, which has a `text_model.` level, and in 5, which has none."""
+    """What ends the module's name in transformers 4, which has a `text_model.` level, and in 5, which has none."""
     name = module.module.name
     return name[len("text_model.") :] if module.module.scope == TEXT_ENCODER else name
 
@@ -148,7 +155,9 @@ def notes(lora: Lora, form: str, *, dtype: str | None, fold: bool) -> list[str]:
     if dtype and lora.dtypes != [dtype]:
         result.append(f"cast from {', '.join(lora.dtypes)} to {dtype}")
     if form == "kohya" and any(module.dora == "rows" for module in lora.modules.values()):
-        result.append("its DoRA scales are one per output row, which the web UI and ComfyUI do not apply as LyCORIS trained them")
+        result.append(
+            "its DoRA scales are one per output row, which the web UI and ComfyUI do not apply as LyCORIS trained them"
+        )
     differences = sum(part in FULL_PARTS for module in lora.modules.values() for part in module.parts)
     if differences:
         result.append(f"{differences} whole differences (.diff and the like) were carried over as they are")

@@ -1,4 +1,4 @@
-"""LoRA files of every form, spelled by hand here, apart from the code under test, and written by the safetensors library."""
+"""LoRA files of every form, spelled by hand, apart from the code under test, and written by the safetensors library."""
 
 from __future__ import annotations
 
@@ -69,8 +69,12 @@ SPELLINGS: dict[str, Spell] = {
     "attention processors": _processors("unet."),
     "attention processors, no prefix": _processors(""),
     "peft": _dotted("base_model.model.", "base_model.model.", ".lora_A.weight", ".lora_B.weight"),
-    "peft, transformers 5": _dotted("base_model.model.", "base_model.model.", ".lora_A.weight", ".lora_B.weight", short=True),
-    "peft in memory": _dotted("base_model.model.", "base_model.model.", ".lora_A.default.weight", ".lora_B.default.weight"),
+    "peft, transformers 5": _dotted(
+        "base_model.model.", "base_model.model.", ".lora_A.weight", ".lora_B.weight", short=True
+    ),
+    "peft in memory": _dotted(
+        "base_model.model.", "base_model.model.", ".lora_A.default.weight", ".lora_B.default.weight"
+    ),
     "unprefixed": _dotted("", "", ".lora_A.weight", ".lora_B.weight"),
     "unprefixed, diffusers": _dotted("", "", ".lora.down.weight", ".lora.up.weight"),
 }
@@ -89,7 +93,9 @@ def linear_and_conv() -> list[Module]:
     return [m for m in modules().values() if not m.is_norm]
 
 
-def factors(shape: tuple[int, ...], rank: int, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def factors(
+    shape: tuple[int, ...], rank: int, seed: int, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """Random `down` and `up` for a weight of this shape."""
     draw = torch.Generator().manual_seed(seed)
     down = torch.randn(rank, *shape[1:], generator=draw) / math.sqrt(rank)
@@ -118,7 +124,9 @@ class Maker:
                 result[spell(module, "alpha")] = torch.tensor(float(alpha))
         return result
 
-    def write(self, path: Path, form: str, chosen: Iterable[Module], *, metadata: dict[str, str] | None = None, **how) -> Path:
+    def write(
+        self, path: Path, form: str, chosen: Iterable[Module], *, metadata: dict[str, str] | None = None, **how
+    ) -> Path:
         save_file(self.tensors(form, chosen, **how), path, metadata)
         return path
 
@@ -126,3 +134,12 @@ class Maker:
 @pytest.fixture(scope="session")
 def maker() -> Maker:
     return Maker()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These tensors are small: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

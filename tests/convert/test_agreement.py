@@ -1,6 +1,6 @@
 """What others' code makes of our files: diffusers' loaders and peft give the same network from every form.
 
-A narrow UNet with Stable Diffusion 1.5's module names stands for the base; its metadata says so, as the miniature's does.
+A narrow UNet with Stable Diffusion 1.5's module names stands for the base; the metadata says so.
 """
 
 import copy
@@ -26,7 +26,11 @@ ALL_TARGETS = [*TARGETS, "proj_in", "proj_out", "conv1", "conv2", "time_emb_proj
 def unet():
     torch.manual_seed(0)
     network = UNet2DConditionModel(
-        block_out_channels=(8, 16, 16, 16), norm_num_groups=4, attention_head_dim=2, cross_attention_dim=12, sample_size=8
+        block_out_channels=(8, 16, 16, 16),
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=12,
+        sample_size=8,
     )
     assert {n for n, m in network.named_modules() if hasattr(m, "weight")} >= {
         name for name, module in modules().items() if module.scope == "unet" and ".attn" in name
@@ -38,7 +42,12 @@ def unet():
 def text_encoder():
     torch.manual_seed(1)
     config = CLIPTextConfig(
-        hidden_size=8, intermediate_size=16, num_hidden_layers=12, num_attention_heads=2, vocab_size=64, projection_dim=8
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=12,
+        num_attention_heads=2,
+        vocab_size=64,
+        projection_dim=8,
     )
     return CLIPTextModel(config).eval()
 
@@ -47,7 +56,12 @@ def _trained(network, *, use_dora=False, targets=TARGETS, alpha=6.0, rslora=Fals
     """A copy with a peft LoRA whose every factor is random, as after a training."""
     network = copy.deepcopy(network)
     config = LoraConfig(
-        r=4, lora_alpha=alpha, target_modules=targets, use_dora=use_dora, use_rslora=rslora, alpha_pattern=patterns or {}
+        r=4,
+        lora_alpha=alpha,
+        target_modules=targets,
+        use_dora=use_dora,
+        use_rslora=rslora,
+        alpha_pattern=patterns or {},
     )
     inject_adapter_in_model(config, network)
     draw = torch.Generator().manual_seed(2)

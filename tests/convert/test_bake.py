@@ -12,8 +12,8 @@ from convert.bake import bake, main
 from convert.sd15 import modules
 
 CHOSEN = [
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "down_blocks.0.resnets.1.conv2", "up_blocks.3.attentions.2.proj_in",
-    "text_model.encoder.layers.4.mlp.fc1",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "down_blocks.0.resnets.1.conv2",
+    "up_blocks.3.attentions.2.proj_in", "text_model.encoder.layers.4.mlp.fc1",
 ]  # fmt: skip
 
 
@@ -44,7 +44,9 @@ def test_ldm_checkpoint(dtype, scale, maker, tmp_path):
         down, up = (factors[maker.spellings["diffusers"](module, part)] for part in ("down", "up"))
         change = (up.flatten(1) @ down.flatten(1)).reshape(module.shape) * (2 / 4)
         expected = before.pop(key).float() + scale * change
-        torch.testing.assert_close(after.pop(key), expected.to(dtype), rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            after.pop(key), expected.to(dtype), rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5
+        )
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
@@ -59,13 +61,22 @@ def test_scale_zero_is_the_base_byte_for_byte(maker, tmp_path):
 def test_a_diffusers_unet_as_its_own_fuse_lora(maker, tmp_path):
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        block_out_channels=(8, 16, 16, 16), norm_num_groups=4, attention_head_dim=2, cross_attention_dim=12, sample_size=8
+        block_out_channels=(8, 16, 16, 16),
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=12,
+        sample_size=8,
     )
     save_file(unet.state_dict(), tmp_path / "unet.safetensors")
     chosen = maker.attention("unet")
     shapes = {m.name: tuple(unet.get_submodule(m.name).weight.shape) for m in chosen}
     lora = maker.write(
-        tmp_path / "lora.safetensors", "kohya", chosen, shapes=shapes, alpha=2, metadata={"ss_base_model_version": "narrow"}
+        tmp_path / "lora.safetensors",
+        "kohya",
+        chosen,
+        shapes=shapes,
+        alpha=2,
+        metadata={"ss_base_model_version": "narrow"},
     )
     bake(lora, tmp_path / "unet.safetensors", tmp_path / "out.safetensors", scale=0.8)
     fused = copy.deepcopy(unet)

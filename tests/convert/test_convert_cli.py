@@ -70,7 +70,10 @@ def test_many_at_once(source, tmp_path, maker, capsys):
     assert cli.main([str(tmp_path / "*.safetensors"), "--out-dir", str(tmp_path / "new" / "folder")]) == 1
     output = capsys.readouterr()
     assert "2 of 3 converted" in output.out
-    assert output.err == f"convert: {broken}: is a web page, not a model: the download went wrong; download the file itself\n"
+    assert (
+        output.err
+        == f"convert: {broken}: is a web page, not a model: the download went wrong; download the file itself\n"
+    )
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == [source.name, other.name]
     twin = tmp_path / "twin" / source.name
     twin.parent.mkdir()
@@ -80,7 +83,12 @@ def test_many_at_once(source, tmp_path, maker, capsys):
 
 
 def test_json_reports(source, tmp_path, capsys):
-    assert cli.main([str(source), str(tmp_path / "out.safetensors"), "--json", "--title", "T", "--trigger", "a scribble of"]) == 0
+    assert (
+        cli.main(
+            [str(source), str(tmp_path / "out.safetensors"), "--json", "--title", "T", "--trigger", "a scribble of"]
+        )
+        == 0
+    )
     report = json.loads(capsys.readouterr().out)
     assert (report["to"], report["unet"], report["rank"]) == ("kohya", 128, 4)
     assert cli.main([str(tmp_path / "out.safetensors"), "--check", "--json"]) == 0
@@ -100,7 +108,9 @@ def test_check_finds_numbers_that_are_none_and_stale_hashes(source, maker, tmp_p
     output = capsys.readouterr()
     assert "NaN or infinite" in output.err
     assert "another is stored" in output.out
-    assert cli.main([str(tmp_path / "nan.safetensors"), str(tmp_path / "out.safetensors")]) == 0  # copies what it is given
+    assert (
+        cli.main([str(tmp_path / "nan.safetensors"), str(tmp_path / "out.safetensors")]) == 0
+    )  # copies what it is given
 
 
 def test_a_closed_pipe_is_no_crash(source):

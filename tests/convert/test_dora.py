@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 import convert
 from convert.sd15 import modules
 
-LINEAR = modules()["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"]  # square: only the shape tells the axis
+LINEAR = modules()[
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+]  # square: only the shape tells the axis
 CONV = modules()["down_blocks.0.resnets.0.conv1"]
 
 
@@ -45,7 +47,9 @@ def test_magnitudes_per_input_column_pass_within_kohya_and_nowhere_else(maker, t
             convert.convert_file(source, tmp_path / "other", to=form)
 
 
-@pytest.mark.parametrize("suffix", ["lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_magnitude_vector.default.weight"])
+@pytest.mark.parametrize(
+    "suffix", ["lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_magnitude_vector.default.weight"]
+)
 def test_pefts_magnitudes_pass_to_diffusers_and_are_refused_for_kohya(suffix, maker, tmp_path):
     source = _write(maker, tmp_path / "in.safetensors", "peft", suffix, _peft)
     with pytest.raises(convert.JobError, match=r"per output row .* convert\.bake"):

@@ -19,7 +19,9 @@ def _bytes(tensor):
 
 @pytest.mark.parametrize("name", ["F8_E4M3", "F8_E5M2"])
 def test_every_float8(name):
-    theirs = torch.arange(256, dtype=torch.uint8).view({"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}[name])
+    theirs = torch.arange(256, dtype=torch.uint8).view(
+        {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}[name]
+    )
     ours = torch.tensor(dtypes.decode(bytes(range(256)), name))
     torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=0, equal_nan=True)
 
@@ -59,4 +61,6 @@ def test_sizes_are_those_of_safetensors():
     for name, dtype in _TYPES.items():
         if name in dtypes.SIZES:
             assert dtypes.SIZES[name] == _SIZE[dtype]
-    assert {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"} <= set(dtypes.SIZES)
+    assert {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"} <= set(
+        dtypes.SIZES
+    )

@@ -94,5 +94,16 @@ def test_folders_and_missing_files(tmp_path):
     with pytest.raises(convert.JobError, match="adapter_config.json"):
         convert.read(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1}')
-    with pytest.raises(convert.JobError, match="adapter_model.safetensors"):
+    with pytest.raises(convert.JobError, match=r"adapter_model.safetensors"):
+        convert.read(tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(b"PK\x03\x04" + bytes(99))
+    with pytest.raises(convert.JobError, match="weights_only=True"):
+        convert.read(tmp_path)
+
+
+def test_a_folder_with_one_file_is_that_file(maker, tmp_path):
+    source = maker.write(tmp_path / "pytorch_lora_weights.safetensors", "diffusers", maker.attention("unet")[:2])
+    assert convert.read(tmp_path).modules == convert.read(source).modules
+    maker.write(tmp_path / "another.safetensors", "diffusers", maker.attention("unet")[:2])
+    with pytest.raises(convert.JobError, match="2 .safetensors files"):
         convert.read(tmp_path)

@@ -50,13 +50,18 @@ def test_every_form_becomes_the_same_kohya_file(maker, tmp_path):
     assert all(data == reference for data in written.values())
 
 
-@pytest.mark.parametrize("form", ["kohya", "comfyui", "kohya with LDM names", "diffusers", "diffusers with lora_A", "peft", "unprefixed"])
+@pytest.mark.parametrize(
+    "form", ["kohya", "comfyui", "kohya with LDM names", "diffusers", "diffusers with lora_A", "peft", "unprefixed"]
+)
 def test_every_layer_of_the_network_is_mapped(form, maker, tmp_path):
     chosen = maker.linear_and_conv()
     source = maker.write(tmp_path / "in.safetensors", form, chosen, rank=1, dtype=torch.float16)
     report = convert.convert_file(source, tmp_path / "out.safetensors")
     assert (report.unet, report.text_encoder) == (282, 72)
-    result, original = load_file(tmp_path / "out.safetensors"), maker.tensors("kohya", chosen, rank=1, dtype=torch.float16)
+    result, original = (
+        load_file(tmp_path / "out.safetensors"),
+        maker.tensors("kohya", chosen, rank=1, dtype=torch.float16),
+    )
     assert all(torch.equal(result[key], tensor) for key, tensor in original.items())
 
 
@@ -83,7 +88,9 @@ def test_rslora_becomes_alpha_times_root_of_rank(maker, tmp_path):
     lora = convert.read(tmp_path)
     assert lora.alpha_from == "adapter_config.json"
     assert lora.alpha / lora.rank == pytest.approx(4 / math.sqrt(8), rel=1e-7)
-    assert convert.read(tmp_path / "adapter_model.safetensors").alpha == lora.alpha  # the configuration beside it counts
+    assert (
+        convert.read(tmp_path / "adapter_model.safetensors").alpha == lora.alpha
+    )  # the configuration beside it counts
 
 
 def test_alpha_and_rank_patterns(maker, tmp_path):
@@ -93,7 +100,13 @@ def test_alpha_and_rank_patterns(maker, tmp_path):
     save_file(tensors, tmp_path / "in.safetensors", {"lora_adapter_metadata": json.dumps(config)})
     lora = convert.read(tmp_path / "in.safetensors")
     for name, module in lora.modules.items():
-        expected = 8 if name.startswith("mid_block") and name.endswith("attn1.to_q") else 16 if name.endswith("attn2.to_v") else 2
+        expected = (
+            8
+            if name.startswith("mid_block") and name.endswith("attn1.to_q")
+            else 16
+            if name.endswith("attn2.to_v")
+            else 2
+        )
         assert module.alpha == expected
 
 
@@ -117,7 +130,9 @@ def test_folding_alpha_keeps_the_change(maker, tmp_path):
         assert torch.equal(before[keys[0]] * 0.25 @ before[keys[1]], after[keys[2]] @ after[keys[3]])
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
+)
 def test_dtype_casts_as_torch_does(name, dtype, maker, tmp_path):
     source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:4], alpha=4)
     report = convert.convert_file(source, tmp_path / "out.safetensors", dtype=name)
@@ -131,14 +146,18 @@ def test_dtype_casts_as_torch_does(name, dtype, maker, tmp_path):
 def test_without_a_cast_any_dtype_is_copied(dtype, maker, tmp_path):
     source = maker.write(tmp_path / "in.safetensors", "diffusers", maker.attention("unet")[:2], dtype=dtype)
     convert.convert_file(source, tmp_path / "out.safetensors")
-    assert {tensor.dtype for key, tensor in load_file(tmp_path / "out.safetensors").items() if "alpha" not in key} == {dtype}
+    assert {tensor.dtype for key, tensor in load_file(tmp_path / "out.safetensors").items() if "alpha" not in key} == {
+        dtype
+    }
 
 
 def test_equal_input_gives_an_equal_file_whatever_the_order(maker, tmp_path):
     tensors = maker.tensors("diffusers", maker.attention("unet")[:9])
     written = []
     for order in (list(tensors), list(reversed(tensors))):  # and safetensors shuffles its metadata at each writing
-        save_file({key: tensors[key] for key in order}, tmp_path / "in.safetensors", {f"k{n}": str(n) for n in range(9)})
+        save_file(
+            {key: tensors[key] for key in order}, tmp_path / "in.safetensors", {f"k{n}": str(n) for n in range(9)}
+        )
         convert.convert_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors", overwrite=True)
         written.append((tmp_path / "out.safetensors").read_bytes())
     assert written[0] == written[1]
@@ -147,9 +166,7 @@ def test_equal_input_gives_an_equal_file_whatever_the_order(maker, tmp_path):
 def test_flat_convolutions_of_comfyui_get_their_kernel_back(maker, tmp_path):
     module = modules()["down_blocks.1.resnets.0.conv1"]
     spell, made = maker.spellings["comfyui"], maker.factors(module.shape, 4, 0)
-    save_file(
-        {spell(module, part): tensor.flatten(1) for part, tensor in made.items()}, tmp_path / "in.safetensors"
-    )
+    save_file({spell(module, part): tensor.flatten(1) for part, tensor in made.items()}, tmp_path / "in.safetensors")
     convert.convert_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     result = load_file(tmp_path / "out.safetensors")
     for part, tensor in made.items():
@@ -214,6 +231,11 @@ def test_there_and_back_is_the_identity(lora, there, back, maker, tmp_path_facto
     convert.convert_file(folder / "in.safetensors", folder / "a", to=back)
     convert.convert_file(folder / "a", folder / "b", to=there)
     convert.convert_file(folder / "b", folder / "a2", to=back)
-    assert _adapters(folder / "a") == _adapters(folder / "b") == _adapters(folder / "a2") == _adapters(folder / "in.safetensors")
+    assert (
+        _adapters(folder / "a")
+        == _adapters(folder / "b")
+        == _adapters(folder / "a2")
+        == _adapters(folder / "in.safetensors")
+    )
     first, second = (convert.read(folder / name).metadata["sshs_model_hash"] for name in ("a", "a2"))
     assert first == second

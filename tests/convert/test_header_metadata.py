@@ -13,7 +13,12 @@ import convert
 
 @pytest.fixture
 def source(maker, tmp_path):
-    stale = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "1" * 8, "ss_network_dim": "128", "ss_network_alpha": "64"}
+    stale = {
+        "sshs_model_hash": "0" * 64,
+        "sshs_legacy_hash": "1" * 8,
+        "ss_network_dim": "128",
+        "ss_network_alpha": "64",
+    }
     own = {"ss_tag_frequency": '{"x": 1}', "ss_seed": "42", "other": "kept", "ünï": "cødé\n\"'"}
     return maker.write(tmp_path / "in.safetensors", "diffusers", maker.attention("unet"), metadata={**stale, **own})
 
@@ -56,8 +61,8 @@ def test_what_hosts_look_for(source, tmp_path):
     convert.convert_file(source, tmp_path / "cat.safetensors", alpha=8, metadata=given)
     metadata = _read(tmp_path / "cat.safetensors")
     expected = {
-        "ss_output_name": "cat", "ss_base_model_version": "sd_v1", "ss_v2": "False", "ss_network_module": "networks.lora",
-        "ss_network_dim": "4", "ss_network_alpha": "8", "ss_network_args": "{}",
+        "ss_output_name": "cat", "ss_base_model_version": "sd_v1", "ss_v2": "False",
+        "ss_network_module": "networks.lora", "ss_network_dim": "4", "ss_network_alpha": "8", "ss_network_args": "{}",
         "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.title": "cat", "modelspec.resolution": "512x512", "modelspec.trigger_phrase": "a scribble of",
     }  # fmt: skip
@@ -74,7 +79,9 @@ def test_keys_are_sorted_and_the_data_is_aligned(source, tmp_path):
     header = json.loads(data[8 : 8 + length])
     assert length % 8 == 0
     assert list(header["__metadata__"]) == sorted(header["__metadata__"])
-    assert [name for name in header if name != "__metadata__"] == sorted(name for name in header if name != "__metadata__")
+    assert [name for name in header if name != "__metadata__"] == sorted(
+        name for name in header if name != "__metadata__"
+    )
 
 
 def test_another_base_says_so_and_is_never_taken_for_sd1(maker, tmp_path):

@@ -44,6 +44,16 @@ def changed(**entries):
     return container(header, data)
 
 
+def up(dtype, shape, offsets):
+    """The sound file with another entry for `lora_up`."""
+    return changed(**{UP: {"dtype": dtype, "shape": shape, "data_offsets": offsets}})
+
+
+def alone(name, shape, size):
+    """A file of one tensor."""
+    return container({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}, bytes(size))
+
+
 HEADER, DATA = sound_header()
 SOUND = container(HEADER, DATA)
 UP = f"{KEY}.lora_up.weight"
@@ -70,26 +80,26 @@ HOSTILE = {
     "key twice": (container(b'{"a":{},"a":{}}'), "twice"),
     "metadata no strings": (changed(__metadata__={"a": 1}), "strings to strings"),
     "metadata no object": (changed(__metadata__=[1]), "strings to strings"),
-    "unknown dtype": (changed(**{UP: {"dtype": "F99", "shape": [320, 1], "data_offsets": [1284, 2564]}}), "unknown dtype"),
-    "dtype no string": (changed(**{UP: {"dtype": ["F32"], "shape": [320, 1], "data_offsets": [1284, 2564]}}), "dtype"),
-    "negative shape": (changed(**{UP: {"dtype": "F32", "shape": [-320, -1], "data_offsets": [1284, 2564]}}), "shape"),
-    "boolean shape": (changed(**{UP: {"dtype": "F32", "shape": [320, True], "data_offsets": [1284, 2564]}}), "shape"),
-    "many dimensions": (changed(**{UP: {"dtype": "F32", "shape": [1] * 99, "data_offsets": [1284, 1288]}}), "shape"),
-    "three offsets": (changed(**{UP: {"dtype": "F32", "shape": [320, 1], "data_offsets": [1284, 2564, 0]}}), "data_offsets"),
-    "offset after the end": (changed(**{UP: {"dtype": "F32", "shape": [320, 1], "data_offsets": [2284, 3564]}}), "cut off"),
-    "reversed offsets": (changed(**{UP: {"dtype": "F32", "shape": [320, 1], "data_offsets": [2564, 1284]}}), "does not take"),
-    "overlap": (changed(**{UP: {"dtype": "F32", "shape": [320, 1], "data_offsets": [1280, 2560]}}), "overlaps"),
-    "too few bytes": (changed(**{UP: {"dtype": "F16", "shape": [320, 1], "data_offsets": [1284, 2564]}}), "does not take"),
+    "unknown dtype": (up("F99", [320, 1], [1284, 2564]), "unknown dtype"),
+    "dtype no string": (up(["F32"], [320, 1], [1284, 2564]), "dtype"),
+    "negative shape": (up("F32", [-320, -1], [1284, 2564]), "shape"),
+    "boolean shape": (up("F32", [320, True], [1284, 2564]), "shape"),
+    "many dimensions": (up("F32", [1] * 99, [1284, 1288]), "shape"),
+    "three offsets": (up("F32", [320, 1], [1284, 2564, 0]), "data_offsets"),
+    "offset after the end": (up("F32", [320, 1], [2284, 3564]), "cut off"),
+    "reversed offsets": (up("F32", [320, 1], [2564, 1284]), "does not take"),
+    "overlap": (up("F32", [320, 1], [1280, 2560]), "overlaps"),
+    "too few bytes": (up("F16", [320, 1], [1284, 2564]), "does not take"),
     "hidden bytes": (SOUND + b"hidden", "nothing names"),
     "no tensors": (container({}), "no tensors"),
     "wrong shape": (
-        changed(**{UP: {"dtype": "F32", "shape": [160, 2], "data_offsets": [1284, 2564]}}), "up has the shape"
+        up("F32", [160, 2], [1284, 2564]), "up has the shape"
     ),
-    "up without down": (container({UP: {"dtype": "F32", "shape": [320, 1], "data_offsets": [0, 1280]}}, bytes(1280)), "no down"),
-    "alpha of nothing": (container({f"{KEY}.alpha": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, bytes(4)), "no factors"),
+    "up without down": (alone(UP, [320, 1], 1280), "no down"),
+    "alpha of nothing": (alone(f"{KEY}.alpha", [], 4), "no factors"),
     "alpha is NaN": (container(HEADER, struct.pack("<f", float("nan")) + DATA[4:]), "alpha"),
-    "unknown key with a newline": (container({"a\nb": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, bytes(4)), "no part of"),
-    "very long key": (container({"a" * 100_000: {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, bytes(4)), "no part of"),
+    "unknown key with a newline": (alone("a\nb", [], 4), "no part of"),
+    "very long key": (alone("a" * 100_000, [], 4), "no part of"),
 }  # fmt: skip
 
 
@@ -134,6 +144,9 @@ def test_a_huge_header_is_refused_before_it_is_read(tmp_path):
         ('{"lora_alpha": 1, "r": 7}', "says rank 7"),
         ('{"lora_alpha": 1, "alpha_pattern": {"(a+)+b": 1}}', "too tangled"),
         ('{"lora_alpha": 1, "alpha_pattern": {"[": 1}}', "too tangled"),
+        ('{"lora_alpha": 1, "alpha_pattern": {".*.*.*.*to_q": 1}}', "too tangled"),
+        (json.dumps({"lora_alpha": 1, "alpha_pattern": {f"a{n}.*": 1 for n in range(99)}}), "too tangled"),
+        (json.dumps({"lora_alpha": 1, "alpha_pattern": {f"a{n}": 1 for n in range(9999)}}), "at most 2000"),
         ('{"lora_alpha": 1, "alpha_pattern": {"a": "x"}}', "to numbers"),
         ('{"lora_alpha": 1e39}', "does not fit"),
         ('{"lora_alpha": 1, "fan_in_fan_out": true}', "fan_in_fan_out"),
@@ -201,18 +214,33 @@ ENTRIES = st.fixed_dictionaries(
         "data_offsets": st.lists(SIZES, min_size=2, max_size=2) | JSON,
     }
 )
-NAMES = st.sampled_from([name for name, *_ in FACTORS] + [f"{KEY}.dora_scale", f"{KEY}.diff", "__metadata__", "x"]) | st.text()
+NAMES = (
+    st.sampled_from([name for name, *_ in FACTORS] + [f"{KEY}.dora_scale", f"{KEY}.diff", "__metadata__", "x"])
+    | st.text()
+)
 
 
 @settings(max_examples=ROUNDS, deadline=None, suppress_health_check=list(HealthCheck))
-@given(header=st.dictionaries(NAMES, ENTRIES | JSON, max_size=4), data=st.sampled_from([b"", bytes(4), bytes(1280), DATA]))
+@given(
+    header=st.dictionaries(NAMES, ENTRIES | JSON, max_size=4), data=st.sampled_from([b"", bytes(4), bytes(1280), DATA])
+)
 def test_fuzz_headers(header, data, tmp_path):
     merged = {**HEADER, **header} if len(data) == len(DATA) else header
     (tmp_path / "in.safetensors").write_bytes(container(json.dumps(merged).encode("utf-8", "replace"), data))
     _survives(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
 
 
-PARTS = ["alpha", "lora_down.weight", "lora_up.weight", "lora_mid.weight", "dora_scale", "diff", "diff_b", "w_norm", "b_norm"]
+PARTS = [
+    "alpha",
+    "lora_down.weight",
+    "lora_up.weight",
+    "lora_mid.weight",
+    "dora_scale",
+    "diff",
+    "diff_b",
+    "w_norm",
+    "b_norm",
+]
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 320, 640]), max_size=5)
 
 
