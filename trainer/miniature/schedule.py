@@ -1,0 +1,36 @@
+"""What the build's three training loops share: seeds, the learning rate's cosine, a line of progress."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Seed torch's global generator (weight initialisation) and return another for the loop's draws."""
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def cosine(step: int, steps: int, *, warmup: int) -> float:
+    """The learning rate's factor at `step` of `steps`: linear warm-up, then half a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+class Progress:
+    """Prints the mean loss and the pace every 20 steps."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self.name, self.steps, self.losses, self.start = name, steps, [], time.monotonic()
+
+    def __call__(self, step: int, loss: torch.Tensor) -> None:
+        self.losses.append(loss.item())
+        if (step + 1) % 20 == 0 or step + 1 == self.steps:
+            pace = (time.monotonic() - self.start) / (step + 1)
+            mean = sum(self.losses) / len(self.losses)
+            print(f"{self.name} {step + 1}/{self.steps} loss {mean:.4f} {pace:.2f} s/step", flush=True)
+            self.losses = []
