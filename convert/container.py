@@ -19,8 +19,8 @@ from .errors import JobError
 CHUNK = 1 << 20
 """Bytes copied at a time; a multiple of every dtype's size."""
 
-HEADER_LIMIT_READ = 100_000_000
-"""safetensors itself refuses a longer header."""
+HEADER_LIMIT = 32 << 20
+"""Bytes; room for any metadata, and little enough to parse (safetensors itself stops at 100 MB)."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def _header_length(path: Path, start: bytes, size: int) -> int:
     if not size:
         raise JobError(f"{path}: is empty; a safetensors file was expected")
     length = int.from_bytes(start[:8], "little")
-    if size >= 8 + length and start[8:9] == b"{" and length <= HEADER_LIMIT_READ:
+    if size >= 8 + length and start[8:9] == b"{" and length <= HEADER_LIMIT:
         return length
     for magic, meaning in _NOT_SAFETENSORS:
         if start.lstrip().startswith(magic):
             raise JobError(f"{path}: {meaning}")
     if size < 8:
         raise JobError(f"{path}: is {size} bytes long, too short for a safetensors file; it is cut off")
-    if start[8:9] == b"{" and length > HEADER_LIMIT_READ:
-        raise JobError(f"{path}: claims a header of {length} bytes; safetensors allows {HEADER_LIMIT_READ}")
+    if start[8:9] == b"{" and length > HEADER_LIMIT:
+        raise JobError(f"{path}: claims a header of {length} bytes; at most {HEADER_LIMIT} are read")
     if start[8:9] == b"{":
         raise JobError(f"{path}: is cut off: its header needs {length} bytes and {size - 8} are there; copy it again")
     raise JobError(f"{path}: is no safetensors file (its header does not begin with '{{')")

@@ -82,6 +82,16 @@ def test_many_at_once(source, tmp_path, maker, capsys):
     assert not (tmp_path / "apart").exists()
 
 
+def test_progress_is_shown_on_a_terminal_and_wiped(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main([str(source), str(source.parent), "--out-dir", str(tmp_path / "new")]) == 0
+    output = capsys.readouterr()
+    assert "0/2 in.safetensors" in output.err
+    assert "[##########          ] 1/2" in output.err
+    assert output.err.endswith("\r\033[K")
+    assert "2 of 2 converted" in output.out
+
+
 def test_json_reports(source, tmp_path, capsys):
     assert (
         cli.main(

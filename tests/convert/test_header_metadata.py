@@ -84,6 +84,15 @@ def test_keys_are_sorted_and_the_data_is_aligned(source, tmp_path):
     )
 
 
+def test_diffusers_own_alpha_does_not_linger_in_other_forms(source, tmp_path):
+    """A stale one would speak against the alphas of the file that it came to."""
+    convert.convert_file(source, tmp_path / "d.safetensors", to="diffusers", alpha=8)
+    assert "lora_adapter_metadata" in _read(tmp_path / "d.safetensors")
+    convert.convert_file(tmp_path / "d.safetensors", tmp_path / "k.safetensors")
+    assert "lora_adapter_metadata" not in _read(tmp_path / "k.safetensors")
+    assert convert.read(tmp_path / "k.safetensors").alpha == 8
+
+
 def test_another_base_says_so_and_is_never_taken_for_sd1(maker, tmp_path):
     chosen = maker.attention("unet")[:4]
     shapes = {m.name: (16, 16) for m in chosen}

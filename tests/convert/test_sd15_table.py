@@ -54,6 +54,16 @@ def test_ldm_names_are_those_that_diffusers_converts_to_its_own(unet):
     assert all(torch.equal(converted[name], marker) for name, marker in ours.items())
 
 
+def test_ldm_names_of_the_samplers():
+    """As the keys of the released checkpoint have them; diffusers' conversion accepts either place for an upsampler."""
+    ldm = {module.ldm for module in modules().values()}
+    samplers = {name for name in ldm if name.endswith((".op", ".conv"))}
+    assert samplers == {
+        "input_blocks.3.0.op", "input_blocks.6.0.op", "input_blocks.9.0.op",
+        "output_blocks.2.1.conv", "output_blocks.5.2.conv", "output_blocks.8.2.conv",
+    }  # fmt: skip
+
+
 def _kohya_names(network, containers, prefix):
     """sd-scripts' own rule: every linear layer and convolution inside these blocks, dots turned to underscores."""
     found = set()
