@@ -41,7 +41,8 @@ SHARE = 0.25
 class EncodedSet:
     """N pictures and C distinct captions, all that a training loop touches.
 
-    V views of each picture: itself, and its mirror image where the recipe flips. Times the VAE's scaling factor. fp16 for a GPU, fp32 for the CPU.
+    V views of each picture: itself, and its mirror image where the recipe flips. The latents' numbers are multiplied by
+    the VAE's scaling factor, and fp16 for a GPU, fp32 for the CPU.
     """
 
     mean: Tensor
@@ -105,7 +106,7 @@ def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, d
 
 
 def encode_captions(captions: Sequence[str], base: Base, device: torch.device | str) -> Tensor:
-    """Prompt embeddings (len(captions), tokens, width) on `device`: those of `StableDiffusionPipeline.encode_prompt`."""
+    """Prompt embeddings (C, tokens, width) on `device`: those of `StableDiffusionPipeline.encode_prompt`."""
     device = torch.device(device)
     ids = tokenize(captions, base)
     encoder = moved(base.text_encoder, device, torch.float32)

@@ -1,8 +1,8 @@
 """Encodings on disk: what the VAE and the text encoder said, kept under what decided it.
 
 A folder stands for one context (base, resolution, number formats, versions); in it lie shards, each a safetensors file
-with the tensors of up to some dozens of entries. Not one file per set: an interrupted run keeps what it has encoded, and one
-picture more costs one picture. Not one file per picture: thousands of small files are slow to write safely and to open.
+with the tensors of up to some dozens of entries. Not one file per set: an interrupted run keeps what it has encoded, and
+one picture more costs one picture. Not one file per picture: thousands of small files are slow to write and to open.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _checksum(names: str, tensors: Entry) -> str:
     for key in sorted(tensors):
         tensor = tensors[key].contiguous()
         digest.update(f"\0{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

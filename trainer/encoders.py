@@ -20,7 +20,7 @@ MOST_VIEWS = 64
 
 
 def storage_dtype(device: torch.device) -> torch.dtype:
-    """Encodings are kept in fp16 for a GPU (131 KB a picture and its mirror image at 512 x 512), in fp32 for the CPU."""
+    """Kept in fp16 for a GPU (131 KB a picture with its mirror image at 512 x 512), in fp32 for the CPU."""
     return torch.float32 if device.type == "cpu" else torch.float16
 
 

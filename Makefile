@@ -1,0 +1,13 @@
+PYTHON ?= python3
+VENV := .venv/bin/python
+
+.PHONY: demo test lint
+
+demo:
+	$(PYTHON) -m venv .venv && $(VENV) -m pip install -q -c constraints.txt -e . && $(VENV) -m trainer --demo --out scribble.safetensors
+
+test:
+	$(PYTHON) -m venv .venv && $(VENV) -m pip install -q -c constraints.txt -e '.[test]' && $(VENV) -m pytest
+
+lint:
+	$(VENV) -m ruff check && $(VENV) -m mypy

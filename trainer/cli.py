@@ -1,0 +1,132 @@
+"""The command line of `python -m trainer`, generated from the recipe's fields. Imports nothing heavy: --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from convert.errors import JobError, UsageError
+from trainer.recipe import PRESETS, Recipe, flag
+
+EXAMPLES = """examples:
+  python -m trainer --out scribble.safetensors --demo                 the embedded miniature, minutes on a CPU
+  python -m trainer --out scribble.safetensors                        the paper's recipe: SD1.5 and QuickDraw, on a GPU
+  python -m trainer --out mystyle.safetensors --base v1-5-pruned-emaonly.safetensors --data my_pictures/ --steps 1500
+  accelerate launch --num_processes 2 -m trainer --out scribble.safetensors
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How and where a recipe is run; nothing here changes the result beyond rounding."""
+
+    out: Path | None
+    run: Path
+    cache: Path
+    device: str
+    micro_batch: int
+    checkpoint_every: int
+    sample_every: int
+    track: str
+    overwrite: bool
+    dry_run: bool
+    preview: bool
+    contact_sheet: Path | None
+
+
+class Parser(argparse.ArgumentParser):
+    """Says one line for bad usage instead of the whole usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help shows all)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every option with its default, the recipe's from `Recipe` itself."""
+    p = Parser(prog="python -m trainer", description="Teach Stable Diffusion 1.5 a style: train a LoRA and write it for "
+               "AUTOMATIC1111's web UI and ComfyUI.", epilog=EXAMPLES, allow_abbrev=False,
+               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p.add_argument("--out", type=Path, metavar="FILE", help="the LoRA to write, .safetensors; its card (.json) and "
+                   "picture (.png) come beside it")
+    p.add_argument("--demo", action="store_true", help="the embedded default: a miniature Stable Diffusion and doodles; "
+                   "no network, no GPU")
+    p.add_argument("--recipe", type=Path, metavar="FILE", help="repeat a run: a recipe.json or a LoRA made by this program; "
+                   "other flags change it")
+    _recipe_options(p.add_argument_group("recipe (decides the result)"))
+    _job_options(p.add_argument_group("job (where and how)"))
+    return p
+
+
+def _recipe_options(group: argparse._ArgumentGroup) -> None:
+    for f in dataclasses.fields(Recipe):
+        help = f"{f.metadata['help']} (default {f.default!r})".replace("(default '')", "(default: none)")
+        if isinstance(f.default, bool):
+            group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=help)
+        else:
+            choices = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else ""
+            metavar = choices or {int: "N", float: "X", str: "WORD"}[type(f.default)]
+            group.add_argument(flag(f.name), type=type(f.default), default=None, help=help, metavar=metavar)
+
+
+def _job_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--run", type=Path, metavar="DIR", help="folder for checkpoints, metrics and the diffusers file "
+        "(default: runs/<stem of --out>)")
+    add("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
+    add("--micro-batch", type=int, default=0, metavar="N", help="pictures computed at once; the result is the same up to "
+        "rounding (default: --batch, halved when memory runs out)")
+    add("--checkpoint-every", type=int, default=500, metavar="N", help="optimizer steps between checkpoints and held-out "
+        "losses (default 500)")
+    add("--sample-every", type=int, default=0, metavar="N", help="optimizer steps between sample pictures (default 0: none)")
+    add("--track", default="", metavar="NAME", help="also log to tensorboard or wandb (default: neither)")
+    add("--cache", type=Path, default=Path.home() / ".cache" / "scribble-lora", metavar="DIR",
+        help="folder for downloads and encodings (default ~/.cache/scribble-lora)")
+    add("--contact-sheet", type=Path, metavar="PNG", help="write the data as figures 1 and 2 of the paper; without --out, "
+        "only that")
+    add("--preview", action=argparse.BooleanOptionalAction, default=True, help="draw the picture beside --out (default: yes)")
+    add("--overwrite", action="store_true", help="replace an --out, card or picture that exists")
+    add("--dry-run", action="store_true", help="print recipe, steps, memory and time, and stop")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
+    """The recipe and the job that `argv` asks for. UsageError names a flag that makes no sense."""
+    options = vars(parser().parse_args(argv))
+    values: dict[str, Any] = dict(PRESETS["demo"]) if options["demo"] else {}
+    if options["recipe"]:
+        values |= read_recipe(options["recipe"])
+    values |= {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options[f.name] is not None}
+    for name, least in (("micro_batch", 0), ("checkpoint_every", 1), ("sample_every", 0)):
+        if options[name] < least:
+            raise UsageError(f"{flag(name)} {options[name]}: expected {least} or more")
+    if options["track"] not in ("", "tensorboard", "wandb"):
+        raise UsageError(f"--track {options['track']}: expected tensorboard or wandb")
+    out = options["out"]
+    if out is None and not (options["dry_run"] or options["contact_sheet"]):
+        raise UsageError("--out is missing: name the LoRA to write, for example --out scribble.safetensors")
+    job = {f.name: options[f.name] for f in dataclasses.fields(Job) if f.name in options}
+    job |= {"out": out, "run": options["run"] or Path("runs") / (out.stem if out else "scribble")}
+    return Recipe(**values), Job(**job)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe's fields from a run's recipe.json or a LoRA's metadata. JobError where there are none."""
+    try:
+        if path.suffix == ".safetensors":
+            from convert import read
+
+            stored = json.loads(read(path).metadata["scribble_recipe"])
+        else:
+            loaded = json.loads(path.read_text(encoding="utf-8"))
+            stored = loaded.get("recipe", loaded)
+    except (OSError, ValueError, KeyError) as error:
+        raise JobError(f"--recipe {path}: holds no recipe ({type(error).__name__}: {error}): give the recipe.json of a run "
+                       "or a LoRA that this program made") from error
+    unknown = sorted(set(stored) - {f.name for f in dataclasses.fields(Recipe)})
+    if unknown:
+        raise JobError(f"--recipe {path}: unknown fields {', '.join(unknown)}: it was written by another version")
+    return stored

@@ -1,0 +1,73 @@
+"""Where and in which number format a run computes."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from convert.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """device; base_dtype of the UNet's frozen weights; autocast dtype or None; scaled: fp16, so the loss is scaled."""
+
+    device: torch.device
+    base_dtype: torch.dtype
+    autocast: torch.dtype | None
+    scaled: bool
+
+    def context(self) -> Any:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+
+def choose(name: str, local_rank: int = 0) -> Compute:
+    """`auto`, `cuda`, `cuda:1`, `mps` or `cpu`. On a GPU bf16, fp16 with loss scaling where bf16 is missing; else float32.
+
+    Raises:
+        UsageError: this torch cannot use that device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = name.partition(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA GPU: install a CUDA build from "
+                         "pytorch.org (on Windows pip's own torch is CPU-only), or give --device cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"--device {name}: this torch sees no Apple GPU: give --device cpu")
+    if kind not in ("cuda", "mps", "cpu"):
+        raise UsageError(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu")
+    if kind != "cuda":
+        return Compute(torch.device(name), torch.float32, None, False)
+    device = torch.device(name if ":" in name else f"cuda:{local_rank}")
+    torch.cuda.set_device(device)
+    half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return Compute(device, half, half, half == torch.float16)
+
+
+def flops_per_second(compute: Compute) -> float:
+    """The rate of one large matrix product here, operations per second, measured in a fraction of a second."""
+    import time
+
+    side = 4096 if compute.device.type == "cuda" else 1024
+    a = torch.randn(side, side, device=compute.device, dtype=compute.autocast or torch.float32)
+    best = 0.0
+    for _ in range(4):
+        synchronize(compute.device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(compute.device)
+        best = max(best, 2 * side**3 / (time.perf_counter() - start))
+    return best
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

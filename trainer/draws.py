@@ -1,0 +1,76 @@
+"""Every random draw of training, by optimizer step: from (seed, step) alone, for the whole batch at once.
+
+So a resumed run is the run, and micro-batches and processes, which take slices, do not change it. Drawn on the CPU,
+where torch's generator gives the same numbers on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What step k trains on; B pictures, (batch x accumulation) or what an epoch's last step has left."""
+
+    picture: Tensor
+    """(B,) int64, rows of the encoded set"""
+    view: Tensor
+    """(B,) int64: 0 the picture, 1 its mirror image"""
+    posterior: Tensor
+    """(B, 4, h, w) float32, standard normal: the VAE's sample"""
+    eps: Tensor
+    """(B, 4, h, w) float32: the noise to be predicted"""
+    timestep: Tensor
+    """(B,) int64"""
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+    def take(self, rows: slice) -> Draw:
+        return Draw(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def to(self, device: torch.device) -> Draw:
+        return Draw(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+
+def draw_step(recipe: Recipe, step: int, *, pictures: int, views: int, latent: tuple[int, int, int],
+              timesteps: int) -> Draw:  # fmt: skip
+    """The draws of optimizer step `step` (from 0) over `pictures` pictures; `latent` is (4, h, w)."""
+    epoch, place = divmod(step, recipe.steps_per_epoch(pictures))
+    whole = recipe.batch * recipe.accumulation
+    order = np.random.default_rng([recipe.seed, 0, epoch]).permutation(pictures)
+    rows = torch.from_numpy(order[place * whole : (place + 1) * whole])
+    return _draw(generator_of(recipe.seed, 1, step), rows, views, latent, timesteps, recipe.noise_offset)
+
+
+def draw_held_out(recipe: Recipe, *, pictures: int, latent: tuple[int, int, int], timesteps: int) -> Draw:
+    """Fixed noise and timesteps for the held-out loss, one for each picture; timesteps spread evenly over the schedule."""
+    draw = _draw(generator_of(recipe.seed, 2), torch.arange(pictures), 1, latent, timesteps, recipe.noise_offset)
+    spread = ((torch.arange(pictures) + 0.5) * timesteps / max(pictures, 1)).long()
+    object.__setattr__(draw, "timestep", spread)
+    return draw
+
+
+def generator_of(*key: int) -> torch.Generator:
+    """A CPU generator of its own for every `key`."""
+    low, high = np.random.SeedSequence(key).generate_state(2)
+    return torch.Generator().manual_seed((int(high) << 32 | int(low)) & (2**63 - 1))
+
+
+def _draw(generator: torch.Generator, rows: Tensor, views: int, latent: tuple[int, int, int], timesteps: int,
+          offset: float) -> Draw:  # fmt: skip
+    count = len(rows)
+    view = torch.randint(views, (count,), generator=generator)
+    timestep = torch.randint(timesteps, (count,), generator=generator)
+    posterior = torch.randn(count, *latent, generator=generator)
+    eps = torch.randn(count, *latent, generator=generator)
+    if offset:
+        eps = eps + offset * torch.randn(count, latent[0], 1, 1, generator=generator)
+    return Draw(picture=rows, view=view, posterior=posterior, eps=eps, timestep=timestep)

@@ -1,0 +1,41 @@
+"""A labelled grid of pictures, rows by columns: the paper's figure 5 and its kin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from convert.files import atomic_path
+
+INK, PAPER = (30, 30, 34), (255, 255, 255)
+
+
+def draw_grid(pictures: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str = "",
+              cell: int = 192) -> Image.Image:  # fmt: skip
+    """`pictures` uint8 (rows, columns, H, W, 3) -> one labelled image, each picture `cell` pixels wide."""
+    gap, size = max(4, cell // 32), max(12, cell // 11)
+    font = ImageFont.load_default(size=size)
+    left = int(max(font.getlength(row) for row in rows)) + 2 * gap if any(rows) else gap
+    top = (2 * size if title else gap) + (2 * size if any(columns) else gap)
+    width, height = left + len(columns) * (cell + gap), top + len(rows) * (cell + gap)
+    sheet = Image.new("RGB", (max(width, int(font.getlength(title)) + 2 * gap), height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((left, gap), title, fill=INK, font=font)
+    for c, column in enumerate(columns):
+        draw.text((left + c * (cell + gap) + cell / 2, top - gap), column, fill=INK, font=font, anchor="md")
+    for r, row in enumerate(rows):
+        y = top + r * (cell + gap)
+        draw.text((gap, y + cell / 2), row, fill=INK, font=font, anchor="lm")
+        for c in range(len(columns)):
+            picture = Image.fromarray(pictures[r, c]).resize((cell, cell), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (left + c * (cell + gap), y))
+    return sheet
+
+
+def write_png(image: Image.Image, path: Path) -> None:
+    """Write `image` to `path` as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True)

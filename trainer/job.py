@@ -1,0 +1,175 @@
+"""One job from start to end: data, base, encoding, training, files. Each stage is a function of another module."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from convert.errors import JobError
+from trainer import adapter, checkpoints, devices, export, plan
+from trainer.base import Base, load_base
+from trainer.cli import Job
+from trainer.data import load_dataset
+from trainer.data.records import Dataset, count_long_captions
+from trainer.devices import Compute
+from trainer.encode import encode_dataset
+from trainer.loop import Training, train
+from trainer.metrics import Metrics, draw_curve, open_tracker, read_lines
+from trainer.objective import Objective
+from trainer.processes import Processes, join
+from trainer.recipe import MINIATURE, Recipe
+from trainer.run_folder import RunFolder
+from trainer.sampler import Sampler
+
+
+def say(text: str) -> None:
+    """A line for the user, on the terminal at once."""
+    print(text, flush=True)
+
+
+def quiet(text: str) -> None:
+    """What processes other than the first say."""
+
+
+def run(recipe: Recipe, job: Job) -> int:
+    """Do the job; returns the exit status. Raises JobError and UsageError for what the user can mend."""
+    processes = join(cpu=job.device == "cpu")
+    tell = say if processes.main else quiet
+    if job.dry_run:
+        return _dry_run(recipe, job, tell)
+    if job.out is None:
+        return _contact_sheet(recipe, job, tell)
+    folder = RunFolder(job.run)
+    done = folder.finished()
+    if done and job.out.exists() and Path(done["out"]) == job.out.resolve():
+        folder.claim(recipe)
+        tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
+        return 0
+    compute = devices.choose(job.device, processes.local_rank)
+    if processes.main:
+        export.check_out(job.out, overwrite=job.overwrite)
+        folder.claim(recipe)
+    processes.wait()
+    started = time.time()
+    dataset = load_dataset(recipe, cache=job.cache, say=tell)
+    for note in dataset.notes:
+        tell(note)
+    counted = plan.plan(recipe, len(dataset.train))
+    if compute.device.type == "cpu" and job.device == "auto" and recipe.base != MINIATURE:
+        plan.refuse_cpu_by_accident(recipe, counted.samples, devices.flops_per_second(compute))
+    if job.contact_sheet and processes.main:
+        _write_contact_sheet(dataset, recipe, job, tell)
+    base = load_base(recipe, dtype=compute.base_dtype, say=tell)
+    _check_captions(dataset, base, tell)
+    if processes.main:
+        folder.bind(recipe, base, dataset)
+    training, first = prepare(recipe, job, base, dataset, compute, processes, tell)
+    return _train_and_export(training, first, job, base, dataset, started, tell)
+
+
+def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Compute, processes: Processes,
+            tell: Any) -> tuple[Training, int]:  # fmt: skip
+    """Encode, attach the LoRA, restore; returns the training and the steps already done."""
+    encode = {"recipe": recipe, "device": compute.device, "cache": job.cache, "say": tell}
+    if not processes.main:
+        processes.wait()  # the first process fills the cache, the others read it
+    encoded = encode_dataset(dataset.train, base, **encode)
+    held_out = encode_dataset(dataset.held_out, base, **encode) if dataset.held_out else None
+    if processes.main:
+        processes.wait()
+    if not job.sample_every:
+        base.release_encoders()
+    factors = adapter.attach(base.unet, recipe)
+    base.unet.to(compute.device)
+    training = Training(
+        recipe=recipe, unet=base.unet, factors=factors, encoded=encoded, held_out=held_out, compute=compute,
+        objective=Objective(recipe, base.scheduler, compute.device), processes=processes, run=job.run,
+        total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every, micro_batch=job.micro_batch,
+        sample_every=job.sample_every)
+    if job.sample_every:
+        training.sample = _sampling(Sampler(base, compute, resolution=recipe.resolution), dataset, RunFolder(job.run))
+    first = checkpoints.restore(job.run / "checkpoints", factors, training.optimizer)
+    numbers = sum(p.numel() for p in training.parameters)
+    tell(f"{len(encoded)} pictures, {len(factors) // 2} modules, {numbers:,} numbers to learn, {training.total} steps"
+         + (f", going on after step {first}" if first else ""))
+    return training, first
+
+
+def _train_and_export(training: Training, first: int, job: Job, base: Base, dataset: Dataset, started: float,
+                      tell: Any) -> int:  # fmt: skip
+    folder, recipe, main = RunFolder(job.run), training.recipe, training.processes.main
+    assert job.out is not None
+    metrics = None
+    if main:
+        metrics = Metrics(folder.metrics, first=first, total=training.total,
+                          tracker=open_tracker(job.track, job.run, recipe.as_dict()))
+    try:
+        reached = train(training, metrics, first)
+    finally:
+        if metrics:
+            metrics.close()
+    if not main:
+        return 0 if reached == training.total else 130
+    draw_curve(read_lines(folder.metrics), job.run / "loss.png")
+    if reached < training.total:
+        tell(f"stopped and saved at step {reached} of {training.total}: the same command goes on")
+        return 130
+    report = export.write_lora(base.unet, job.run, job.out, recipe, base, dataset, steps=training.total, started=started)
+    export.write_card(job.out, recipe, base, dataset)
+    if job.preview:
+        if base.vae is None:
+            fresh = load_base(recipe, dtype=training.compute.base_dtype, say=quiet)
+            base.vae, base.text_encoder = fresh.vae, fresh.text_encoder
+        tell("drawing the preview")
+        export.write_preview(Sampler(base, training.compute, resolution=recipe.resolution), dataset,
+                             export.outputs(job.out)[2])
+    folder.finish(job.out, report.model_hash)
+    tell(f"wrote {job.out} ({report.size / 1e6:.1f} MB, {report.unet} modules, sshs_model_hash {report.model_hash[:10]}); "
+         f"beside it the card and the picture; run folder {job.run}")
+    return 0
+
+
+def _check_captions(dataset: Dataset, base: Base, tell: Any) -> None:
+    limit = base.tokenizer.model_max_length
+    long = count_long_captions([*dataset.train, *dataset.held_out], base.tokenizer, limit)
+    if long:
+        tell(f"{len(long)} captions are longer than the text encoder's {limit} tokens and are cut there, first "
+             f"{long[0].source}")
+
+
+def _sampling(sampler: Sampler, dataset: Dataset, folder: RunFolder) -> Any:
+    def sample(step: int) -> None:
+        folder.samples.mkdir(exist_ok=True)
+        export.write_preview(sampler, dataset, folder.samples / f"step-{step:06d}.png")
+        adapter.set_scale(sampler.base.unet, 1.0)
+
+    return sample
+
+
+def _contact_sheet(recipe: Recipe, job: Job, tell: Any) -> int:
+    dataset = load_dataset(recipe, cache=job.cache, say=tell)
+    for note in dataset.notes:
+        tell(note)
+    _write_contact_sheet(dataset, recipe, job, tell)
+    return 0
+
+
+def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Any) -> None:
+    from trainer.data.contact_sheet import write_contact_sheet
+
+    assert job.contact_sheet
+    side = recipe.resolution or (64 if recipe.base == MINIATURE else 512)
+    write_contact_sheet(dataset, job.contact_sheet, resolution=side, seed=recipe.seed)
+    tell(f"wrote {job.contact_sheet}")
+
+
+def _dry_run(recipe: Recipe, job: Job, tell: Any) -> int:
+    pictures = plan.expected_pictures(recipe)
+    if pictures is None:
+        pictures = len(load_dataset(recipe, cache=job.cache, say=tell).train)
+    if not pictures:
+        raise JobError(f"--data {recipe.data}: holds no training pictures")
+    compute = devices.choose(job.device)
+    tell(plan.report(recipe, plan.plan(recipe, pictures), compute.device.type, devices.flops_per_second(compute)))
+    return 0

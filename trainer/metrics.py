@@ -1,0 +1,111 @@
+"""A run's numbers as they come: JSON lines in the run folder, a progress bar, a tracker where asked, a curve at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from convert.errors import JobError
+
+
+class Metrics:
+    """Writes `metrics.jsonl`, a line a step: step, loss, learning_rate, grad_norm, pictures_per_second; and held_out.
+
+    On resume, lines of steps that were not kept are dropped first, so the file reads as one run.
+    """
+
+    def __init__(self, path: Path, *, first: int, total: int, tracker: Any = None) -> None:
+        from tqdm import tqdm
+
+        self.path, self.tracker = path, tracker
+        kept = [line for line in read_lines(path) if line["step"] <= first]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
+        self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=None)
+        self._clock = time.perf_counter()
+
+    def step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float, pictures: int) -> None:
+        now = time.perf_counter()
+        pace, self._clock = pictures / (now - self._clock), now
+        self._write({"step": step, "loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm,
+                     "pictures_per_second": round(pace, 3)})
+        self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}", pictures_s=f"{pace:.1f}", refresh=False)
+        self._bar.update()
+
+    def held_out(self, step: int, loss: float) -> None:
+        self._write({"step": step, "held_out_loss": loss})
+        self._clock = time.perf_counter()
+
+    def pause(self) -> None:
+        """Leave out of the pace what was not training: a checkpoint, a sample."""
+        self._clock = time.perf_counter()
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+        if self.tracker:
+            self.tracker.finish()
+
+    def _write(self, values: dict[str, float]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        if self.tracker:
+            self.tracker.log({k: v for k, v in values.items() if k != "step"}, step=int(values["step"]))
+
+
+def open_tracker(name: str, run: Path, config: dict[str, Any]) -> Any:
+    """accelerate's tracker `name` (tensorboard, wandb), logging into `run`; None for "". JobError if not installed."""
+    if not name:
+        return None
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    kinds = {"tensorboard": lambda: TensorBoardTracker("scribble", logging_dir=run),
+             "wandb": lambda: WandBTracker("scribble", dir=str(run))}
+    try:
+        tracker = kinds[name]()
+        tracker.start()
+        tracker.store_init_configuration(config)
+    except (ImportError, ModuleNotFoundError, NameError) as error:
+        raise JobError(f"--track {name}: {name} is not installed: pip install {name}, or leave --track out") from error
+    return tracker
+
+
+def read_lines(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics file; a last one that a crash cut short is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def draw_curve(lines: list[dict[str, float]], path: Path) -> None:
+    """The loss against the step, PNG: every step faint, its running mean, and the held-out loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    if steps:
+        axes.plot(*zip(*steps, strict=True), color="#bbb", linewidth=0.6, label="step")
+        axes.plot([s for s, _ in steps], _running_mean([v for _, v in steps]), color="#222", label="running mean")
+    if held:
+        axes.plot(*zip(*held, strict=True), "o-", color="#c33", markersize=3, label="held out")
+    axes.set(xlabel="optimizer step", ylabel="loss (mean squared error)")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _running_mean(values: list[float], keep: float = 0.95) -> list[float]:
+    means, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        means.append(total / weight)
+    return means
