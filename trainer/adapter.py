@@ -14,6 +14,7 @@ from torch import Tensor
 
 from convert.errors import JobError, UsageError
 from trainer.draws import generator_of
+from trainer.quiet import quiet
 from trainer.recipe import TARGETS, Recipe
 
 NAME = "default"
@@ -52,10 +53,11 @@ def set_scale(unet: Any, scale: float) -> None:
 
 def save(unet: Any, folder: Path) -> Path:
     """Write `folder`/pytorch_lora_weights.safetensors, diffusers' form, with alpha in its metadata; returns its path."""
-    from diffusers import StableDiffusionPipeline
-    from diffusers.training_utils import _collate_lora_metadata
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft.utils import get_peft_model_state_dict
+    with quiet():
+        from diffusers import StableDiffusionPipeline
+        from diffusers.training_utils import _collate_lora_metadata
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
 
     weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=NAME))
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights, **_collate_lora_metadata({"unet": unet}))

@@ -1,0 +1,61 @@
+"""Which categories and which drawings: section 2.1 of the paper, by the recipe's seed.
+
+"We randomly select 100 categories and split them into two subsets of 70% and 30% data respectively. Then in each
+category, we randomly select 20 example images for training." The split is over all rows of a category's file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.errors import UsageError
+
+TRAIN_SHARE = 0.7
+HELD_OUT_ROWS = 2
+"""Drawings per category from the 30 % part on which the held-out loss is measured: enough for a steady mean of 200."""
+
+
+def choose_categories(wanted: str, known: list[str], seed: int) -> tuple[list[str], list[str]]:
+    """Categories to train on and the other known ones, both sorted. `wanted`: how many, or names with commas.
+
+    Raises:
+        UsageError: a name is unknown, or there are not as many.
+    """
+    wanted = wanted.strip()
+    if wanted.isdigit():
+        count = int(wanted)
+        if not 1 <= count <= len(known):
+            raise UsageError(f"--categories {count}: expected 1 to {len(known)}, as many as the data has")
+        order = np.random.default_rng([seed, 10]).permutation(len(known))
+        seen = {sorted(known)[i] for i in order[:count]}
+    else:
+        names = {name.strip().lower(): name for name in known}
+        asked = [name.strip() for name in wanted.split(",") if name.strip()]
+        if not asked:
+            raise UsageError("--categories: expected a number or names with commas")
+        for name in asked:
+            if name.lower() not in names:
+                close = difflib.get_close_matches(name.lower(), names, n=3) or sorted(names)[:3]
+                raise UsageError(f"--categories {name!r}: no such category; did you mean {', '.join(close)}?")
+        seen = {names[name.lower()] for name in asked}
+    return sorted(seen), sorted(set(known) - seen)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row numbers of one category's file. train: of its 70 % part; held_out: of its 30 % part."""
+
+    train: list[int]
+    held_out: list[int]
+
+
+def choose_rows(category: str, count: int, per_category: int, seed: int) -> Rows:
+    """Choose among `count` rows; fewer than asked where the 70 % part has fewer. From (seed, category) alone."""
+    key = int.from_bytes(hashlib.sha256(category.encode()).digest()[:8], "little")
+    order = np.random.default_rng([seed, 11, key]).permutation(count)
+    border = max(1, round(TRAIN_SHARE * count))
+    return Rows(order[:border][:per_category].tolist(), order[border:][:HELD_OUT_ROWS].tolist())

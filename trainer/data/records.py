@@ -1,0 +1,85 @@
+"""What training data is, whatever it came from: examples with a caption and pixels, gathered in a `Dataset`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from trainer.data import drawings
+
+
+class Example(Protocol):
+    """One picture to learn from. The two kinds are `Drawing` below and `Picture` in pictures.py."""
+
+    @property
+    def caption(self) -> str: ...
+
+    @property
+    def category(self) -> str:
+        """The word for what is on it; "" where the data names none."""
+
+    @property
+    def source(self) -> str:
+        """Where a person finds it: "apple.npy row 123" or a path."""
+
+    @property
+    def digest(self) -> str:
+        """sha256, in hex, of what decides `pixels()`: of content, never of a path."""
+
+    def raw(self) -> np.ndarray:
+        """As it was found: uint8 (28, 28) for a drawing, uint8 (height, width, 3) for a picture."""
+
+    def pixels(self, resolution: int) -> np.ndarray:
+        """As it is learnt: uint8 (resolution, resolution, 3), RGB, not mirrored."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One QuickDraw bitmap. `bitmap` is its 784 bytes, row by row, white strokes on black."""
+
+    bitmap: bytes = field(repr=False)
+    category: str
+    caption: str
+    source: str
+
+    def raw(self) -> np.ndarray:
+        return np.frombuffer(self.bitmap, dtype=np.uint8).reshape(drawings.SIDE, drawings.SIDE)
+
+    def pixels(self, resolution: int) -> np.ndarray:
+        return drawings.process(self.raw(), resolution)
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(drawings.PROCESSING + self.bitmap).hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All that a run learns from and is measured on.
+
+    train, held_out: examples in a fixed order, decided by recipe and data. trigger: the words that captions begin with.
+    notes: one-line notices for the user. seen: the categories trained on; unseen: the others that the data has (both
+    sorted; empty for own pictures). attribution: whom the data's licence asks to be named, or "".
+    """
+
+    train: list[Example]
+    held_out: list[Example]
+    trigger: str
+    notes: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    attribution: str = ""
+
+
+def count_long_captions(examples: list[Example], tokenizer: object, limit: int = 77) -> list[Example]:
+    """The examples whose caption is cut off by CLIP's context of `limit` tokens, the start and end marks counted.
+
+    `tokenizer` is a transformers tokenizer. Equal captions are tokenized once.
+    """
+    captions = sorted({example.caption for example in examples})
+    lengths = {c: len(tokenizer(c, truncation=False, verbose=False).input_ids) for c in captions}  # type: ignore[operator]
+    return [example for example in examples if lengths[example.caption] > limit]
