@@ -1,0 +1,101 @@
+"""The recipe says what the paper says, and the command line says what the recipe says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convert.errors import JobError, UsageError
+from trainer import cli, plan
+from trainer.recipe import TARGETS, Recipe, flag
+
+
+def test_the_papers_arithmetic() -> None:
+    recipe = Recipe()
+    assert recipe.steps_per_epoch(2000) == 63  # ceil(250 / 4)
+    assert recipe.total_steps(2000) == 4410
+    counted = plan.plan(recipe, 2000)
+    assert counted.samples == 140_000
+    assert counted.latent_bytes == 2000 * 2 * 131072 // 2  # mean and std, fp16, of a picture and its mirror image
+
+
+def test_a_partial_epoch_counts_what_it_has() -> None:
+    recipe = Recipe(epochs=1, batch=8, accumulation=4)
+    assert recipe.steps_per_epoch(33) == 2
+    assert plan.plan(recipe, 33).samples == 33
+
+
+@pytest.mark.parametrize(("values", "named"), [
+    ({"rank": 0}, "--rank"), ({"held_out": 1.0}, "--held-out"), ({"learning_rate": float("nan")}, "--learning-rate"),
+    ({"resolution": 100}, "--resolution"), ({"noise_schedule": "cosine"}, "--noise-schedule"), ({"targets": "("}, "--targets"),
+    ({"dtype": "fp8"}, "--dtype"), ({"scale": 0.0}, "--scale"), ({"steps": -1}, "--steps"),
+])
+def test_nonsense_is_refused_by_flag(values: dict, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        Recipe(**values)
+
+
+def test_every_field_is_a_flag_with_its_default_in_the_help() -> None:
+    text = " ".join(cli.parser().format_help().split())
+    for f in dataclasses.fields(Recipe):
+        assert flag(f.name) in text
+        if f.default not in ("", True) and len(str(f.default)) < 30:
+            assert f"(default {f.default!r})" in text.replace("- ", "-")
+
+
+def test_help_is_instant_and_imports_nothing_heavy() -> None:
+    code = "import sys; from trainer.cli import parser; parser().format_help(); print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in ("'torch'", "'numpy'", "'diffusers'", "'transformers'", "'PIL'"):
+        assert heavy not in loaded
+
+
+def test_flags_change_presets_and_recipes(tmp_path: Path) -> None:
+    demo, _ = cli.parse(["--demo", "--out", "x.safetensors", "--rank", "2"])
+    assert (demo.base, demo.rank) == ("miniature", 2)
+    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": demo.as_dict()}))
+    again, job = cli.parse(["--recipe", str(tmp_path / "recipe.json"), "--out", "x.safetensors", "--no-flip"])
+    assert again == dataclasses.replace(demo, flip=False)
+    assert job.run == Path("runs/x")
+
+
+@pytest.mark.parametrize("argv", [
+    [], ["--out", "a.safetensors", "--micro-batch", "-1"], ["--out", "a.safetensors", "--track", "x"],
+    ["--out", "a.safetensors", "--rnk", "3"], ["--out", "a.safetensors", "--rank", "three"],
+])
+def test_bad_usage_is_one_line_and_exit_2(argv: list[str], capsys: pytest.CaptureFixture) -> None:
+    from trainer.__main__ import main
+
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("trainer: ") and said.count("\n") == 1
+
+
+def test_a_recipe_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[")
+    (tmp_path / "b.json").write_text('{"recipe": {"ranks": 3}}')
+    for name in ("a.json", "b.json", "c.json"):
+        with pytest.raises(JobError, match=name):
+            cli.read_recipe(tmp_path / name)
+
+
+def test_targets_choose_the_modules_they_name() -> None:
+    import re
+
+    from diffusers import UNet2DConditionModel
+    from torch import nn
+
+    unet = UNet2DConditionModel(block_out_channels=(8, 8, 8, 8), norm_num_groups=2, cross_attention_dim=8, attention_head_dim=2)
+    names = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
+    hits = {target: sum(bool(re.fullmatch(pattern, name)) for name in names) for target, pattern in TARGETS.items()}
+    assert hits == {"attention": 128, "cross-attention": 64, "decoder-cross-attention": 36}
+
+
+def test_times_read_well() -> None:
+    assert [plan.in_words(s) for s in (30, 600, 30000, 86400 * 9)] == ["30 seconds", "10 minutes", "8 hours", "9 days"]
+    assert "4410" in plan.report(Recipe(), plan.plan(Recipe(), 2000), "cuda", 8e14)
