@@ -14,9 +14,9 @@ from torch import Tensor
 from trainer.base import Base
 from trainer.data.records import Example
 
-VIEWS_AT_ONCE = {"cuda": 16, "cpu": 2}
-"""Pictures of 512 x 512 that the VAE takes at a time; fewer of larger, more of smaller ones."""
-MOST_VIEWS = 64
+VIEWS_AT_ONCE = {"cuda": 8, "cpu": 2}
+"""Pictures of 512 x 512 that the VAE takes at a time (about 2 GB on a GPU); fewer of larger, more of smaller ones."""
+MOST_VIEWS = 16
 
 
 def storage_dtype(device: torch.device) -> torch.dtype:

@@ -21,8 +21,8 @@ from trainer import tokenizers
 from trainer.miniature.vocabulary import build_tokenizer
 from trainer.tokenizers import BPE, MERGES, byte_pairs, clip_tokenizer, from_byte_pairs, own_tokenizer, read_tokenizer
 
-CAPTIONS = ["a scribble of apple", "a photo of a cat", "A  Scribble of The Eiffel Tower!", "", "naïve café, 42 stars & co.", "don't", "🍎 x",
-            "aircraft carrier " * 40]  # fmt: skip
+CAPTIONS = ["a scribble of apple", "a photo of a cat", "A  Scribble of The Eiffel Tower!", "", "naïve café, 42 stars & co.",
+            "don't", "🍎 x", "aircraft carrier " * 40]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
