@@ -1,0 +1,171 @@
+"""The whole program on a random-weight miniature: files, hosts' forms, kill -9, several processes, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import convert
+from trainer.__main__ import main
+from trainer.miniature.doodles import write_doodles
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawings")
+    write_doodles(folder, per_category=12, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, random_miniature: Path, drawings: Path, cache: Path) -> list[str]:
+    return ["--out", str(tmp_path / "s.safetensors"), "--run", str(tmp_path / "run"), "--base", str(random_miniature),
+            "--data", str(drawings), "--categories", "apple,star", "--per-category", "6", "--batch", "4", "--accumulation", "1",
+            "--learning-rate", "1e-2", "--steps", "6", "--checkpoint-every", "2", "--cache", str(cache), "--device", "cpu"]
+
+
+def hash_of(path: Path) -> str:
+    return convert.read(path).metadata["sshs_model_hash"]
+
+
+def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_path: Path, random_miniature: Path,
+                                                      capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    assert main(arguments) == 0
+    lora = convert.read(tmp_path / "s.safetensors")
+    assert (len(lora.modules), lora.rank, lora.base) == (128, 4, "scribble_miniature")
+    assert json.loads(lora.metadata["scribble_recipe"])["steps"] == 6
+    card = json.loads((tmp_path / "s.json").read_text())
+    assert (card["activation text"], card["preferred weight"], card["sd version"]) == ("a scribble of", 0.8, "Unknown")
+    assert (tmp_path / "s.png").stat().st_size > 1000 and (tmp_path / "run/loss.png").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert len([line for line in lines if "held_out_loss" in line]) == 3
+    check_against_diffusers(tmp_path, random_miniature)
+    capsys.readouterr()
+    before = (tmp_path / "s.safetensors").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "s.safetensors").stat().st_mtime_ns == before
+
+
+def check_against_diffusers(tmp_path: Path, base: Path) -> None:
+    """Both files, loaded by diffusers, give the UNet output of the trained factors merged by hand."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    x, e = torch.randn(1, 4, 16, 16), torch.randn(1, 32, 96)
+    trained = load_file(sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1] / "factors.safetensors")
+    by_hand = UNet2DConditionModel.from_pretrained(base / "unet").eval()
+    plain = by_hand(x, 7, e).sample
+    for name in [n for n in trained if ".lora_A." in n]:
+        module = by_hand.get_submodule(name.partition(".lora_A.")[0])
+        module.weight.data += trained[name.replace(".lora_A.", ".lora_B.")] @ trained[name]  # alpha = rank
+    expected = by_hand(x, 7, e).sample
+    assert (expected - plain).abs().max() > 1e-3
+    for folder, file in ((tmp_path / "run", "pytorch_lora_weights.safetensors"), (tmp_path, "s.safetensors")):
+        unet = UNet2DConditionModel.from_pretrained(base / "unet").eval()
+        state, network_alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+            str(folder), weight_name=file, return_lora_metadata=True)
+        StableDiffusionPipeline.load_lora_into_unet(state, network_alphas, unet, metadata=metadata)
+        torch.testing.assert_close(unet(x, 7, e).sample, expected, rtol=1e-4, atol=1e-5)
+
+
+def spawn(arguments: list[str], *launch: str) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launch, "-m", "trainer", *arguments, "--no-preview"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is a POSIX signal")
+def test_killed_and_run_again_is_the_same_file(arguments: list[str], tmp_path: Path) -> None:
+    long = [*arguments, "--steps", "30", "--checkpoint-every", "3"]
+    process = spawn(long)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoints/step-000006").exists():
+        assert time.monotonic() < deadline and process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "s.safetensors").exists()
+    again = spawn(long)
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0 and "going on after step" in said, said
+    straight = spawn([*long, "--out", str(tmp_path / "t.safetensors"), "--run", str(tmp_path / "run2")])
+    said, _ = straight.communicate(timeout=200)
+    assert straight.returncode == 0, said
+    assert hash_of(tmp_path / "s.safetensors") == hash_of(tmp_path / "t.safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="gloo on Windows is not tried")
+def test_two_processes_train_what_one_trains(arguments: list[str], tmp_path: Path) -> None:
+    one = spawn([*arguments, "--run", str(tmp_path / "one"), "--out", str(tmp_path / "one.safetensors")])
+    assert one.wait(timeout=200) == 0, one.stdout and one.stdout.read()
+    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision",
+              "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    two = spawn([*arguments, "--run", str(tmp_path / "two"), "--out", str(tmp_path / "two.safetensors")], *launch)
+    said, _ = two.communicate(timeout=300)
+    assert two.returncode == 0, said
+    losses = []
+    for run in ("one", "two"):
+        lines = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line.get("loss", line.get("held_out_loss")) for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_changed_recipe_in_the_same_run_is_refused_with_the_difference(arguments: list[str], tmp_path: Path,
+                                                                         capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    (tmp_path / "run").mkdir()
+    from trainer.cli import parse
+
+    recipe, _ = parse(arguments)
+    (tmp_path / "run/recipe.json").write_text(json.dumps({"recipe": recipe.as_dict()}))
+    assert main([*arguments, "--rank", "8"]) == 2
+    assert "--rank was 4, now 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("more", "named"), [
+    (["--out", "lora.pt"], "--out"), (["--out", "no/such/folder/a.safetensors"], "--out"), (["--data", "nowhere"], "--data"),
+    (["--base", "nowhere/model.safetensors"], "--base"), (["--device", "tpu"], "--device"),
+    (["--categories", "aple"], "apple"), (["--categories", "99"], "--categories"),
+])
+def test_bad_input_is_one_line_that_names_the_flag(arguments: list[str], more: list[str], named: str,
+                                                   capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    assert main([*arguments, *more]) == 2
+    said = capsys.readouterr().err
+    assert named in said and said.count("\n") == 1
+
+
+def test_a_file_from_elsewhere_is_not_overwritten(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "s.png").write_bytes(b"mine")
+    assert main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "s.png").read_bytes() == b"mine"
+
+
+def test_sd15_on_a_cpu_asks_first(arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has a GPU")
+    assert main([*arguments[:-2], "--base", "stable-diffusion-v1-5/stable-diffusion-v1-5"]) == 2
+    assert "--device cpu" in capsys.readouterr().err
+
+
+def test_dry_run_counts_without_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--dry-run", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "optimizer steps  4410" in said and "samples          140000" in said
+    assert not list(tmp_path.iterdir())
