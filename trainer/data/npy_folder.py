@@ -10,7 +10,7 @@ import numpy as np
 from convert.errors import JobError
 from trainer.data.choice import choose_categories, choose_rows
 from trainer.data.drawings import ROW_BYTES
-from trainer.data.records import Dataset, Drawing
+from trainer.data.records import Dataset, Drawing, Example
 from trainer.recipe import Recipe
 
 TRIGGER = "a scribble of"
@@ -27,8 +27,8 @@ def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str = "") -> D
     default = recipe.categories == Recipe.__dataclass_fields__["categories"].default
     wanted = str(min(len(files), int(recipe.categories))) if default else recipe.categories
     seen, unseen = choose_categories(wanted, list(files), recipe.seed)
-    train: list[Drawing] = []
-    held_out: list[Drawing] = []
+    train: list[Example] = []
+    held_out: list[Example] = []
     few: list[str] = []
     for category in seen:
         bitmaps = open_bitmaps(files[category])

@@ -16,7 +16,7 @@ from trainer.miniature.schedule import Progress, cosine, seeded
 from trainer.miniature.vocabulary import build_tokenizer
 from trainer.miniature.world import Subject, caption
 
-STEPS, BATCH, LEARNING_RATE = 1800, 48, 1.5e-3
+STEPS, BATCH, LEARNING_RATE = 1250, 48, 1.5e-3
 SNR_GAMMA = 5.0  # min-SNR weighting (Hang et al. 2023): without it these few steps go to the easy timesteps
 KEEP_EVERY = 100
 

@@ -25,7 +25,8 @@ class Progress:
     """Prints the mean loss and the pace every 20 steps."""
 
     def __init__(self, name: str, steps: int) -> None:
-        self.name, self.steps, self.losses, self.start = name, steps, [], time.monotonic()
+        self.name, self.steps, self.start = name, steps, time.monotonic()
+        self.losses: list[float] = []
 
     def __call__(self, step: int, loss: torch.Tensor) -> None:
         self.losses.append(loss.item())
