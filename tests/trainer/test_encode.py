@@ -1,0 +1,255 @@
+"""Encoding agrees with diffusers' own pipeline, is remembered, and survives interruption, damage and half precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from convert.errors import JobError, UsageError
+from trainer import encode
+from trainer.base import Base, load_base
+from trainer.data.records import Drawing
+from trainer.encode import encode_captions, encode_dataset
+from trainer.encoders import Posterior, picture_batch
+from trainer.miniature import models
+from trainer.miniature.vocabulary import build_tokenizer
+from trainer.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """The miniature's architecture with random weights."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(folder / "tokenizer")
+    models.unet().save_pretrained(folder / "unet")
+    models.vae().save_pretrained(folder / "vae")
+    models.text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
+    models.noise_scheduler().save_pretrained(folder / "scheduler")
+    return load_base(Recipe(base=str(folder)), dtype=torch.float32, say=print)
+
+
+def drawings(count: int, seed: int = 0) -> list[Drawing]:
+    rng = np.random.default_rng(seed)
+    words = ["apple", "star", "house"]
+    return [Drawing(bitmap=(rng.random(784) > 0.8).astype(np.uint8).tobytes(), category=words[n % 3],
+                    caption=f"a scribble of {words[n % 3]}", source=f"{words[n % 3]}.npy row {n}") for n in range(count)]
+
+
+def encoded(examples, base, cache, said: list[str] | None = None, **recipe):
+    say = (said if said is not None else []).append
+    return encode_dataset(examples, base, recipe=Recipe(base=base.name, **recipe), device="cpu", cache=cache, say=say)
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
+
+
+def shards(cache: Path) -> list[Path]:
+    return sorted(path for path in cache.rglob("*.safetensors"))
+
+
+@torch.no_grad()
+def test_agrees_with_the_vae_itself(base, tmp_path) -> None:
+    examples = drawings(5)
+    result = encoded(examples, base, tmp_path)
+    assert result.mean.shape == result.std.shape == (5, 2, 4, 16, 16) and result.mean.dtype == torch.float32
+    for n, example in enumerate(examples):
+        x = torch.from_numpy(example.pixels(64)).permute(2, 0, 1)[None] / 255.0
+        x = (x - 0.5) / 0.5
+        for view, picture in enumerate([x, torch.flip(x, dims=[3])]):
+            posterior = base.vae.encode(picture).latent_dist
+            factor = base.vae.config.scaling_factor
+            torch.testing.assert_close(result.mean[n, view], posterior.mean[0] * factor, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result.std[n, view], posterior.std[0] * factor, rtol=1e-4, atol=1e-5)
+    # a draw from what is kept is the pipeline's own draw
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    drawn = posterior.sample(torch.Generator().manual_seed(3)) * factor
+    torch.testing.assert_close(result.mean[4:, 1] + result.std[4:, 1] * noise, drawn, rtol=1e-4, atol=1e-5)
+
+
+def test_agrees_with_the_pipelines_prompt_embeddings(base, tmp_path) -> None:
+    pipeline = StableDiffusionPipeline(base.vae, base.text_encoder, base.tokenizer, base.unet, base.scheduler, None, None,
+                                       requires_safety_checker=False)  # fmt: skip
+    captions = ["a scribble of apple", "", "apple " * 60] + [f"star {n}" for n in range(20)]
+    ours = encode_captions(captions, base, "cpu")
+    theirs, _ = pipeline.encode_prompt(captions, CPU, 1, do_classifier_free_guidance=False)
+    assert ours.shape == (23, 32, 96) and len(encode_captions([], base, "cpu")) == 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    examples = drawings(7)
+    result = encoded(examples, base, tmp_path)
+    wanted = encode_captions([example.caption for example in examples], base, "cpu")
+    assert len(result.embeddings) == 3 and torch.equal(result.embeddings[result.caption_index], wanted)
+
+
+def test_without_flip_there_is_one_view(base, tmp_path) -> None:
+    both, one = encoded(drawings(3), base, tmp_path), encoded(drawings(3), base, tmp_path, flip=False)
+    assert one.mean.shape[1] == 1 and len(one) == 3
+    torch.testing.assert_close(one.mean[:, 0], both.mean[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_to_encode(base, tmp_path) -> None:
+    empty = encoded([], base, tmp_path)
+    assert empty.mean.shape == (0, 2, 4, 16, 16) and empty.embeddings.shape == (0, 32, 96) and len(empty) == 0
+    assert not shards(tmp_path)
+
+
+def test_a_picture_does_not_depend_on_its_company(base, tmp_path) -> None:
+    examples = drawings(19)
+    whole = encoded(examples, base, tmp_path / "a")
+    reverse = encoded(examples[::-1], base, tmp_path / "b")
+    few = encoded(examples[5:8], base, tmp_path / "c")
+    assert torch.equal(reverse.mean.flip(0), whole.mean) and torch.equal(reverse.std.flip(0), whole.std)
+    assert torch.equal(few.mean, whole.mean[5:8])
+    captions = [example.caption for example in examples[:3]] + ["", "apple"]
+    assert torch.equal(encode_captions(captions, base, "cpu")[2:3], encode_captions(captions[2:3], base, "cpu"))
+
+
+def _no_models(base: Base) -> Base:
+    """The base with encoders that cannot be run."""
+    class Broken(torch.nn.Module):
+        def __init__(self, config) -> None:
+            super().__init__()
+            self.config, self.weight = config, torch.nn.Parameter(torch.zeros(1))
+
+    return dataclasses.replace(base, vae=Broken(base.vae.config), text_encoder=Broken(base.text_encoder.config))
+
+
+def test_a_second_run_asks_no_model(base, tmp_path) -> None:
+    said: list[str] = []
+    first = encoded(drawings(10), base, tmp_path)
+    again = encoded(drawings(10), _no_models(base), tmp_path, said)
+    assert same(first, again) and said == ["10 of 10 pictures were encoded before"]
+    twice = encoded(drawings(10) + drawings(2), _no_models(base), tmp_path)  # equal pictures are one entry
+    assert torch.equal(twice.mean[10:], first.mean[:2])
+
+
+def test_what_decides_the_result_decides_the_entry(base, tmp_path) -> None:
+    encoded(drawings(2), base, tmp_path)
+    before = set(shards(tmp_path))
+    other = dataclasses.replace(base, identity="another")
+    for changed, recipe in [(other, {}), (base, {"flip": False}), (base, {"resolution": 128})]:
+        encoded(drawings(2), changed, tmp_path, **recipe)
+        assert len(set(shards(tmp_path)) - before) >= 1
+        before = set(shards(tmp_path))
+    said: list[str] = []
+    encoded(drawings(3), base, tmp_path, said)
+    assert said == ["2 of 3 pictures were encoded before"]
+
+
+def test_an_interrupted_run_keeps_what_it_has(base, tmp_path, monkeypatch) -> None:
+    examples = drawings(80)
+    whole = encoded(examples, base, tmp_path / "whole")
+    calls = []
+
+    def interrupted(pictures, side):
+        calls.append(len(pictures))
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return picture_batch(pictures, side)
+
+    monkeypatch.setattr(encode, "picture_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(examples, base, tmp_path / "cut")
+    monkeypatch.undo()
+    assert len(shards(tmp_path / "cut")) >= 1
+    said: list[str] = []
+    resumed = encoded(examples, base, tmp_path / "cut", said)
+    assert same(resumed, whole) and said == ["64 of 80 pictures were encoded before"]
+    assert not [path for path in (tmp_path / "cut").rglob("*") if path.name.endswith(".part")]
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "foreign", "no checksum"])
+def test_a_damaged_shard_is_said_and_rebuilt(base, tmp_path, damage) -> None:
+    from safetensors.torch import load_file, save_file
+
+    first = encoded(drawings(4), base, tmp_path)
+    for path in shards(tmp_path):
+        raw = bytearray(path.read_bytes())
+        raw[-3] ^= 4
+        if damage == "no checksum":
+            save_file(load_file(path), path)
+        else:
+            path.write_bytes({"bit": bytes(raw), "cut": bytes(raw[:-10]), "empty": b"", "foreign": b"<html>"}[damage])
+    said: list[str] = []
+    rebuilt = encoded(drawings(4), base, tmp_path, said)
+    assert same(first, rebuilt) and len(said) == 2 and all("damaged" in line and "\n" not in line for line in said)
+    assert same(first, encoded(drawings(4), _no_models(base), tmp_path))
+
+
+def test_a_cache_that_cannot_be_written_costs_no_run(base, tmp_path) -> None:
+    (tmp_path / "encoded").write_text("a file where the folder should be")
+    said: list[str] = []
+    assert len(encoded(drawings(3), base, tmp_path, said)) == 3
+    assert said and "not kept" in said[0]
+
+
+def test_half_precision_that_overflows_falls_back(base) -> None:
+    """SD1.5's VAE is known to overflow in fp16 for some fine-tunes; here its activations are scaled until it does."""
+    loud = dataclasses.replace(base, vae=load_base(Recipe(base=base.name), dtype=torch.float32, say=print).vae)
+    pictures = picture_batch(drawings(2), 64)
+    said: list[str] = []
+    half = Posterior(base, CPU, 64, views=2, say=said.append, dtype=torch.float16)
+    mean, _ = half(pictures)
+    wanted, _ = Posterior(base, CPU, 64, views=2, say=said.append)(pictures)
+    torch.testing.assert_close(mean, wanted, rtol=0.05, atol=0.01)
+    assert not said
+    with torch.no_grad():
+        loud.vae.encoder.conv_in.weight *= 1e6
+    mean, std = Posterior(loud, CPU, 64, views=2, say=said.append, dtype=torch.float16)(pictures)
+    wanted, _ = Posterior(loud, CPU, 64, views=2, say=said.append)(pictures)
+    assert torch.equal(mean, wanted) and std.isfinite().all() and len(said) == 1 and "half precision" in said[0]
+    assert next(base.vae.parameters()).dtype == torch.float32
+
+
+def test_a_vae_that_makes_nonsense_is_named(base, tmp_path) -> None:
+    broken = load_base(Recipe(base=base.name), dtype=torch.float32, say=print)
+    with torch.no_grad():
+        broken.vae.quant_conv.weight.fill_(float("nan"))
+    with pytest.raises(JobError, match="apple.npy row 0: the base's VAE makes no finite"):
+        encoded(drawings(2), broken, tmp_path)
+    assert not shards(tmp_path / "encoded")
+
+
+def test_resolution_must_fit_the_base(base, tmp_path) -> None:
+    wide = load_base(Recipe(base=base.name), dtype=torch.float32, say=print)
+    wide.vae.register_to_config(block_out_channels=(24, 24, 24, 48, 96))
+    with pytest.raises(UsageError, match="--resolution 64: a multiple of 128"):
+        encoded(drawings(1), wide, tmp_path)
+
+
+def test_take_gathers_views_and_captions(base, tmp_path) -> None:
+    result = encoded(drawings(6), base, tmp_path)
+    mean, std, embeddings = result.take(torch.tensor([4, 0]), torch.tensor([1, 0]))
+    assert torch.equal(mean, torch.stack([result.mean[4, 1], result.mean[0, 0]]))
+    assert torch.equal(std[0], result.std[4, 1]) and torch.equal(embeddings[0], result.embeddings[1])
+    assert result.nbytes == 2 * 6 * 2 * 4 * 16 * 16 * 4 + 6 * 8 + 3 * 32 * 96 * 4
+    assert same(result.to("cpu"), result)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(base, tmp_path, monkeypatch) -> None:
+    recipe = Recipe(base=base.name)
+    there = encode_dataset(drawings(6), base, recipe=recipe, device="cuda", cache=tmp_path, say=print)
+    here = encoded(drawings(6), base, tmp_path)
+    assert there.mean.dtype == torch.float16 and there.mean.is_cuda
+    torch.testing.assert_close(there.mean.float().cpu(), here.mean, rtol=0.05, atol=0.01)
+    monkeypatch.setattr(encode, "SHARE", 0.0)
+    pinned = encode_dataset(drawings(6), base, recipe=recipe, device="cuda", cache=tmp_path, say=print)
+    assert pinned.mean.is_pinned() and pinned.embeddings.is_cuda
+    picture, view = torch.tensor([4, 0]), torch.tensor([1, 0])
+    assert all(torch.equal(a, b) for a, b in zip(pinned.take(picture, view), there.take(picture, view), strict=True))
+
+
+def test_the_cache_folder_may_be_deleted_at_any_time(base, tmp_path) -> None:
+    first = encoded(drawings(3), base, tmp_path)
+    shutil.rmtree(tmp_path / "encoded")
+    assert same(first, encoded(drawings(3), base, tmp_path))
