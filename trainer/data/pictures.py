@@ -22,7 +22,7 @@ from trainer.run_folder import RECIPE, RunFolder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jfif", ".psd", ".svg")
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # never the parsers that run other programs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # never the parsers that run other programs
 PROCESSING = b"upright, on white, sRGB, bicubic short side, centre\0"  # part of every digest
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error,
           Image.DecompressionBombError)  # fmt: skip
