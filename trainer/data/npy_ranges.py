@@ -1,0 +1,251 @@
+"""Rows of a .npy file on a web server, by HTTP byte ranges (RFC 9110, section 14): its header first, then just those rows.
+
+fsspec's `cat_ranges` would fetch ranges, but it looks at no Content-Range, and where a server ignores Range it hands out
+the wrong bytes or reads the whole file. Wrong bytes here are wrong drawings in silence, so what every reply says of
+itself is checked. `requests` does the rest: connections kept open, proxies, certificates, transfers cut short.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+import struct
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Event
+from urllib.parse import unquote
+
+import numpy as np
+import requests
+from numpy.lib import format as npy
+from requests import exceptions as broken
+
+from convert.errors import JobError
+from trainer.data.drawings import ROW_BYTES
+
+TIMEOUT = (10, 30)  # seconds: to connect, and for any part of a reply to come
+TRIES = 6
+FIRST_PAUSE = 0.5  # seconds before the second try, doubled before each further one: 15 s in all
+LONGEST_PAUSE = 30.0  # seconds, whatever a server's Retry-After asks
+FIRST_BYTES = 1024  # official headers are 80 bytes, newer ones 128
+LONGEST_HEADER = 10_000  # bytes; numpy's own limit
+MOST_ROWS = 10_000_000  # the largest official file has some 340,000
+MERGED_GAP = 16 * 1024  # bytes between two rows that cost less than another request
+MIRROR = "check --data-url, or give a local folder of .npy drawings with --data"
+
+Span = tuple[int, int]  # bytes start..stop-1 of a file
+
+
+class FileChanged(JobError):
+    """The server's file is not the one whose header was read."""
+
+
+class _TryAgain(Exception):
+    """A reply that another try may better. wait: seconds the server asks for."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a header says. count: rows; offset: bytes before the first; etag: the server's strong mark of this version or ""."""
+
+    count: int
+    offset: int
+    etag: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self.offset + self.count * ROW_BYTES
+
+
+class RangeReader:
+    """Reads one file after another on one kept-open connection; for one thread.
+
+    warn: called with a line when the server ignores Range. stop: when set, waiting ends and reading raises JobError.
+    """
+
+    def __init__(self, warn: Callable[[str], None], stop: Event) -> None:
+        self._warn = warn
+        self._stop = stop
+        self._session = requests.Session()
+        self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "scribble-lora"})
+
+    def close(self) -> None:
+        self._session.close()
+
+    def layout(self, url: str) -> Layout:
+        """The header of a uint8 (N, 784) or (N, 1, 784) array. JobError where `url` is anything else."""
+        total, etag, (head,) = self._read(url, [(0, FIRST_BYTES)], None)
+        if len(head) < (needed := _header_length(url, head)):
+            total, etag, (head,) = self._read(url, [(0, needed)], None)
+        count, offset = _parse_header(url, head)
+        layout = Layout(count, offset, etag)
+        if total not in (None, layout.size):
+            raise JobError(f"{url}: is {total:,} bytes, but {count:,} drawings, as its header says, are {layout.size:,}: "
+                           f"the file is damaged or cut off: {MIRROR}")
+        return layout
+
+    def rows(self, url: str, layout: Layout, wanted: Iterable[int]) -> dict[int, bytes]:
+        """The 784 bytes of each wanted row. FileChanged where the file is no longer the one of `layout`."""
+        groups = _neighbours(wanted)
+        spans = [(layout.offset + g[0] * ROW_BYTES, layout.offset + (g[-1] + 1) * ROW_BYTES) for g in groups]
+        read = zip(groups, self._read(url, spans, layout)[2])
+        return {row: data[(row - group[0]) * ROW_BYTES :][:ROW_BYTES] for group, data in read for row in group}
+
+    def _read(self, url: str, spans: Sequence[Span], known: Layout | None) -> tuple[int | None, str, list[bytes]]:
+        """Size of the file (None: not told), its etag, and the bytes of ascending `spans`.
+
+        Without `known` a span may reach beyond the end of the file and is then cut there.
+        """
+        got: list[bytes] = []
+        size, etag, failures = None, "", 0
+        while len(got) < len(spans):
+            before = len(got)
+            try:
+                size, etag = self._request(url, spans[before:], known, got)
+                failures = 0
+            except (broken.ConnectionError, broken.Timeout, broken.ChunkedEncodingError, _TryAgain) as error:
+                failures = 1 if len(got) > before else failures + 1
+                self._pause(url, failures, error)
+            except (broken.RequestException, UnicodeError) as error:
+                raise JobError(f"{url}: cannot be asked for ({_reason(error)}): {MIRROR}") from error
+        return size, etag, got
+
+    def _request(self, url: str, spans: Sequence[Span], known: Layout | None, got: list[bytes]) -> tuple[int | None, str]:
+        """Ask for the first span; append its bytes to `got`, or those of all spans where the server sends the whole file."""
+        if self._stop.is_set():
+            raise JobError(f"{url}: was not read to the end: another file failed")
+        start, stop = spans[0]
+        with self._session.get(url, headers={"Range": f"bytes={start}-{stop - 1}"}, stream=True, timeout=TIMEOUT) as reply:
+            _check_status(url, reply)
+            partial = reply.status_code == 206
+            size, end = _part(url, reply, spans[0]) if partial else (_number(reply.headers.get("Content-Length")), None)
+            etag = reply.headers.get("ETag", "")
+            etag = "" if etag.startswith("W/") else etag
+            _check_same(url, known, size, etag)
+            if end is not None:
+                if end != min(stop, size or stop):
+                    raise _TryAgain(f"asked for bytes {start}-{stop - 1}, it sent {start}-{end - 1}")
+                (data,) = _cut(reply.iter_content(64 * 1024), [(0, end - start + 1)])  # one more than there should be
+                got.append(_sized(data, end - start))
+                return size, etag
+            if size is None or size > stop:
+                self._warn("the server ignores byte ranges, so files are read up to the last drawing needed: slow, up to "
+                           "270 MB a category; --data-url takes a mirror that has ranges")
+            for (first, last), data in zip(spans, _cut(reply.iter_content(64 * 1024), spans)):
+                got.append(data if known is None and size is None else _sized(data, min(last, size or last) - first))
+        return size, etag
+
+    def _pause(self, url: str, failures: int, error: Exception) -> None:
+        if failures >= TRIES:
+            if isinstance(error, _TryAgain):
+                raise JobError(f"{url}: tried {TRIES} times, and {error}: try again later; or {MIRROR}") from error
+            through = " through the proxy" if isinstance(error, broken.ProxyError) else ""
+            raise JobError(f"{url}: cannot be read{through} ({_root(error)}): check the connection; or {MIRROR}") from error
+        pause = FIRST_PAUSE * 2 ** (failures - 1) * random.uniform(0.75, 1.25)  # apart, or all workers return at once
+        self._stop.wait(max(pause, min(getattr(error, "wait", 0.0), LONGEST_PAUSE)))
+
+
+def _check_status(url: str, reply: requests.Response) -> None:
+    status = f"{reply.status_code} {reply.reason or ''}".strip()
+    if reply.status_code in (408, 425, 429) or reply.status_code >= 500:
+        raise _TryAgain(f"the server answered {status}", float(_number(reply.headers.get("Retry-After")) or 0))
+    if reply.status_code in (401, 403, 404, 410):
+        raise JobError(f"{url}: {status}: '{unquote(url.rsplit('/', 1)[1])}' is not to be had there: {MIRROR}")
+    if reply.status_code == 416:
+        raise FileChanged(f"{url}: {status}: the file is empty or shorter than its header says: {MIRROR}")
+    if reply.status_code not in (200, 206):
+        raise JobError(f"{url}: the server answered {status}, expected 206 Partial Content: {MIRROR}")
+    coding = reply.headers.get("Content-Encoding", "identity").lower()
+    if coding not in ("", "identity"):
+        raise JobError(f"{url}: the server sends it as {coding}, though asked not to; byte ranges mean nothing then: {MIRROR}")
+
+
+def _part(url: str, reply: requests.Response, span: Span) -> tuple[int | None, int]:
+    """The whole file's size (None: not told) and the part's end, as Content-Range says, if it begins where it should."""
+    said = reply.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)", said.strip(), re.ASCII)
+    if match is None or int(match[1]) != span[0] or int(match[2]) < span[0]:
+        raise JobError(f"{url}: asked for bytes {span[0]}-{span[1] - 1}, and the server's Content-Range is {said!r}: {MIRROR}")
+    return None if match[3] == "*" else int(match[3]), int(match[2]) + 1
+
+
+def _sized(data: bytes, expected: int) -> bytes:
+    if len(data) != expected:
+        raise _TryAgain(f"it sent {'more than' if len(data) > expected else f'{len(data):,} of'} {expected:,} bytes")
+    return data
+
+
+def _check_same(url: str, known: Layout | None, size: int | None, etag: str) -> None:
+    if known is not None and size not in (None, known.size):
+        raise FileChanged(f"{url}: is {size:,} bytes now, {known.size:,} by its header: it changed or is damaged: {MIRROR}")
+    if known is not None and known.etag and etag and etag != known.etag:
+        raise FileChanged(f"{url}: changed on the server while it was read: try again later; or {MIRROR}")
+
+
+def _cut(chunks: Iterable[bytes], spans: Sequence[Span]) -> Iterator[bytes]:
+    """The bytes of ascending `spans` of a stream, each as soon as it is whole; where the stream ends early, what there is."""
+    stream, position, part = iter(chunks), 0, b""  # `part` begins at byte `position` of the stream
+    for start, stop in spans:
+        while position + len(part) < stop and (chunk := next(stream, b"")):
+            gone = min(max(start - position, 0), len(part))
+            part, position = part[gone:] + chunk, position + gone
+        yield part[max(start - position, 0) : stop - position]
+
+
+def _neighbours(rows: Iterable[int]) -> list[list[int]]:
+    """Rows in ascending order, those near enough to be read at once together."""
+    groups: list[list[int]] = []
+    for row in sorted(set(rows)):
+        if groups and (row - groups[-1][-1] - 1) * ROW_BYTES <= MERGED_GAP:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _header_length(url: str, head: bytes) -> int:
+    """Bytes up to the first row, from a file's first 12 bytes."""
+    if len(head) < 12 or not head.startswith(npy.MAGIC_PREFIX) or head[6] not in (1, 2, 3):
+        found = "a web page" if head.lstrip().startswith(b"<") else "nothing" if not head else "something else"
+        raise JobError(f"{url}: expected a .npy file, the server sent {found}: {MIRROR}")
+    length = 10 + struct.unpack("<H", head[8:10])[0] if head[6] == 1 else 12 + struct.unpack("<I", head[8:12])[0]
+    if length > LONGEST_HEADER:
+        raise JobError(f"{url}: its .npy header is {length:,} bytes long, expected some 128: the file is damaged: {MIRROR}")
+    return length
+
+
+def _parse_header(url: str, head: bytes) -> tuple[int, int]:
+    """Rows and offset. numpy reads the header; version 3 is version 2 in UTF-8, the same for a header without field names."""
+    file = io.BytesIO(head)
+    try:
+        read = npy.read_array_header_1_0 if npy.read_magic(file)[0] == 1 else npy.read_array_header_2_0
+        shape, columns_first, dtype = read(file)
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        raise JobError(f"{url}: its .npy header cannot be read ({_reason(error)}): the file is damaged: {MIRROR}") from error
+    row = (ROW_BYTES,) if len(shape) == 2 else (1, ROW_BYTES)
+    if dtype != np.uint8 or shape[1:] != row or not 1 <= shape[0] <= MOST_ROWS or columns_first and shape[0] > 1:
+        found = "pickled objects" if dtype.hasobject else f"{dtype} {shape}" + " by columns" * columns_first
+        raise JobError(f"{url}: expected drawings as uint8 (N, {ROW_BYTES}), found {found}: {MIRROR}")
+    return int(shape[0]), file.tell()
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch(r"\d{1,15}", text.strip(), re.ASCII) else None
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _root(error: BaseException) -> str:
+    """What the system said, without the layers of requests and urllib3 around it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return _reason(error)

@@ -1,0 +1,195 @@
+"""QuickDraw's bitmaps from the public bucket or a mirror: a few MB for the paper's 2,000 drawings, and offline afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event, Lock
+from urllib.parse import quote, urlsplit
+
+from convert.errors import JobError, UsageError
+from convert.files import write_bytes
+from trainer.data.categories import QUICKDRAW
+from trainer.data.choice import Rows, choose_categories, choose_rows
+from trainer.data.drawings import ROW_BYTES
+from trainer.data.npy_folder import TRIGGER, few_rows
+from trainer.data.npy_ranges import FileChanged, Layout, RangeReader
+from trainer.data.records import Dataset, Drawing
+from trainer.recipe import Recipe
+
+ATTRIBUTION = "The Quick, Draw! Dataset, Google, Inc., CC BY 4.0"
+WORKERS = 16
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What is known of one category's file: its layout and the 784 bytes of some of its rows."""
+
+    layout: Layout
+    rows: dict[int, bytes]
+
+    def chosen(self, category: str, recipe: Recipe) -> Rows:
+        return choose_rows(category, self.layout.count, recipe.per_category, recipe.seed)
+
+    def lacks(self, category: str, recipe: Recipe) -> list[int]:
+        chosen = self.chosen(category, recipe)
+        return [row for row in chosen.train + chosen.held_out if row not in self.rows]
+
+
+def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say) -> Dataset:
+    """Drawings of `recipe.categories`, the same rows that a folder of the same files would give.
+
+    cache: the folder under which fetched rows are kept. say: gets one-line notices, one at a time.
+
+    Raises:
+        UsageError: a category is unknown, or --data-url is no web address.
+        JobError: a file cannot be had or is no uint8 (N, 784) or (N, 1, 784) array.
+    """
+    url = _checked(recipe.data_url)
+    seen, unseen = choose_categories(recipe.categories, list(QUICKDRAW), recipe.seed)
+    store = Store(cache / "quickdraw", url, _one_at_a_time(say))
+    known = {category: store.read(category) for category in seen}
+    have = {category: entry for category, entry in known.items() if entry is not None}
+    lacking = [category for category in seen if category not in have or have[category].lacks(category, recipe)]
+    if lacking:
+        store.say(f"QuickDraw: fetching drawings of {len(lacking)} categories from {url} (kept in {store.folder})")
+        have |= _fetch_all({category: known[category] for category in lacking}, store, recipe)
+    train: list[Drawing] = []
+    held_out: list[Drawing] = []
+    few: list[str] = []
+    for category in seen:
+        rows = have[category].chosen(category, recipe)
+        if len(rows.train) < recipe.per_category:
+            few.append(f"{category} ({len(rows.train)})")
+        train += _drawings(category, rows.train, have[category])
+        held_out += _drawings(category, rows.held_out, have[category])
+    return Dataset(train=train, held_out=held_out, trigger=TRIGGER, seen=seen, unseen=unseen, attribution=ATTRIBUTION,
+                   notes=[few_rows(few, recipe.per_category)] if few else [])
+
+
+def _drawings(category: str, rows: Sequence[int], entry: Fetched) -> list[Drawing]:
+    return [Drawing(bitmap=entry.rows[row], category=category, caption=f"{TRIGGER} {category}",
+                    source=f"{category}.npy row {row}") for row in rows]
+
+
+def _checked(data_url: str) -> str:
+    """--data-url without a slash at its end."""
+    try:
+        parts = urlsplit(data_url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
+        sound = sound and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UsageError(f"--data-url {data_url}: expected http:// or https:// and where <category>.npy files are served; a "
+                         "folder on this machine is given with --data")
+    return data_url.rstrip("/")
+
+
+def _one_at_a_time(say: Say) -> Say:
+    """`say` for several threads, which says equal lines once."""
+    lock, said = Lock(), set[str]()
+
+    def tell(line: str) -> None:
+        with lock:
+            if line not in said:
+                said.add(line)
+                say(line)
+
+    return tell
+
+
+def _fetch_all(known: dict[str, Fetched | None], store: Store, recipe: Recipe) -> dict[str, Fetched]:
+    """Fetch what is lacking, several categories at once. The first error ends it; categories done by then are kept."""
+    from tqdm import tqdm
+
+    stop = Event()
+
+    def fetch(category: str) -> Fetched:
+        with closing(RangeReader(lambda line: store.say(f"{store.url}: {line}"), stop)) as reader:
+            return _fetch(category, known[category], reader, store, recipe)
+
+    done: dict[str, Fetched] = {}
+    pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="quickdraw")
+    try:
+        waiting = {pool.submit(fetch, category): category for category in known}
+        with tqdm(total=len(known), desc="QuickDraw", unit="category", disable=None) as bar:
+            for future in as_completed(waiting):
+                done[waiting[future]] = future.result()
+                bar.update()
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+    return done
+
+
+def _fetch(category: str, known: Fetched | None, reader: RangeReader, store: Store, recipe: Recipe) -> Fetched:
+    url = store.address(category)
+    try:
+        whole = _completed(category, known, reader, url, recipe)
+    except FileChanged:
+        if known is None:
+            raise
+        store.say(f"{url}: is no longer the file that the kept drawings are from: fetching all of them again")
+        whole = _completed(category, None, reader, url, recipe)
+    store.write(category, whole)
+    return whole
+
+
+def _completed(category: str, known: Fetched | None, reader: RangeReader, url: str, recipe: Recipe) -> Fetched:
+    have = known or Fetched(reader.layout(url), {})
+    return Fetched(have.layout, have.rows | reader.rows(url, have.layout, have.lacks(category, recipe)))
+
+
+class Store:
+    """Fetched rows on disk, a file per category and --data-url: a line of JSON (facts, sha256), then the rows' bytes."""
+
+    def __init__(self, folder: Path, url: str, say: Say) -> None:
+        self.folder, self.url, self.say = folder, url, say
+
+    def address(self, category: str) -> str:
+        return f"{self.url}/{quote(category)}.npy"
+
+    def path(self, category: str) -> Path:
+        key = hashlib.sha256(f"{self.url}\0{category}".encode()).hexdigest()
+        return self.folder / f"{category.replace(' ', '-')}-{key[:16]}.rows"
+
+    def read(self, category: str) -> Fetched | None:
+        """What is kept, or None. A damaged file is said and counts as none."""
+        path = self.path(category)
+        try:
+            line, _, body = path.read_bytes().partition(b"\n")
+            facts = json.loads(line)
+            if facts.pop("sha256") != _checksum(facts, body) or facts["url"] != self.address(category):
+                raise ValueError("its checksum does not fit its bytes")
+            if len(body) != ROW_BYTES * len(facts["rows"]):
+                raise ValueError("it has not the bytes of its rows")
+            rows = {row: body[i * ROW_BYTES : (i + 1) * ROW_BYTES] for i, row in enumerate(facts["rows"])}
+            return Fetched(Layout(**facts["layout"]), rows)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.say(f"{path}: damaged ({' '.join(str(error).split())}); fetching its drawings again")
+            return None
+
+    def write(self, category: str, entry: Fetched) -> None:
+        """Keep `entry`. A full or read-only disk costs the next run a download, not this run: it is said."""
+        rows = sorted(entry.rows)
+        body = b"".join(entry.rows[row] for row in rows)
+        facts = {"url": self.address(category), "layout": asdict(entry.layout), "rows": rows}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.path(category), json.dumps(facts | {"sha256": _checksum(facts, body)}).encode() + b"\n" + body)
+        except (OSError, JobError):
+            self.say(f"{self.folder}: cannot be written: the fetched drawings are not kept for the next run; see --cache")
+
+
+def _checksum(facts: dict[str, object], body: bytes) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + b"\n" + body).hexdigest()
