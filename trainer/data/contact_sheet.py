@@ -40,7 +40,8 @@ def write_contact_sheet(dataset: Dataset, path: Path, *, resolution: int, seed: 
     rows = -(-len(examples) // columns)
     figure = Figure(figsize=(max(2.4 * columns, 4.8), 2 * (2.9 * rows + 0.4)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subfigures(2, 1)
+    parts: Any = figure.subfigures(2, 1)
+    above, below = parts
     side = f"{resolution}\N{MULTIPLICATION SIGN}{resolution}"
     _draw(above, "As found", examples, rows, columns, lambda e: e.raw(), lambda e: e.category or e.source)
     _draw(below, f"As learnt, {side}", examples, rows, columns, lambda e: e.pixels(resolution),
