@@ -43,7 +43,8 @@ def download(repository: str, choose: Choose) -> tuple[Path, str]:
     try:
         information = HfApi().model_info(repository, timeout=PATIENCE)
         chosen = choose([sibling.rfilename for sibling in information.siblings or []])
-        folder = snapshot_download(repository, revision=information.sha, allow_patterns=chosen, etag_timeout=PATIENCE)
+        # by branch, not by commit: only so the cache remembers which commit `main` is, and serves the next run offline
+        folder = Path(snapshot_download(repository, allow_patterns=chosen, etag_timeout=PATIENCE))
     except (UsageError, JobError):
         raise
     except hub.GatedRepoError as error:
@@ -55,7 +56,7 @@ def download(repository: str, choose: Choose) -> tuple[Path, str]:
     except Exception as error:  # of whichever network library the hub's client is built on
         raise JobError(f"{repository}: cannot be had from the hub ({_reason(error)}), and is not whole in its cache"
                        ) from error
-    return Path(folder), str(information.sha)
+    return folder, folder.name
 
 
 def _reason(error: BaseException) -> str:
