@@ -15,6 +15,7 @@ from trainer.draws import generator_of
 from trainer.encode import encode_captions
 
 GUIDANCE, STEPS = 7.5, 25
+MINIATURE_GUIDANCE = 4.0  # the miniature's colours burn out above
 _NOISE = 4  # draws.generator_of's key for starting noise
 
 
@@ -25,8 +26,9 @@ class Sampler:
     """
 
     def __init__(self, base: Base, compute: Compute, *, resolution: int = 0, steps: int = STEPS,
-                 guidance: float = GUIDANCE) -> None:  # fmt: skip
-        self.base, self.compute, self.steps, self.guidance = base, compute, steps, guidance
+                 guidance: float = 0.0) -> None:  # fmt: skip
+        self.base, self.compute, self.steps = base, compute, steps
+        self.guidance = guidance or (MINIATURE_GUIDANCE if base.family == "scribble_miniature" else GUIDANCE)
         self.side = (resolution or base.resolution) // 2 ** (len(base.vae.config.block_out_channels) - 1)
         self._prompts: dict[str, Tensor] = {}
 
@@ -40,7 +42,7 @@ class Sampler:
         from diffusers import DPMSolverMultistepScheduler
 
         base, device = self.base, self.compute.device
-        if base.unet.peft_config if hasattr(base.unet, "peft_config") else False:
+        if getattr(base.unet, "peft_config", None):
             adapter.set_scale(base.unet, scale)
         scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config, use_karras_sigmas=False)
         scheduler.set_timesteps(self.steps, device=device)
