@@ -16,14 +16,17 @@ Choose = Callable[[list[str]], list[str]]
 
 def cached(repository: str, choose: Choose) -> tuple[Path, str] | None:
     """The snapshot folder of `repository` and its commit if every chosen file is in the cache, without any network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
+    try:  # by one file: newer clients call a snapshot without the files that we left out incomplete
+        found = try_to_load_from_cache(repository, "unet/config.json")
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parents[1]
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         chosen = choose(names)
-    except (LocalEntryNotFoundError, HFValidationError, UsageError, JobError):
+    except (HFValidationError, UsageError, JobError):
         return None  # not there, or not whole: the hub decides
     return (folder, folder.name) if all(name in names for name in chosen) else None
 

@@ -113,7 +113,8 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub, repository, tmp_path)
               "scheduler/scheduler_config.json"}  # fmt: skip
     assert {name for name in fetched if not name.startswith("tokenizer/")} == wanted
     again = load(NAME, tmp_path, HF_HUB_OFFLINE="1")
-    assert again.returncode == 0 and again.stdout == first.stdout.splitlines(keepends=True)[-1]
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first.stdout.splitlines(keepends=True)[-1]
     unreachable = load(NAME, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert unreachable.stdout == again.stdout
 
