@@ -51,7 +51,7 @@ class Training:
             self.parameters, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay,
             fused=self.compute.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.compute.device.type, enabled=self.compute.scaled)
-        self.shape = {"latent": tuple(self.encoded.mean.shape[2:]), "timesteps": self.objective.timesteps}
+        self.shape: dict[str, Any] = {"latent": tuple(self.encoded.mean.shape[2:]), "timesteps": self.objective.timesteps}
 
 
 def learning_rate(recipe: Recipe, step: int, total: int) -> float:
