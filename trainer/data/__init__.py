@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from convert.errors import UsageError
 from trainer.data.records import Dataset
 from trainer.recipe import Recipe
 
-DOODLES_PER_CATEGORY = 60
+EXPECTED = "expected 'quickdraw', 'doodles', or a folder of .npy drawings or of pictures"
 
 
 def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None]) -> Dataset:
@@ -17,21 +18,37 @@ def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None]) -> 
     if recipe.data == "quickdraw":
         from trainer.data.quickdraw import load_quickdraw
 
-        return load_quickdraw(recipe, cache=cache, say=say)
-    from trainer.data.npy_folder import load_npy_folder
+        return _told(load_quickdraw(recipe, cache=cache, say=say), recipe)
+    from trainer.data.npy_folder import load_npy_folder, npy_files
 
     if recipe.data == "doodles":
-        from trainer.miniature.doodles import write_doodles
+        from trainer.data.made_up import doodles_folder
 
-        folder = cache / f"doodles-{recipe.seed}"
-        write_doodles(folder, per_category=DOODLES_PER_CATEGORY, seed=recipe.seed)
-        return load_npy_folder(folder, recipe)
+        return _told(load_npy_folder(doodles_folder(recipe, cache), recipe, attribution=""), recipe)
     folder = Path(recipe.data).expanduser()
-    if not folder.is_dir():
-        raise UsageError(f"--data {recipe.data}: there is no such folder; expected 'quickdraw', 'doodles' or a folder of "
-                         ".npy drawings or pictures")
-    if any(folder.glob("*.npy")):
-        return load_npy_folder(folder, recipe)
+    _check(folder, recipe.data)
+    if npy_files(folder):
+        return _told(load_npy_folder(folder, recipe), recipe)
+    inner = sorted(place for place in folder.iterdir() if place.is_dir() and npy_files(place))
+    if inner:
+        raise UsageError(f"--data {recipe.data}: its drawings are in {inner[0].name}: give --data {inner[0]}")
     from trainer.data.pictures import load_pictures
 
     return load_pictures(folder, recipe)
+
+
+def _check(folder: Path, given: str) -> None:
+    if folder.is_file():
+        hint = f"; give its folder, and --categories {folder.stem!r}" if folder.suffix.lower() == ".npy" else ""
+        raise UsageError(f"--data {given}: is a file; {EXPECTED}{hint}")
+    if not folder.is_dir():
+        raise UsageError(f"--data {given}: there is no such folder; {EXPECTED}")
+
+
+def _told(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """`dataset` of drawings, with a note where the recipe asks for what only own pictures have."""
+    asked = [flag for flag, value in (("--trigger", recipe.trigger), ("--held-out", recipe.held_out)) if value]
+    if not asked:
+        return dataset
+    note = f"not used: {' and '.join(asked)}, for own pictures; drawings are captioned '{dataset.trigger} …', 30 % are held out"
+    return replace(dataset, notes=[*dataset.notes, note])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+ATTRIBUTION = "The Quick, Draw! Dataset, Google, Inc., CC BY 4.0"
+
 _NAMES = """
 The Eiffel Tower, The Great Wall of China, The Mona Lisa, aircraft carrier, airplane, alarm clock, ambulance, angel,
 animal migration, ant, anvil, apple, arm, asparagus, axe, backpack, banana, bandage, barn, baseball, baseball bat,

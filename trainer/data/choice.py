@@ -33,16 +33,26 @@ def choose_categories(wanted: str, known: list[str], seed: int) -> tuple[list[st
         order = np.random.default_rng([seed, 10]).permutation(len(known))
         seen = {sorted(known)[i] for i in order[:count]}
     else:
-        names = {name.strip().lower(): name for name in known}
+        names = {_plain(name): name for name in known}
         asked = [name.strip() for name in wanted.split(",") if name.strip()]
         if not asked:
             raise UsageError("--categories: expected a number or names with commas")
         for name in asked:
-            if name.lower() not in names:
-                close = difflib.get_close_matches(name.lower(), names, n=3) or sorted(names)[:3]
-                raise UsageError(f"--categories {name!r}: no such category; did you mean {', '.join(close)}?")
-        seen = {names[name.lower()] for name in asked}
+            if _plain(name) not in names:
+                close = difflib.get_close_matches(_plain(name), names, n=3)
+                hint = f"did you mean {', '.join(names[c] for c in close)}?" if close else f"there are {_some(known)}"
+                raise UsageError(f"--categories {name!r}: no such category; {hint}")
+        seen = {names[_plain(name)] for name in asked}
     return sorted(seen), sorted(set(known) - seen)
+
+
+def _plain(name: str) -> str:
+    """A category's name without regard to case, and to `_` for a space."""
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def _some(names: list[str], most: int = 10) -> str:
+    return ", ".join(sorted(names)[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
-from convert.errors import JobError
+from convert.errors import JobError, UsageError
+from trainer.data.categories import ATTRIBUTION, QUICKDRAW
 from trainer.data.choice import choose_categories, choose_rows
 from trainer.data.drawings import ROW_BYTES
+from trainer.data.npy_header import LONGEST_HEADER, header_length, parse_header
 from trainer.data.records import Dataset, Drawing, Example
 from trainer.recipe import Recipe
 
 TRIGGER = "a scribble of"
+BUCKET_PREFIX = "full_numpy_bitmap_"  # what a browser makes of the bucket's path when it saves one of its files
+AGAIN = "get the file again, or remove it"
 
 
-def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str = "") -> Dataset:
+def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = None) -> Dataset:
     """Drawings of `recipe.categories` from `folder`; captions "a scribble of <category>" (section 2.3).
 
+    A number of categories above what the folder has takes all of them if it is the recipe's default, which is for
+    QuickDraw. attribution: None if it is not known; then files that all bear QuickDraw's names count as QuickDraw's.
+
     Raises:
-        UsageError: a category is unknown, or more are asked for than there are.
+        UsageError: a category is unknown, more are asked for than there are, or two files are one category.
         JobError: a file is no uint8 (N, 784) or (N, 1, 784) array.
     """
-    files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+    files = categories_of(folder)
     default = recipe.categories == Recipe.__dataclass_fields__["categories"].default
     wanted = str(min(len(files), int(recipe.categories))) if default else recipe.categories
     seen, unseen = choose_categories(wanted, list(files), recipe.seed)
@@ -35,33 +43,54 @@ def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str = "") -> D
         rows = choose_rows(category, len(bitmaps), recipe.per_category, recipe.seed)
         if len(rows.train) < recipe.per_category:
             few.append(f"{category} ({len(rows.train)})")
-        train += drawings(category, files[category].name, rows.train, bitmaps)
-        held_out += drawings(category, files[category].name, rows.held_out, bitmaps)
+        train += drawings(category, rows.train, bitmaps)
+        held_out += drawings(category, rows.held_out, bitmaps)
     notes = [few_rows(few, recipe.per_category)] if few else []
     if default and len(files) < int(recipe.categories):
         notes.append(f"{folder} has {len(files)} categories, fewer than {recipe.categories}: all are trained on")
+    if attribution is None and set(files) <= set(QUICKDRAW):
+        attribution = ATTRIBUTION
+        notes.append(f"{folder} has QuickDraw's categories: the LoRA's metadata will name {ATTRIBUTION}")
     return Dataset(train=train, held_out=held_out, trigger=TRIGGER, notes=notes, seen=seen, unseen=unseen,
-                   attribution=attribution)
+                   attribution=attribution or "")
+
+
+def npy_files(folder: Path) -> list[Path]:
+    """The .npy files of `folder`, sorted; not the hidden ones, which a Mac's archives are full of (`._apple.npy`)."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() == ".npy" and p.is_file() and not p.name.startswith("."))
+
+
+def categories_of(folder: Path) -> dict[str, Path]:
+    """The files by category: `alarm clock.npy`, `alarm%20clock.npy` and `full_numpy_bitmap_alarm clock.npy` are one."""
+    files: dict[str, Path] = {}
+    for file in npy_files(folder):
+        other = files.setdefault(unquote(file.stem).removeprefix(BUCKET_PREFIX), file)
+        if other != file:
+            raise UsageError(f"--data {folder}: {other.name} and {file.name} are one category; remove one of them")
+    return files
 
 
 def open_bitmaps(path: Path) -> np.ndarray:
-    """The rows of a file, uint8 (N, 784), left on disk. JobError where it is anything else."""
+    """The rows of a file, uint8 (N, 784), left on disk. JobError where it is anything else, or not of its header's length."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise JobError(f"{path}: is no sound .npy file ({error}): download it again") from error
-    shape = getattr(array, "shape", ())
-    if getattr(array, "dtype", None) != np.uint8 or shape[1:] not in ((ROW_BYTES,), (1, ROW_BYTES)) or not len(array):
-        raise JobError(f"{path}: expected drawings as uint8 (N, {ROW_BYTES}), found {getattr(array, 'dtype', '?')} {shape}")
-    return array.reshape(-1, ROW_BYTES)
+        with open(path, "rb") as file:
+            head = file.read(LONGEST_HEADER)
+        size = path.stat().st_size
+        header_length(str(path), head, AGAIN)
+        count, offset = parse_header(str(path), head, AGAIN)
+        if size != offset + count * ROW_BYTES:
+            raise JobError(f"{path}: is {size:,} bytes, but {count:,} drawings, as its header says, are "
+                           f"{offset + count * ROW_BYTES:,}: the file is damaged or cut off: {AGAIN}")
+        return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(count, ROW_BYTES))
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def drawings(category: str, file: str, rows: Iterable[int], bitmaps: np.ndarray) -> list[Drawing]:
+def drawings(category: str, rows: Iterable[int], bitmaps: np.ndarray) -> list[Drawing]:
     return [Drawing(bitmap=bitmaps[row].tobytes(), category=category, caption=f"{TRIGGER} {category}",
-                    source=f"{file} row {row}") for row in rows]
+                    source=f"{category}.npy row {row}") for row in rows]
 
 
 def few_rows(few: list[str], asked: int) -> str:
     """The notice for categories whose 70 % part has fewer drawings than asked."""
-    shown = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
-    return f"fewer than {asked} training drawings, all are used: {shown}"
+    return f"fewer than {asked} training drawings in {len(few)} categories, all are used: {', '.join(few)}"

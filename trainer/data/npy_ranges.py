@@ -7,31 +7,25 @@ itself is checked. `requests` does the rest: connections kept open, proxies, cer
 
 from __future__ import annotations
 
-import io
 import random
 import re
-import struct
-import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from urllib.parse import unquote
 
-import numpy as np
 import requests
-from numpy.lib import format as npy
 from requests import exceptions as broken
 
 from convert.errors import JobError
 from trainer.data.drawings import ROW_BYTES
+from trainer.data.npy_header import header_length, parse_header
 
 TIMEOUT = (10, 30)  # seconds: to connect, and for any part of a reply to come
 TRIES = 6
 FIRST_PAUSE = 0.5  # seconds before the second try, doubled before each further one: 15 s in all
 LONGEST_PAUSE = 30.0  # seconds, whatever a server's Retry-After asks
 FIRST_BYTES = 1024  # official headers are 80 bytes, newer ones 128
-LONGEST_HEADER = 10_000  # bytes; numpy's own limit
-MOST_ROWS = 10_000_000  # the largest official file has some 340,000
 MERGED_GAP = 16 * 1024  # bytes between two rows that cost less than another request
 MIRROR = "check --data-url, or give a local folder of .npy drawings with --data"
 
@@ -82,9 +76,9 @@ class RangeReader:
     def layout(self, url: str) -> Layout:
         """The header of a uint8 (N, 784) or (N, 1, 784) array. JobError where `url` is anything else."""
         total, etag, (head,) = self._read(url, [(0, FIRST_BYTES)], None)
-        if len(head) < (needed := _header_length(url, head)):
+        if len(head) < (needed := header_length(url, head, MIRROR)):
             total, etag, (head,) = self._read(url, [(0, needed)], None)
-        count, offset = _parse_header(url, head)
+        count, offset = parse_header(url, head, MIRROR)
         layout = Layout(count, offset, etag)
         if total not in (None, layout.size):
             raise JobError(f"{url}: is {total:,} bytes, but {count:,} drawings, as its header says, are {layout.size:,}: "
@@ -208,32 +202,6 @@ def _neighbours(rows: Iterable[int]) -> list[list[int]]:
         else:
             groups.append([row])
     return groups
-
-
-def _header_length(url: str, head: bytes) -> int:
-    """Bytes up to the first row, from a file's first 12 bytes."""
-    if len(head) < 12 or not head.startswith(npy.MAGIC_PREFIX) or head[6] not in (1, 2, 3):
-        found = "a web page" if head.lstrip().startswith(b"<") else "nothing" if not head else "something else"
-        raise JobError(f"{url}: expected a .npy file, the server sent {found}: {MIRROR}")
-    length = 10 + struct.unpack("<H", head[8:10])[0] if head[6] == 1 else 12 + struct.unpack("<I", head[8:12])[0]
-    if length > LONGEST_HEADER:
-        raise JobError(f"{url}: its .npy header is {length:,} bytes long, expected some 128: the file is damaged: {MIRROR}")
-    return length
-
-
-def _parse_header(url: str, head: bytes) -> tuple[int, int]:
-    """Rows and offset. numpy reads the header; version 3 is version 2 in UTF-8, the same for a header without field names."""
-    file = io.BytesIO(head)
-    try:
-        read = npy.read_array_header_1_0 if npy.read_magic(file)[0] == 1 else npy.read_array_header_2_0
-        shape, columns_first, dtype = read(file)
-    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError, tokenize.TokenError) as error:
-        raise JobError(f"{url}: its .npy header cannot be read ({_reason(error)}): the file is damaged: {MIRROR}") from error
-    row = (ROW_BYTES,) if len(shape) == 2 else (1, ROW_BYTES)
-    if dtype != np.uint8 or shape[1:] != row or not 1 <= shape[0] <= MOST_ROWS or columns_first and shape[0] > 1:
-        found = "pickled objects" if dtype.hasobject else f"{dtype} {shape}" + " by columns" * columns_first
-        raise JobError(f"{url}: expected drawings as uint8 (N, {ROW_BYTES}), found {found}: {MIRROR}")
-    return int(shape[0]), file.tell()
 
 
 def _number(text: str | None) -> int | None:

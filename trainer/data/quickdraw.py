@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from convert.errors import JobError, UsageError
 from convert.files import write_bytes
-from trainer.data.categories import QUICKDRAW
+from trainer.data.categories import ATTRIBUTION, QUICKDRAW
 from trainer.data.choice import Rows, choose_categories, choose_rows
 from trainer.data.drawings import ROW_BYTES
 from trainer.data.npy_folder import TRIGGER, few_rows
@@ -22,7 +22,6 @@ from trainer.data.npy_ranges import FileChanged, Layout, RangeReader
 from trainer.data.records import Dataset, Drawing
 from trainer.recipe import Recipe
 
-ATTRIBUTION = "The Quick, Draw! Dataset, Google, Inc., CC BY 4.0"
 WORKERS = 16
 
 Say = Callable[[str], None]

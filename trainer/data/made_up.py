@@ -1,0 +1,49 @@
+"""The doodles of the miniature world, kept as a folder of .npy files: from there on they are read as QuickDraw's are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from convert.errors import JobError
+from trainer.data.choice import TRAIN_SHARE
+from trainer.miniature import doodles, shapes
+from trainer.recipe import Recipe
+
+FEWEST_ROWS = 60  # drawings of a category, so that the parts do not change with a small --per-category
+
+
+def doodles_folder(recipe: Recipe, cache: Path) -> Path:
+    """A folder under `cache` of `<category>.npy`, made where it is missing: enough rows for `recipe.per_category`.
+
+    Its name holds the seed, the rows and the drawing code's digest, so equal recipes have equal drawings whatever was
+    made before. It appears whole: processes that start together do not see each other's halves.
+    """
+    rows = max(FEWEST_ROWS, math.ceil((recipe.per_category + 1) / TRAIN_SHARE))
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (doodles, shapes))
+    folder = cache / f"doodles-{recipe.seed}-{rows}-{hashlib.sha256(code).hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=".doodles-", dir=cache))
+        try:
+            doodles.write_doodles(making, per_category=rows, seed=recipe.seed)
+            _appear(making, folder)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    except OSError as error:
+        raise JobError(f"{folder}: cannot be written: {error.strerror or error}: give another --cache") from error
+    return folder
+
+
+def _appear(making: Path, folder: Path) -> None:
+    try:
+        os.rename(making, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same drawings
+            raise
