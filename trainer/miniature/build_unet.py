@@ -16,7 +16,9 @@ from trainer.miniature.schedule import Progress, cosine, seeded
 from trainer.miniature.vocabulary import build_tokenizer
 from trainer.miniature.world import Subject, caption
 
-STEPS, BATCH, LEARNING_RATE = 1250, 48, 1.5e-3
+STEPS, BATCH, LEARNING_RATE = 3700, 48, 1.5e-3
+FIRST, DECAY = 1250, 700  # steps of the first cosine; of the last descent to zero
+PLATEAU = 1e-3  # the learning rate between the two: such a plateau can be lengthened without starting again
 SNR_GAMMA = 5.0  # min-SNR weighting (Hang et al. 2023): without it these few steps go to the easy timesteps
 KEEP_EVERY = 100
 
@@ -49,13 +51,20 @@ def train_unet(pictures: np.ndarray, subjects: list[Subject], folder: Path) -> N
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine(step, STEPS, warmup=100)
+            group["lr"] = learning_rate(step)
         optimizer.step()
         progress(step, loss)
         if (step + 1) % KEEP_EVERY == 0:
             _keep(folder / "unet.pt", step + 1, unet, text, optimizer, generator)
     unet.save_pretrained(folder / "unet")
     text.save_pretrained(folder / "text_encoder")
+
+
+def learning_rate(step: int) -> float:
+    """A cosine over the first steps, then warm-up, plateau and a straight descent (Hägele et al. 2024)."""
+    if step < FIRST:
+        return LEARNING_RATE * cosine(step, FIRST, warmup=100)
+    return PLATEAU * min((step - FIRST + 1) / 50, 1.0, (STEPS - step) / DECAY)
 
 
 def _keep(path: Path, step: int, unet, text, optimizer, generator) -> None:
