@@ -109,10 +109,8 @@ def _from_hub(recipe: Recipe, dtype: torch.dtype, say: Say) -> Base:
     def choose(names: list[str]) -> list[str]:
         return diffusers_folder.needed(recipe.base, names, half=half)
 
-    if not hub.cached(recipe.base, choose):
-        say(f"{recipe.base}: downloading from the hub into its cache (a few GB, once)")
     try:
-        folder, commit = hub.download(recipe.base, choose)
+        folder, commit = hub.download(recipe.base, choose, say)
     except JobError as error:
         raise JobError(f"--base {error}; go online, or give --base a .safetensors file or diffusers folder of Stable "
                        "Diffusion 1.5 on this machine") from error

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convert.errors import JobError
 from trainer.base import Base
 from trainer.data.records import Example
 
@@ -50,6 +51,7 @@ class Posterior:
         self.device, self.views, self.say, self._original = device, views, say, base.vae
         self._dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
         self._vae: Any = None
+        self._parts = 1  # of a batch, one after the other; doubled when a GPU runs out of memory
         config = base.vae.config
         latent = side // 2 ** (len(config.block_out_channels) - 1)
         self.shape = (views, config.latent_channels, latent, latent)
@@ -76,11 +78,21 @@ class Posterior:
 
     @torch.no_grad()
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self._vae is None:
-            self._vae = moved(self._original, self.device, self._dtype)
-        posterior = self._vae.encode(x.to(self._dtype).contiguous()).latent_dist
+        """Mean and std of pictures (B, 3, side, side), in as many parts as memory asks for."""
+        while True:
+            try:
+                if self._vae is None:
+                    self._vae = moved(self._original, self.device, self._dtype)
+                parts = [self._vae.encode(some).latent_dist for some in x.to(self._dtype).chunk(self._parts)]
+                break
+            except torch.OutOfMemoryError as error:
+                if self._parts >= len(x):
+                    raise JobError("out of memory on encoding a single picture: close other programs that use the GPU, or "
+                                   "give a smaller --resolution") from error
+                self._parts *= 2
+                torch.cuda.empty_cache()
         factor = self._original.config.scaling_factor
-        return posterior.mean.float() * factor, posterior.std.float() * factor
+        return (torch.cat([p.mean.float() for p in parts]) * factor, torch.cat([p.std.float() for p in parts]) * factor)
 
 
 def moved(model: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -14,13 +14,20 @@ Choose = Callable[[list[str]], list[str]]
 """From the names of all files that are there to those that are needed; raises UsageError or JobError if some lack."""
 
 
-def cached(repository: str, choose: Choose) -> tuple[Path, str] | None:
-    """The snapshot folder of `repository` and its commit if every chosen file is in the cache, without any network."""
+def split(name: str) -> tuple[str, str | None]:
+    """`owner/model@revision` -> (`owner/model`, branch, tag or commit); None where the name has no `@`: its main branch."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
+
+
+def cached(name: str, choose: Choose) -> tuple[Path, str] | None:
+    """The snapshot folder of model `name` and its commit if every chosen file is in the cache, without any network."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    repository, revision = split(name)
     try:  # by one file: newer clients call a snapshot without the files that we left out incomplete
-        found = try_to_load_from_cache(repository, "unet/config.json")
+        found = try_to_load_from_cache(repository, "unet/config.json", revision=revision)
         if not isinstance(found, str):
             return None
         folder = Path(found).parents[1]
@@ -31,8 +38,10 @@ def cached(repository: str, choose: Choose) -> tuple[Path, str] | None:
     return (folder, folder.name) if all(name in names for name in chosen) else None
 
 
-def download(repository: str, choose: Choose) -> tuple[Path, str]:
-    """The folder of `repository`'s chosen files and its commit, from the cache or else from the hub.
+def download(name: str, choose: Choose, say: Callable[[str], None]) -> tuple[Path, str]:
+    """The folder of model `name`'s chosen files and its commit, from the cache or else from the hub.
+
+    say: is told before the gigabytes come, once the hub has answered.
 
     Raises:
         UsageError: the hub has no such repository, or not for this user.
@@ -41,18 +50,22 @@ def download(repository: str, choose: Choose) -> tuple[Path, str]:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub import errors as hub
 
-    if found := cached(repository, choose):
+    if found := cached(name, choose):
         return found
+    repository, revision = split(name)
     try:
-        information = HfApi().model_info(repository, timeout=PATIENCE)
+        information = HfApi().model_info(repository, revision=revision, timeout=PATIENCE)
         chosen = choose([sibling.rfilename for sibling in information.siblings or []])
         # by branch, not by commit: only so the cache remembers which commit `main` is, and serves the next run offline
-        folder = Path(snapshot_download(repository, allow_patterns=chosen, etag_timeout=PATIENCE))
+        say(f"{name}: downloading from the hub into its cache (a few GB, once)")
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=chosen, etag_timeout=PATIENCE))
     except (UsageError, JobError):
         raise
     except hub.GatedRepoError as error:
         raise UsageError(f"{repository}: its owner asks you to accept terms: do so on its page, "
                          f"https://huggingface.co/{repository}, then run `hf auth login`") from error
+    except hub.RevisionNotFoundError as error:
+        raise UsageError(f"{name}: the hub's {repository} has no branch, tag or commit {revision!r}") from error
     except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
         raise UsageError(f"{repository}: is neither a file or folder here nor a model on the hub that you may read: "
                          "check the spelling, or run `hf auth login` if it is private") from error

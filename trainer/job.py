@@ -134,8 +134,7 @@ def _check_captions(dataset: Dataset, base: Base, tell: Any) -> None:
     limit = base.tokenizer.model_max_length
     long = count_long_captions([*dataset.train, *dataset.held_out], base.tokenizer, limit)
     if long:
-        tell(f"{len(long)} captions are longer than the text encoder's {limit} tokens and are cut there, first "
-             f"{long[0].source}")
+        tell(f"captions longer than the text encoder's {limit} tokens, cut there: {len(long)}, first {long[0].source}")
 
 
 def _sampling(sampler: Sampler, dataset: Dataset, folder: RunFolder) -> Any:

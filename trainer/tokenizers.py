@@ -147,7 +147,7 @@ def _downloaded() -> Any:
     from trainer.hub import download
 
     try:
-        folder, _ = download("openai/clip-vit-large-patch14", lambda names: ["vocab.json", "merges.txt"])
+        folder, _ = download("openai/clip-vit-large-patch14", lambda names: ["vocab.json", "merges.txt"], say=lambda line: None)
     except (UsageError, JobError) as error:
         raise JobError(f"CLIP's tokenizer, which a single-file base does not carry, is not on this machine; {_PLACES}"
                        ) from error

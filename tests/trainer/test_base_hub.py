@@ -74,6 +74,8 @@ def hub(repository: Path) -> Iterator[tuple[str, list[str]]]:
             if path.startswith(f"/api/models/{NAME}/tree"):
                 tree = [{"type": "file", "path": n, "size": (repository / n).stat().st_size, "oid": "0"} for n in names]
                 return self.answer(200, json.dumps(tree).encode(), {})
+            if "/revision/" in path and path.rpartition("/")[2] not in ("main", "v2", COMMIT):
+                return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             if path.startswith(f"/api/models/{NAME}"):
                 about = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
                 return self.answer(200, json.dumps(about).encode(), {})
@@ -117,6 +119,15 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub, repository, tmp_path)
     assert again.stdout == first.stdout.splitlines(keepends=True)[-1]
     unreachable = load(NAME, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert unreachable.stdout == again.stdout
+
+
+def test_a_revision_is_another_entry_of_the_cache(hub, tmp_path) -> None:
+    address, fetched = hub
+    assert load(f"{NAME}@v2", tmp_path, HF_ENDPOINT=address).returncode == 0 and fetched
+    assert load(f"{NAME}@v2", tmp_path, HF_HUB_OFFLINE="1").returncode == 0
+    assert load(NAME, tmp_path, HF_HUB_OFFLINE="1").returncode == 1, "main was never fetched"
+    wrong = load(f"{NAME}@v3", tmp_path, HF_ENDPOINT=address)
+    assert wrong.stderr.startswith(f"UsageError: --base {NAME}@v3: the hub's {NAME} has no branch, tag or commit 'v3'")
 
 
 def test_a_name_that_the_hub_does_not_have(hub, tmp_path) -> None:

@@ -256,3 +256,26 @@ def test_the_cache_folder_may_be_deleted_at_any_time(base, tmp_path) -> None:
     first = encoded(drawings(3), base, tmp_path)
     shutil.rmtree(tmp_path / "encoded")
     assert same(first, encoded(drawings(3), base, tmp_path))
+
+
+def test_a_batch_that_finds_no_memory_goes_in_parts(base, monkeypatch) -> None:
+    pictures = picture_batch(drawings(4), 64)
+    whole, _ = Posterior(base, CPU, 64, views=2, say=print)(pictures)
+    small = Posterior(base, CPU, 64, views=2, say=print)
+    encode, sizes = base.vae.encode, []
+
+    def limited(x):
+        sizes.append(len(x))
+        if len(x) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(x)
+
+    monkeypatch.setattr(base.vae, "encode", limited)
+    limit = 4
+    torch.testing.assert_close(small(pictures)[0], whole, rtol=1e-4, atol=1e-5)
+    assert max(sizes) == small.batch * 2 and set(sizes[-4:]) == {4}
+    small(pictures)
+    assert set(sizes[-4:]) == {4}, "what was learnt is kept"
+    limit = 0
+    with pytest.raises(JobError, match="single picture"):
+        Posterior(base, CPU, 64, views=2, say=print)(pictures)

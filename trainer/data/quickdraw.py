@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -190,5 +190,5 @@ class Store:
             self.say(f"{self.folder}: cannot be written: the fetched drawings are not kept for the next run; see --cache")
 
 
-def _checksum(facts: dict[str, object], body: bytes) -> str:
+def _checksum(facts: Mapping[str, object], body: bytes) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + b"\n" + body).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -66,8 +67,8 @@ class Dataset:
     sorted; empty for own pictures). attribution: whom the data's licence asks to be named, or "".
     """
 
-    train: list[Example]
-    held_out: list[Example]
+    train: Sequence[Example]
+    held_out: Sequence[Example]
     trigger: str
     notes: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Dataset:
     attribution: str = ""
 
 
-def count_long_captions(examples: list[Example], tokenizer: object, limit: int = 77) -> list[Example]:
+def count_long_captions(examples: Sequence[Example], tokenizer: object, limit: int = 77) -> list[Example]:
     """The examples whose caption is cut off by CLIP's context of `limit` tokens, the start and end marks counted.
 
     `tokenizer` is a transformers tokenizer. Equal captions are tokenized once.
