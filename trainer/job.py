@@ -126,7 +126,7 @@ def _train_and_export(training: Training, first: int, job: Job, base: Base, data
                              export.outputs(job.out)[2])
     folder.finish(job.out, report.model_hash)
     tell(f"wrote {job.out} ({report.size / 1e6:.1f} MB, {report.unet} modules, sshs_model_hash {report.model_hash[:10]}); "
-         f"beside it the card and the picture; run folder {job.run}")
+         f"beside it the card{' and the picture' if job.preview else ''}; run folder {job.run}")
     return 0
 
 
