@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,13 @@ class Sampler:
         return torch.randn(self.base.unet.config.in_channels, self.side, self.side, generator=generator_of(seed, _NOISE))
 
     @torch.no_grad()
-    def __call__(self, prompts: list[str], seeds: list[int], *, scale: float) -> np.ndarray:
-        """One picture for each of (prompt, seed): uint8 (N, H, W, 3). `scale` weighs the adapter."""
+    def __call__(self, prompts: list[str], seeds: list[int], *, scale: float | Sequence[float]) -> np.ndarray:
+        """One picture for each of (prompt, seed): uint8 (N, H, W, 3). `scale` weighs the adapter, for all or for each."""
         from diffusers import DPMSolverMultistepScheduler
 
         base, device = self.base, self.compute.device
         if getattr(base.unet, "peft_config", None):
-            adapter.set_scale(base.unet, scale)
+            _weigh(base.unet, [scale] * len(seeds) if isinstance(scale, int | float) else list(scale), device)
         scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config, use_karras_sigmas=False)
         scheduler.set_timesteps(self.steps, device=device)
         x = torch.stack([self.noise(seed) for seed in seeds]).to(device) * scheduler.init_noise_sigma
@@ -71,3 +72,17 @@ class Sampler:
             pixels = vae.decode(one.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
             pictures.append(((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(pictures)
+
+
+def _weigh(unet: Any, scales: list[float], device: torch.device) -> None:
+    """Weigh the adapter for a batch of len(scales) pictures, which guidance runs twice: without text, then with it."""
+    from peft.tuners.lora import LoraLayer
+
+    if len(set(scales)) == 1:
+        adapter.set_scale(unet, scales[0])
+        return
+    rows = torch.tensor(scales * 2, device=device)
+    for layer in unet.modules():
+        if isinstance(layer, LoraLayer):  # a factor per row: (B, 1, 1) for tokens, (B, 1, 1, 1) for feature maps
+            linear = isinstance(layer.get_base_layer(), torch.nn.Linear)
+            layer.set_scale(adapter.NAME, rows.view(-1, 1, 1) if linear else rows.view(-1, 1, 1, 1))

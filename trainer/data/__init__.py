@@ -7,28 +7,34 @@ from dataclasses import replace
 from pathlib import Path
 
 from convert.errors import UsageError
+from trainer.data.choice import HELD_OUT_ROWS
 from trainer.data.records import Dataset
 from trainer.recipe import Recipe
 
 EXPECTED = "expected 'quickdraw', 'doodles', or a folder of .npy drawings or of pictures"
 
 
-def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None]) -> Dataset:
-    """Read what `recipe.data` names; `cache` keeps downloads. UsageError and JobError name what is wrong with it."""
+def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None],
+                 held_out_rows: int = HELD_OUT_ROWS) -> Dataset:  # fmt: skip
+    """Read what `recipe.data` names; `cache` keeps downloads. `held_out_rows` of every category of drawings are held out.
+
+    UsageError and JobError name what is wrong with the data.
+    """
     if recipe.data == "quickdraw":
         from trainer.data.quickdraw import load_quickdraw
 
-        return _told(load_quickdraw(recipe, cache=cache, say=say), recipe)
+        return _told(load_quickdraw(recipe, cache=cache, say=say, held_out_rows=held_out_rows), recipe)
     from trainer.data.npy_folder import load_npy_folder, npy_files
 
     if recipe.data == "doodles":
         from trainer.data.made_up import doodles_folder
 
-        return _told(load_npy_folder(doodles_folder(recipe, cache), recipe, attribution=""), recipe)
+        folder = doodles_folder(recipe, cache)
+        return _told(load_npy_folder(folder, recipe, attribution="", held_out_rows=held_out_rows), recipe)
     folder = Path(recipe.data).expanduser()
     _check(folder, recipe.data)
     if npy_files(folder):
-        return _told(load_npy_folder(folder, recipe), recipe)
+        return _told(load_npy_folder(folder, recipe, held_out_rows=held_out_rows), recipe)
     inner = sorted(place for place in folder.iterdir() if place.is_dir() and npy_files(place))
     if inner:
         raise UsageError(f"--data {recipe.data}: its drawings are in {inner[0].name}: give --data {inner[0]}")

@@ -63,9 +63,12 @@ class Rows:
     held_out: list[int]
 
 
-def choose_rows(category: str, count: int, per_category: int, seed: int) -> Rows:
-    """Choose among `count` rows; fewer than asked where the 70 % part has fewer. From (seed, category) alone."""
+def choose_rows(category: str, count: int, per_category: int, seed: int, held_out: int = HELD_OUT_ROWS) -> Rows:
+    """Choose among `count` rows; fewer than asked where a part has fewer. From (seed, category) alone.
+
+    More rows of a part begin with those that fewer would have been.
+    """
     key = int.from_bytes(hashlib.sha256(category.encode()).digest()[:8], "little")
     order = np.random.default_rng([seed, 11, key]).permutation(count)
     border = max(1, round(TRAIN_SHARE * count))
-    return Rows(order[:border][:per_category].tolist(), order[border:][:HELD_OUT_ROWS].tolist())
+    return Rows(order[:border][:per_category].tolist(), order[border:][:held_out].tolist())

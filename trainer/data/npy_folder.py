@@ -10,7 +10,7 @@ import numpy as np
 
 from convert.errors import JobError, UsageError
 from trainer.data.categories import ATTRIBUTION, QUICKDRAW
-from trainer.data.choice import choose_categories, choose_rows
+from trainer.data.choice import HELD_OUT_ROWS, choose_categories, choose_rows
 from trainer.data.drawings import ROW_BYTES
 from trainer.data.npy_header import LONGEST_HEADER, header_length, parse_header
 from trainer.data.records import Dataset, Drawing, Example
@@ -21,7 +21,8 @@ BUCKET_PREFIX = "full_numpy_bitmap_"  # what a browser makes of the bucket's pat
 AGAIN = "get the file again, or remove it"
 
 
-def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = None) -> Dataset:
+def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = None,
+                    held_out_rows: int = HELD_OUT_ROWS) -> Dataset:  # fmt: skip
     """Drawings of `recipe.categories` from `folder`; captions "a scribble of <category>" (section 2.3).
 
     A number of categories above what the folder has takes all of them if it is the recipe's default, which is for
@@ -40,7 +41,7 @@ def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = N
     few: list[str] = []
     for category in seen:
         bitmaps = open_bitmaps(files[category])
-        rows = choose_rows(category, len(bitmaps), recipe.per_category, recipe.seed)
+        rows = choose_rows(category, len(bitmaps), recipe.per_category, recipe.seed, held_out_rows)
         if len(rows.train) < recipe.per_category:
             few.append(f"{category} ({len(rows.train)})")
         train += drawings(category, rows.train, bitmaps)

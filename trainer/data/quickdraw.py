@@ -10,12 +10,13 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event, Lock
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from convert.errors import JobError, UsageError
 from convert.files import write_bytes
 from trainer.data.categories import ATTRIBUTION, QUICKDRAW
-from trainer.data.choice import Rows, choose_categories, choose_rows
+from trainer.data.choice import HELD_OUT_ROWS, Rows, choose_categories, choose_rows
 from trainer.data.drawings import ROW_BYTES
 from trainer.data.npy_folder import TRIGGER, few_rows
 from trainer.data.npy_ranges import FileChanged, Layout, RangeReader
@@ -27,6 +28,14 @@ WORKERS = 16
 Say = Callable[[str], None]
 
 
+class Wanted(NamedTuple):
+    """Which rows of every category: how many of each part, and the seed that chooses them."""
+
+    per_category: int
+    held_out: int
+    seed: int
+
+
 @dataclass(frozen=True)
 class Fetched:
     """What is known of one category's file: its layout and the 784 bytes of some of its rows."""
@@ -34,15 +43,15 @@ class Fetched:
     layout: Layout
     rows: dict[int, bytes]
 
-    def chosen(self, category: str, recipe: Recipe) -> Rows:
-        return choose_rows(category, self.layout.count, recipe.per_category, recipe.seed)
+    def chosen(self, category: str, wanted: Wanted) -> Rows:
+        return choose_rows(category, self.layout.count, wanted.per_category, wanted.seed, wanted.held_out)
 
-    def lacks(self, category: str, recipe: Recipe) -> list[int]:
-        chosen = self.chosen(category, recipe)
+    def lacks(self, category: str, wanted: Wanted) -> list[int]:
+        chosen = self.chosen(category, wanted)
         return [row for row in chosen.train + chosen.held_out if row not in self.rows]
 
 
-def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say) -> Dataset:
+def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say, held_out_rows: int = HELD_OUT_ROWS) -> Dataset:
     """Drawings of `recipe.categories`, the same rows that a folder of the same files would give.
 
     cache: the folder under which fetched rows are kept. say: gets one-line notices, one at a time.
@@ -54,17 +63,18 @@ def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say) -> Dataset:
     url = _checked(recipe.data_url)
     seen, unseen = choose_categories(recipe.categories, list(QUICKDRAW), recipe.seed)
     store = Store(cache / "quickdraw", url, _one_at_a_time(say))
+    wanted = Wanted(recipe.per_category, held_out_rows, recipe.seed)
     known = {category: store.read(category) for category in seen}
     have = {category: entry for category, entry in known.items() if entry is not None}
-    lacking = [category for category in seen if category not in have or have[category].lacks(category, recipe)]
+    lacking = [category for category in seen if category not in have or have[category].lacks(category, wanted)]
     if lacking:
         store.say(f"QuickDraw: fetching drawings of {len(lacking)} categories from {url} (kept in {store.folder})")
-        have |= _fetch_all({category: known[category] for category in lacking}, store, recipe)
+        have |= _fetch_all({category: known[category] for category in lacking}, store, wanted)
     train: list[Drawing] = []
     held_out: list[Drawing] = []
     few: list[str] = []
     for category in seen:
-        rows = have[category].chosen(category, recipe)
+        rows = have[category].chosen(category, wanted)
         if len(rows.train) < recipe.per_category:
             few.append(f"{category} ({len(rows.train)})")
         train += _drawings(category, rows.train, have[category])
@@ -105,7 +115,7 @@ def _one_at_a_time(say: Say) -> Say:
     return tell
 
 
-def _fetch_all(known: dict[str, Fetched | None], store: Store, recipe: Recipe) -> dict[str, Fetched]:
+def _fetch_all(known: dict[str, Fetched | None], store: Store, wanted: Wanted) -> dict[str, Fetched]:
     """Fetch what is lacking, several categories at once. The first error ends it; categories done by then are kept."""
     from tqdm import tqdm
 
@@ -113,7 +123,7 @@ def _fetch_all(known: dict[str, Fetched | None], store: Store, recipe: Recipe) -
 
     def fetch(category: str) -> Fetched:
         with closing(RangeReader(lambda line: store.say(f"{store.url}: {line}"), stop)) as reader:
-            return _fetch(category, known[category], reader, store, recipe)
+            return _fetch(category, known[category], reader, store, wanted)
 
     done: dict[str, Fetched] = {}
     pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="quickdraw")
@@ -129,22 +139,22 @@ def _fetch_all(known: dict[str, Fetched | None], store: Store, recipe: Recipe) -
     return done
 
 
-def _fetch(category: str, known: Fetched | None, reader: RangeReader, store: Store, recipe: Recipe) -> Fetched:
+def _fetch(category: str, known: Fetched | None, reader: RangeReader, store: Store, wanted: Wanted) -> Fetched:
     url = store.address(category)
     try:
-        whole = _completed(category, known, reader, url, recipe)
+        whole = _completed(category, known, reader, url, wanted)
     except FileChanged:
         if known is None:
             raise
         store.say(f"{url}: is no longer the file that the kept drawings are from: fetching all of them again")
-        whole = _completed(category, None, reader, url, recipe)
+        whole = _completed(category, None, reader, url, wanted)
     store.write(category, whole)
     return whole
 
 
-def _completed(category: str, known: Fetched | None, reader: RangeReader, url: str, recipe: Recipe) -> Fetched:
+def _completed(category: str, known: Fetched | None, reader: RangeReader, url: str, wanted: Wanted) -> Fetched:
     have = known or Fetched(reader.layout(url), {})
-    return Fetched(have.layout, have.rows | reader.rows(url, have.layout, have.lacks(category, recipe)))
+    return Fetched(have.layout, have.rows | reader.rows(url, have.layout, have.lacks(category, wanted)))
 
 
 class Store:

@@ -1,0 +1,86 @@
+"""A LoRA file of any form, read to be looked at: onto a base's UNet, its recipe and its name."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert import Lora, convert_file, read
+from convert.errors import JobError
+from trainer.adapter import NAME
+from trainer.base import Base
+from trainer.quiet import quiet
+from trainer.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA says of itself; its factors stay on disk until `attach`."""
+
+    path: Path
+    contents: Lora
+    recipe: Recipe | None
+    """of the run that made it, where this program was that"""
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def trigger(self) -> str:
+        return self.contents.metadata.get("modelspec.trigger_phrase", "")
+
+    def attach(self, base: Base) -> str:
+        """Put the factors, in float32, on `base.unet`; returns the digest (sha256, hex) of what they are.
+
+        Raises:
+            JobError: a module is not the base's, or the adapter is of a kind whose scale is no plain factor.
+        """
+        self._check(base)
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            report = convert_file(self.path, Path(folder) / "lora.safetensors", to="diffusers")
+            base.unet.load_lora_adapter(folder, weight_name="lora.safetensors", prefix="unet", adapter_name=NAME)
+        for name, factor in base.unet.named_parameters():
+            if ".lora_" in name:
+                factor.data = factor.data.float()
+                factor.requires_grad_(False)
+        base.unet.eval()
+        return report.model_hash
+
+    def _check(self, base: Base) -> None:
+        if self.contents.uses_dora:
+            raise JobError(f"{self.path}: uses DoRA, whose strength is no plain factor: only plain LoRAs are measured here")
+        layers = dict(base.unet.named_modules())
+        for name, module in self.contents.modules.items():
+            if module.module.scope != "unet":
+                raise JobError(f"{self.path}: also patches the text encoder ({name}): only LoRAs of the UNet are measured here")
+            weight = getattr(layers.get(module.module.name), "weight", None)
+            if weight is None or tuple(weight.shape) != tuple(module.shape):
+                has = f"is {list(weight.shape)} there" if weight is not None else "is not there"
+                raise JobError(f"{self.path}: does not fit the base {base.name}: {module.module.name} {has}, and the LoRA "
+                               f"(for {self.contents.base}) patches one of {list(module.shape)}: give --base the model it "
+                               "was trained on")
+
+
+def read_lora(path: Path) -> LoraFile:
+    """Read the header of `path`, a .safetensors file or peft folder. JobError where it is missing or no LoRA of SD1.5."""
+    if not path.exists():
+        raise JobError(f"{path}: there is no such file: give a LoRA, .safetensors")
+    contents = read(path)
+    return LoraFile(path, contents, _recipe(contents))
+
+
+def _recipe(contents: Lora) -> Recipe | None:
+    """The recipe in the metadata; None where there is none, JobError where another version wrote it."""
+    text = contents.metadata.get("scribble_recipe")
+    if text is None:
+        return None
+    try:
+        stored: dict[str, Any] = json.loads(text)
+        return Recipe(**stored)
+    except (ValueError, TypeError) as error:
+        raise JobError(f"{contents.path}: its scribble_recipe cannot be read ({error}): it was written by another version"
+                       ) from error
