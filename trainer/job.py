@@ -15,7 +15,7 @@ from trainer.data.records import Dataset, count_long_captions
 from trainer.devices import Compute
 from trainer.encode import encode_dataset
 from trainer.loop import Training, train
-from trainer.metrics import Metrics, draw_curve, open_tracker, read_lines
+from trainer.metrics import Metrics, check_tracker, draw_curve, open_tracker, read_lines
 from trainer.objective import Objective
 from trainer.processes import Processes, join
 from trainer.recipe import MINIATURE, Recipe
@@ -47,6 +47,7 @@ def run(recipe: Recipe, job: Job) -> int:
         tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
         return 0
     compute = devices.choose(job.device, processes.local_rank)
+    check_tracker(job.track)
     if processes.main:
         export.check_out(job.out, overwrite=job.overwrite)
         folder.claim(recipe)

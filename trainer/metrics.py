@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 from convert.errors import JobError
+from convert.files import write_text
 
 
 class Metrics:
@@ -21,7 +23,7 @@ class Metrics:
 
         self.path, self.tracker = path, tracker
         kept = [line for line in read_lines(path) if line["step"] <= first]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
         self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=None)
         self._clock = time.perf_counter()
@@ -54,20 +56,23 @@ class Metrics:
             self.tracker.log({k: v for k, v in values.items() if k != "step"}, step=int(values["step"]))
 
 
+def check_tracker(name: str) -> None:
+    """JobError where the tracker asked for is not installed: said before the data comes, not after the encoding."""
+    if name and not importlib.util.find_spec(name):
+        raise JobError(f"--track {name}: {name} is not installed: pip install {name}, or leave --track out")
+
+
 def open_tracker(name: str, run: Path, config: dict[str, Any]) -> Any:
-    """accelerate's tracker `name` (tensorboard, wandb), logging into `run`; None for "". JobError if not installed."""
+    """accelerate's tracker `name` (tensorboard, wandb), logging into `run`; None for ""."""
     if not name:
         return None
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     kinds = {"tensorboard": lambda: TensorBoardTracker("scribble", logging_dir=run),
              "wandb": lambda: WandBTracker("scribble", dir=str(run))}
-    try:
-        tracker = kinds[name]()
-        tracker.start()
-        tracker.store_init_configuration(config)
-    except (ImportError, ModuleNotFoundError, NameError) as error:
-        raise JobError(f"--track {name}: {name} is not installed: pip install {name}, or leave --track out") from error
+    tracker = kinds[name]()
+    tracker.start()
+    tracker.store_init_configuration(config)
     return tracker
 
 

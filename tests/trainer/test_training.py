@@ -15,6 +15,7 @@ from trainer.devices import choose
 from trainer.draws import draw_held_out, draw_step
 from trainer.encode import EncodedSet
 from trainer.loop import Training, _gradients, learning_rate, train
+from trainer.metrics import check_tracker
 from trainer.objective import Objective
 from trainer.processes import Processes
 from trainer.recipe import Recipe
@@ -205,3 +206,9 @@ def test_clipping_really_clips_and_learning_lowers_the_loss(tmp_path: Path) -> N
     first = _gradients(t, draw)
     train(t, None, 0)
     assert _gradients(t, draw) < first
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_the_work() -> None:
+    check_tracker("")
+    with pytest.raises(JobError, match="--track no_such_tracker: no_such_tracker is not installed: pip install"):
+        check_tracker("no_such_tracker")
