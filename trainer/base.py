@@ -57,6 +57,20 @@ class Base:
             torch.cuda.empty_cache()
 
 
+def check_base(recipe: Recipe) -> None:
+    """Refuse what can be seen to be wrong with `recipe.base` without its weights, before the data is fetched.
+
+    Raises as `load_base` does.
+    """
+    path = Path(recipe.base).expanduser()
+    if recipe.base == MINIATURE or path.is_dir():
+        return
+    if path.is_file():
+        single_file.inspect(path)
+    elif _looks_like_path(recipe.base):
+        raise UsageError(f"--base {recipe.base}: there is no such file or folder")
+
+
 def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
     """Load `recipe.base`: the UNet in `dtype`, VAE and text encoder in float32 (they run once, and small they are).
 
@@ -66,6 +80,7 @@ def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
         UsageError: `--base` names nothing, or something that is no Stable Diffusion 1.5; `--tokenizer` is none.
         JobError: a damaged or incomplete file, no tokenizer on this machine, the hub unreachable.
     """
+    check_base(recipe)
     path = MINIATURE_FOLDER if recipe.base == MINIATURE else Path(recipe.base).expanduser()
     with quiet():
         if path.is_file():
@@ -74,8 +89,6 @@ def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
             return _from_folder(recipe, path, "", dtype, say)
         if recipe.base == MINIATURE:
             raise JobError(f"{path}: the embedded model is missing from this installation: install the project again")
-        if _looks_like_path(recipe.base):
-            raise UsageError(f"--base {recipe.base}: there is no such file or folder")
     return _from_hub(recipe, dtype, say)
 
 

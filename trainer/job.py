@@ -8,7 +8,7 @@ from typing import Any
 
 from convert.errors import JobError
 from trainer import adapter, checkpoints, devices, export, plan
-from trainer.base import Base, load_base
+from trainer.base import Base, check_base, load_base
 from trainer.cli import Job
 from trainer.data import load_dataset
 from trainer.data.records import Dataset, count_long_captions
@@ -43,22 +43,22 @@ def run(recipe: Recipe, job: Job) -> int:
     folder = RunFolder(job.run)
     done = folder.finished()
     if done and job.out.exists() and Path(done["out"]) == job.out.resolve():
-        folder.claim(recipe)
+        folder.check(recipe)
         tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
         return 0
     compute = devices.choose(job.device, processes.local_rank)
-    check_tracker(job.track)
     if processes.main:
         export.check_out(job.out, overwrite=job.overwrite)
-        folder.claim(recipe)
+        folder.check(recipe)
+    check_tracker(job.track)
+    check_base(recipe)
+    _check_device(recipe, job, compute, plan.expected_pictures(recipe))
     processes.wait()
     started = time.time()
     dataset = load_dataset(recipe, cache=job.cache, say=tell)
     for note in dataset.notes:
         tell(note)
-    counted = plan.plan(recipe, len(dataset.train))
-    if compute.device.type == "cpu" and job.device == "auto" and recipe.base != MINIATURE:
-        plan.refuse_cpu_by_accident(recipe, counted.samples, devices.flops_per_second(compute))
+    _check_device(recipe, job, compute, len(dataset.train))
     if job.contact_sheet and processes.main:
         _write_contact_sheet(dataset, recipe, job, tell)
     base = load_base(recipe, dtype=compute.base_dtype, say=tell)
@@ -67,6 +67,13 @@ def run(recipe: Recipe, job: Job) -> int:
         folder.bind(recipe, base, dataset)
     training, first = prepare(recipe, job, base, dataset, compute, processes, tell)
     return _train_and_export(training, first, job, base, dataset, started, tell)
+
+
+def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | None) -> None:
+    """SD1.5 on a CPU is refused where nobody asked for it: before anything is fetched, where the pictures are countable."""
+    if pictures and compute.device.type == "cpu" and job.device == "auto" and recipe.base != MINIATURE:
+        samples = plan.plan(recipe, pictures).samples
+        plan.refuse_cpu_by_accident(recipe, samples, devices.flops_per_second(compute))
 
 
 def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Compute, processes: Processes,

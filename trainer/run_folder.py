@@ -35,16 +35,20 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples"
 
-    def claim(self, recipe: Recipe) -> None:
-        """Make the folder this recipe's, or make sure that it is: a changed recipe would mix two runs.
+    @property
+    def begun(self) -> bool:
+        """Whether it holds work that another recipe would spoil; a command that failed before its first checkpoint left
+        none."""
+        return (self.path / FINISHED).exists() or any(self.checkpoints.glob("*"))
+
+    def check(self, recipe: Recipe) -> None:
+        """Make sure that the folder is free or this recipe's: a changed recipe would mix two runs.
 
         Raises:
             UsageError: the folder holds a run of another recipe; the message lists the differing flags.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        stored = _read(self.path / RECIPE)
+        stored = _read(self.path / RECIPE) if self.begun else None
         if stored is None:
-            write_json(self.path / RECIPE, {"recipe": recipe.as_dict()})
             return
         mine, theirs = json.loads(json.dumps(recipe.as_dict())), stored.get("recipe", {})
         changed = [f"{flag(k)} was {theirs.get(k)!r}, now {mine.get(k)!r}"
@@ -54,18 +58,19 @@ class RunFolder:
                              "go on with it, or --run another folder for a new one")
 
     def bind(self, recipe: Recipe, base: Base, dataset: Dataset) -> None:
-        """Note which data and base the recipe meant, or make sure that they are still the same.
+        """Make the folder this recipe's, with the data and base that it meant, or make sure that they are still the same.
 
         Raises:
             JobError: the pictures, captions or the base's weights have changed since the run began.
         """
         now = {"data": fingerprint(dataset), "base": base.identity}
-        stored = _read(self.path / RECIPE) or {}
+        stored = (_read(self.path / RECIPE) or {}) if self.begun else {}
         for key, value in now.items():
             if stored.get(key, value) != value:
                 what = "pictures or captions" if key == "data" else "base's weights"
                 raise JobError(f"{self.path}: the {what} changed since this run began: put them back to go on with it, or "
                                "give --run another folder for a new one")
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / RECIPE, {"recipe": recipe.as_dict(), **now})
 
     def finished(self) -> dict[str, Any] | None:

@@ -129,7 +129,7 @@ def test_two_processes_train_what_one_trains(arguments: list[str], tmp_path: Pat
 
 def test_a_changed_recipe_in_the_same_run_is_refused_with_the_difference(arguments: list[str], tmp_path: Path,
                                                                          capsys: pytest.CaptureFixture) -> None:  # fmt: skip
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints/step-000002").mkdir(parents=True)
     from trainer.cli import parse
 
     recipe, _ = parse(arguments)
@@ -148,6 +148,7 @@ def test_bad_input_is_one_line_that_names_the_flag(arguments: list[str], more: l
     assert main([*arguments, *more]) == 2
     said = capsys.readouterr().err
     assert named in said and said.count("\n") == 1
+    assert not (Path(arguments[3]) / "recipe.json").exists(), "the corrected command must find the run folder free"
 
 
 def test_a_file_from_elsewhere_is_not_overwritten(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
