@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 from convert.files import atomic_path
 
 INK, PAPER = (30, 30, 34), (255, 255, 255)
+ROW_CHARACTERS = 22
 
 
 def draw_grid(pictures: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str = "",
               cell: int = 192) -> Image.Image:  # fmt: skip
-    """`pictures` uint8 (rows, columns, H, W, 3) -> one labelled image, each picture `cell` pixels wide."""
+    """`pictures` uint8 (rows, columns, H, W, 3) -> one labelled image, each picture `cell` pixels wide; long rows wrap."""
     gap, size = max(4, cell // 32), max(12, cell // 11)
     font = ImageFont.load_default(size=size)
-    left = int(max(font.getlength(row) for row in rows)) + 2 * gap if any(rows) else gap
+    rows = ["\n".join(textwrap.wrap(row, ROW_CHARACTERS)) for row in rows]
+    left = int(max(font.getlength(line) for row in rows for line in row.split("\n"))) + 2 * gap if any(rows) else gap
     top = (2 * size if title else gap) + (2 * size if any(columns) else gap)
     width, height = left + len(columns) * (cell + gap), top + len(rows) * (cell + gap)
     sheet = Image.new("RGB", (max(width, int(font.getlength(title)) + 2 * gap), height), PAPER)

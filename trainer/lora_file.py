@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert import Lora, convert_file, read
+from convert import Lora, convert_bytes, read
 from convert.errors import JobError
 from trainer.adapter import NAME
 from trainer.base import Base
@@ -24,6 +25,8 @@ class LoraFile:
     contents: Lora
     recipe: Recipe | None
     """of the run that made it, where this program was that"""
+    diffusers: bytes = field(repr=False)
+    """the same LoRA as a diffusers file"""
 
     @property
     def name(self) -> str:
@@ -33,22 +36,28 @@ class LoraFile:
     def trigger(self) -> str:
         return self.contents.metadata.get("modelspec.trigger_phrase", "")
 
-    def attach(self, base: Base) -> str:
-        """Put the factors, in float32, on `base.unet`; returns the digest (sha256, hex) of what they are.
+    @property
+    def digest(self) -> str:
+        """sha256, hex, of the factors and their scales: not of names, form or metadata."""
+        length = int.from_bytes(self.diffusers[:8], "little")
+        header = json.loads(self.diffusers[8 : 8 + length])["__metadata__"]
+        return hashlib.sha256((header["sshs_model_hash"] + header["lora_adapter_metadata"]).encode()).hexdigest()
+
+    def attach(self, base: Base) -> None:
+        """Put the factors, in float32, on `base.unet`.
 
         Raises:
             JobError: a module is not the base's, or the adapter is of a kind whose scale is no plain factor.
         """
         self._check(base)
         with quiet(), tempfile.TemporaryDirectory() as folder:
-            report = convert_file(self.path, Path(folder) / "lora.safetensors", to="diffusers")
+            (Path(folder) / "lora.safetensors").write_bytes(self.diffusers)
             base.unet.load_lora_adapter(folder, weight_name="lora.safetensors", prefix="unet", adapter_name=NAME)
         for name, factor in base.unet.named_parameters():
             if ".lora_" in name:
                 factor.data = factor.data.float()
                 factor.requires_grad_(False)
         base.unet.eval()
-        return report.model_hash
 
     def _check(self, base: Base) -> None:
         if self.contents.uses_dora:
@@ -70,7 +79,7 @@ def read_lora(path: Path) -> LoraFile:
     if not path.exists():
         raise JobError(f"{path}: there is no such file: give a LoRA, .safetensors")
     contents = read(path)
-    return LoraFile(path, contents, _recipe(contents))
+    return LoraFile(path, contents, _recipe(contents), convert_bytes(path, to="diffusers"))
 
 
 def _recipe(contents: Lora) -> Recipe | None:

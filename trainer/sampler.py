@@ -57,7 +57,7 @@ class Sampler:
             without, with_text = predicted.chunk(2)
             # classifier-free guidance, Ho & Salimans 2022, equation 6
             x = scheduler.step(without + self.guidance * (with_text - without), timestep, x, return_dict=False)[0]
-        return self._decode(x)
+        return self.decode(x)
 
     def _embedding(self, prompts: list[str]) -> Tensor:
         for prompt in prompts:
@@ -65,7 +65,9 @@ class Sampler:
                 self._prompts[prompt] = encode_captions([prompt], self.base, self.compute.device)[0]
         return torch.stack([self._prompts[prompt] for prompt in prompts])
 
-    def _decode(self, latents: Tensor) -> np.ndarray:
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents (N, 4, h, w), scaled, through the VAE: uint8 (N, H, W, 3)."""
         vae: Any = self.base.vae.to(latents.device)
         pictures = []
         for one in latents.split(4):

@@ -70,7 +70,8 @@ def outline(category: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     centre = canvas / 2 + rng.uniform(-1, 1, 2) * (canvas / 2 - size) * 0.8
     for part in thing(category, rng):
         if part.drawn:
-            draw.line([tuple(p) for p in wobble(part.points, rng, amount) * size + centre], fill=ink, width=width, joint="curve")
+            line = wobble(part.points, rng, amount) * size + centre
+            draw.line([tuple(p) for p in line], fill=ink, width=width, joint="curve")
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)), colour
 
 
@@ -181,7 +182,8 @@ def check_clip(model, tokenizer, pictures: np.ndarray, subjects: list[Subject]) 
         rows = style == s
         found[f"doodle to {s}, same category"] = float(likeness[rows][same[rows] & ~itself[rows]].mean())
         found[f"doodle to {s}, another category"] = float(likeness[rows][~same[rows]].mean())
-        found[f"'a scribble of' its category, {s}"] = float(np.mean([half[1][i, names.index(category[i])] for i in np.where(rows)[0]]))
+        own = [half[1][row, names.index(category[row])] for row in np.where(rows)[0]]
+        found[f"'a scribble of' its category, {s}"] = float(np.mean(own))
     for key, value in found.items():
         print(f"clip {key}: {value:.3f}", flush=True)
     return found

@@ -1,0 +1,90 @@
+"""The command line of `python -m trainer.evaluate`. Imports nothing heavy: --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.errors import UsageError
+from trainer.cli import Parser
+from trainer.evaluate.settings import Settings
+from trainer.recipe import Recipe, flag
+
+DATA_FLAGS = ("base", "tokenizer", "data", "data_url", "categories", "trigger", "held_out", "resolution")
+EXAMPLES = """examples:
+  python -m trainer.evaluate scribble.safetensors --out report/            base and data from its metadata
+  python -m trainer.evaluate scribble.safetensors --out report/ --write    and put the best scale where hosts look
+  python -m trainer.evaluate scribble.safetensors --base v1-5-pruned-emaonly.safetensors --out report/
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How and where: nothing here changes a number beyond rounding."""
+
+    lora: Path
+    out: Path
+    device: str
+    batch: int
+    cache: Path
+    write: bool
+    changed: dict[str, Any]
+    """fields of the LoRA's recipe that the command line gives anew"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every option with its default, the settings' from `Settings` and the data's from `Recipe`."""
+    p = Parser(prog="python -m trainer.evaluate", allow_abbrev=False, epilog=EXAMPLES,
+               description="Measure a LoRA at every scale, as the paper's figures 5 to 11 do, and find the scale to use.",
+               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p.add_argument("lora", type=Path, metavar="LORA", help="the LoRA, .safetensors of any form or a peft folder")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for index.html, report.json and pictures; "
+                   "the same command goes on with what is there")
+    p.add_argument("--write", action="store_true", help="put the best scale into the LoRA's metadata and its card's preferred "
+                   "weight, from where the web UI and ComfyUI take it")
+    data = p.add_argument_group("what it was trained on (default: what its metadata says)")
+    for f in dataclasses.fields(Recipe):
+        if f.name in DATA_FLAGS:
+            kind: Any = type(f.default)
+            data.add_argument(flag(f.name), type=kind, default=None, help=f.metadata["help"],
+                              metavar={int: "N", float: "X", str: "WORD"}[kind])
+    add_fields(p.add_argument_group("what is measured (decides the numbers)"), Settings)
+    job_options(p.add_argument_group("job (where and how)"))
+    return p
+
+
+def add_fields(group: Any, settings: Any) -> None:
+    """A flag for every field of a dataclass made with `recipe.option`."""
+    for f in dataclasses.fields(settings):
+        told = "" if "(default" in f.metadata["help"] or f.default in ((), "") else f" (default {f.default})"
+        if isinstance(f.default, tuple):
+            group.add_argument(flag(f.name), action="append", default=None, metavar=f.metadata["metavar"],
+                               help=f.metadata["help"] + told)
+        else:
+            group.add_argument(flag(f.name), type=type(f.default), default=None, help=f.metadata["help"] + told,
+                               metavar={int: "N", float: "X", str: "WORD"}[type(f.default)])
+
+
+def job_options(group: Any) -> None:
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
+    group.add_argument("--batch", type=int, default=0, metavar="N", help="pictures drawn at once, scales mixed; halved when "
+                       "memory runs out (default 16 on a GPU, 8 elsewhere)")
+    group.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "scribble-lora", metavar="DIR",
+                       help="folder for downloads and encodings (default ~/.cache/scribble-lora)")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Settings, Job]:
+    """The settings and the job that `argv` asks for. UsageError names a flag that makes no sense."""
+    options = vars(parser().parse_args(argv))
+    values = {f.name: options[f.name] for f in dataclasses.fields(Settings) if options[f.name] is not None}
+    if "complex" in values:
+        values["complex"] = tuple(values["complex"])
+    if options["batch"] < 0:
+        raise UsageError(f"--batch {options['batch']}: expected 0 or more")
+    changed = {name: options[name] for name in DATA_FLAGS if options[name] is not None}
+    job = {f.name: options[f.name] for f in dataclasses.fields(Job) if f.name != "changed"}
+    return Settings(**values), Job(**job, changed=changed)

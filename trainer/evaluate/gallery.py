@@ -1,0 +1,71 @@
+"""The pictures of an evaluation, each a PNG in a folder: what is there is not drawn again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from convert.errors import JobError
+from trainer.evaluate.subjects import Subject
+from trainer.grid import write_png
+from trainer.sampler import Sampler
+
+View = tuple[Subject, float]
+"""A subject at a scale."""
+
+
+class Gallery:
+    """Draws and reads pictures. A batch mixes subjects and scales; it is drawn whole, so a stop changes no number."""
+
+    def __init__(self, folder: Path, sampler: Sampler, batch: int) -> None:
+        self.folder, self.sampler, self.batch = folder, sampler, batch
+
+    def path(self, subject: Subject, scale: float) -> Path:
+        words = re.sub(r"[^a-z0-9]+", "-", subject.prompt.lower()).strip("-")[:40]
+        digest = hashlib.sha256(subject.prompt.encode()).hexdigest()[:6]
+        return self.folder / f"{words}-{digest}-seed{subject.seed}-scale{scale:g}.png"
+
+    def draw(self, subjects: Iterable[Subject], scales: Sequence[float]) -> int:
+        """Draw every subject at every scale, as far as it is not there; returns how many pictures were drawn."""
+        from tqdm import tqdm
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        views = list({self.path(s, scale): (s, scale) for s in subjects for scale in scales}.values())
+        batches = [views[k : k + self.batch] for k in range(0, len(views), self.batch)]
+        lacking = [some for some in batches if not all(self.path(*view).exists() for view in some)]
+        with tqdm(total=len(views), initial=len(views) - sum(map(len, lacking)), desc="drawing", unit="picture",
+                  disable=None) as bar:  # fmt: skip
+            for some in lacking:
+                for (subject, scale), picture in zip(some, self._sample(some), strict=True):
+                    write_png(Image.fromarray(picture), self.path(subject, scale))
+                bar.update(len(some))
+        return sum(map(len, lacking))
+
+    def _sample(self, views: Sequence[View]) -> np.ndarray:
+        try:
+            return self.sampler([s.prompt for s, _ in views], [s.seed for s, _ in views], scale=[scale for _, scale in views])
+        except torch.OutOfMemoryError as error:
+            if len(views) == 1:
+                raise JobError("out of memory on a single picture: close other programs that use the GPU") from error
+        torch.cuda.empty_cache()
+        half = len(views) // 2
+        return np.concatenate([self._sample(views[:half]), self._sample(views[half:])])
+
+    def read(self, subject: Subject, scale: float) -> np.ndarray:
+        """uint8 (H, W, 3). JobError where the file is damaged."""
+        path = self.path(subject, scale)
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except OSError as error:
+            raise JobError(f"{path}: cannot be read ({error}): delete it, and the same command draws it again") from error
+
+    def read_all(self, subjects: Sequence[Subject], scales: Sequence[float]) -> np.ndarray:
+        """uint8 (subjects, scales, H, W, 3)."""
+        return np.stack([np.stack([self.read(subject, scale) for scale in scales]) for subject in subjects])

@@ -1,0 +1,63 @@
+"""The denoising loss on held-out drawings at every scale: does the adapter predict the noise on what it never saw?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trainer import adapter
+from trainer.base import Base
+from trainer.data.records import Example
+from trainer.devices import Compute
+from trainer.draws import Draw, draw_held_out
+from trainer.encode import EncodedSet, encode_dataset
+from trainer.objective import Objective
+from trainer.recipe import Recipe
+
+DRAWINGS = 40  # at most, of seen and of unseen categories each
+
+
+def spread(references: dict[str, list[Example]]) -> list[Example]:
+    """At most `DRAWINGS` of the references, as evenly over the categories as they allow."""
+    longest = max(map(len, references.values()))
+    rounds = [examples[k] for k in range(longest) for examples in references.values() if k < len(examples)]
+    return rounds[:DRAWINGS]
+
+
+class HeldOutLoss:
+    """Mean squared error of the predicted noise, unweighted, at the base's own noise levels.
+
+    Noise and timesteps are the same at every scale and for every adapter, so that losses can be compared.
+    """
+
+    def __init__(self, base: Base, compute: Compute, *, side: int, seed: int, noises: int, batch: int) -> None:
+        self.base, self.compute, self.noises, self.batch = base, compute, noises, batch
+        self.recipe = Recipe(base=base.name, seed=seed, flip=False, resolution=side)
+        self.objective = Objective(self.recipe, base.scheduler, compute.device)
+
+    @torch.no_grad()
+    def __call__(self, examples: Sequence[Example], scales: Sequence[float], *, cache: Path,
+                 say: Callable[[str], None]) -> np.ndarray:  # fmt: skip
+        """float64 (len(examples), scales): each drawing's mean over `noises` noise levels."""
+        encoded = encode_dataset(examples, self.base, recipe=self.recipe, device=self.compute.device, cache=cache, say=say)
+        count = len(examples)
+        channels, height, width = encoded.mean.shape[2:]
+        draw = draw_held_out(self.recipe, pictures=count * self.noises, latent=(channels, height, width),
+                             timesteps=self.objective.timesteps)  # fmt: skip
+        draw = replace(draw, picture=draw.picture % count)
+        self.base.unet.to(self.compute.device)
+        losses = np.stack([self._at(scale, draw, encoded) for scale in scales], axis=-1)
+        return losses.reshape(self.noises, count, len(scales)).mean(axis=0)
+
+    def _at(self, scale: float, draw: Draw, encoded: EncodedSet) -> np.ndarray:
+        adapter.set_scale(self.base.unet, scale)
+        parts = []
+        for start in range(0, len(draw), self.batch):
+            some = draw.take(slice(start, start + self.batch)).to(self.compute.device)
+            with self.compute.context():
+                parts.append(self.objective.loss(self.base.unet, encoded, some).cpu())
+        return torch.cat(parts).double().numpy()

@@ -1,0 +1,85 @@
+"""What an evaluation measures and with what, in one frozen object; the command line is generated from its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from convert.errors import UsageError
+from trainer.recipe import MINIATURE, flag, option
+
+CLIP, IMAGE_CLIP = "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14"  # the paper's, section 4.3
+STEPS, MINIATURE_STEPS = 25, 12
+MORE_THAN_ENOUGH = 2.0  # scale
+COMPLEX = ("Cabin in the woods with the forest fire in the background and smoke",  # the paper's, section 4.2.2
+           "A castle on a hill under a full moon with birds in the sky", "A fisherman in a small boat on a stormy sea")
+# things, colours and grounds of the miniature's world in new company
+MINIATURE_COMPLEX = ("red house on a green background", "purple fish on a yellow background", "a tree and a yellow sun")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One evaluation, decided. Equal settings on equal files give equal numbers. Raises UsageError, naming the flag."""
+
+    scales: str = option("0:1:0.1", "LoRA scales, first:last:step or with commas; 0 is the base, 1 the full LoRA")
+    prompts: int = option(10, "categories whose CLIP score is taken, seen and unseen each (the paper: ten prompts)")
+    per_scale: int = option(20, "pictures per scale, of seen and of unseen categories each (the paper: twenty)")
+    drawings: int = option(10, "held-out drawings of a category that a picture is compared with")
+    seeds: int = option(4, "rows of the grid of one prompt (figure 5)")
+    rows: int = option(6, "rows of the grids of categories (figures 6 and 7)")
+    complex: tuple[str, ...] = option((), "a complex prompt, without trigger words; may be given again (figures 8 and 9)",
+                                      metavar="PROMPT")
+    clip: str = option("", "CLIP of the CLIP score, hub id or folder (default: ViT-B/16; the miniature's own for the "
+                           "miniature)")
+    image_clip: str = option("", "CLIP of the image-image similarity (default: ViT-L/14; the miniature's own)")
+    noises: int = option(2, "noise levels per held-out drawing in the denoising loss")
+    steps: int = option(0, "sampling steps (default 25; the miniature 12)")
+    guidance: float = option(0.0, "classifier-free guidance (default 7.5; the miniature 4)")
+    seed: int = option(0, "seed of pictures, of what is chosen, and of the resampling behind every interval")
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "per_scale", "drawings", "seeds", "rows", "noises"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{flag(name)} {getattr(self, name)}: expected at least 1")
+        for name in ("steps", "guidance", "seed"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UsageError(f"{flag(name)} {getattr(self, name)}: expected 0 or more")
+        _scales(self.scales)
+
+    @property
+    def scale_list(self) -> list[float]:
+        return _scales(self.scales)
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def settled(self, family: str) -> Settings:
+        """With the defaults that depend on the base's `family` filled in."""
+        small = family == "scribble_miniature"
+        filled: dict[str, Any] = {
+            "clip": self.clip or (MINIATURE if small else CLIP),
+            "image_clip": self.image_clip or (MINIATURE if small else IMAGE_CLIP),
+            "steps": self.steps or (MINIATURE_STEPS if small else STEPS),
+            "complex": self.complex or (MINIATURE_COMPLEX if small else COMPLEX)}
+        return dataclasses.replace(self, **filled)
+
+
+def _scales(text: str) -> list[float]:
+    """`0:1:0.1` or `0,0.5,1` -> ascending scales, to four decimals. UsageError where it is neither."""
+    try:
+        if ":" in text:
+            first, last, step = (float(word) for word in text.split(":"))
+            if not 0 < step <= MORE_THAN_ENOUGH:
+                raise ValueError(f"step {step:g}")
+            count = int((last - first) / step + 1.01)
+            scales = [first + k * step for k in range(count)]
+        else:
+            scales = [float(word) for word in text.split(",")]
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"--scales {text}: expected first:last:step, as 0:1:0.1, or scales with commas") from error
+    scales = sorted({round(scale, 4) for scale in scales})
+    if not scales or not all(0 <= scale <= MORE_THAN_ENOUGH for scale in scales):
+        raise UsageError(f"--scales {text}: expected scales from 0 to {MORE_THAN_ENOUGH:g}")
+    return scales

@@ -1,0 +1,127 @@
+"""What is drawn and what it is compared with: prompts, seeds and held-out drawings, chosen by the settings' seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from convert.errors import JobError
+from trainer.data import load_dataset
+from trainer.data.records import Dataset, Example
+from trainer.evaluate.settings import Settings
+from trainer.recipe import Recipe
+
+T = TypeVar("T")
+SEEN, UNSEEN, HELD_OUT = "seen", "unseen", "held-out captions"
+NO_UNSEEN = "the data has no categories that were not trained on: only the seen ones are measured"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One prompt with one seed; drawn at every scale from the same noise. `name`: the category, or the caption."""
+
+    name: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures measured together, and the real ones they are measured against."""
+
+    kind: str
+    """`SEEN`, `UNSEEN` or, for own pictures, `HELD_OUT`"""
+    subjects: list[Subject]
+    references: dict[str, list[Example]]
+    """name -> held-out examples of the same category"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All subjects of an evaluation."""
+
+    groups: list[Group]
+    one_prompt: list[Subject]
+    """figure 5: seeds of one prompt"""
+    with_trigger: list[Subject]
+    """figure 8: complex prompts behind the trigger words"""
+    without_trigger: list[Subject]
+    """figure 9: the same prompts and seeds without them"""
+    notes: list[str] = field(default_factory=list)
+
+    def subjects(self) -> list[Subject]:
+        """Every subject once, in the order they are drawn in."""
+        parts = [self.one_prompt, *(group.subjects for group in self.groups), self.with_trigger, self.without_trigger]
+        return list(dict.fromkeys(subject for part in parts for subject in part))
+
+
+def make_plan(settings: Settings, recipe: Recipe, *, cache: Path, say: Callable[[str], None]) -> Plan:
+    """Choose subjects and references for an adapter trained by `recipe`.
+
+    Raises:
+        JobError: the data has no held-out drawings or pictures.
+    """
+    dataset = load_dataset(recipe, cache=cache, say=say)
+    groups = _drawn(settings, recipe, dataset, cache, say) if dataset.seen else _own(settings, recipe, dataset)
+    first = groups[0].subjects
+    apple = next((subject for subject in first if subject.name == "apple"), first[0])
+    notes = [] if len(groups) > 1 or not dataset.seen else [NO_UNSEEN]
+    plain = [Subject(text, text, settings.seed + k) for k, text in enumerate(settings.complex)]
+    triggered = [replace(subject, prompt=f"{dataset.trigger} {subject.name}") for subject in plain if dataset.trigger]
+    return Plan(groups=groups, one_prompt=[replace(apple, seed=settings.seed + k) for k in range(settings.seeds)],
+                with_trigger=triggered, without_trigger=plain, notes=notes)
+
+
+def _drawn(settings: Settings, recipe: Recipe, dataset: Dataset, cache: Path, say: Callable[[str], None]) -> list[Group]:
+    """Seen and unseen categories of drawings."""
+    most = max(settings.prompts, settings.per_scale)
+    chosen = {kind: _some(names, most, settings.seed, key)
+              for kind, names, key in ((SEEN, dataset.seen, 20), (UNSEEN, dataset.unseen, 21)) if names}
+    names = ",".join(name for part in chosen.values() for name in part)
+    real = load_dataset(replace(recipe, categories=names, per_category=1), cache=cache, say=say,
+                        held_out_rows=settings.drawings)
+    references = _by_category(real.held_out)
+    groups = []
+    for kind, part in chosen.items():
+        having = [name for name in part if name in references]
+        subjects = [Subject(name, f"{dataset.trigger} {name}", settings.seed + k) for k, name in _cycle(having, most)]
+        if subjects:
+            groups.append(Group(kind, subjects, {name: references[name] for name in having}))
+    if not groups:
+        raise JobError(f"--data {recipe.data}: no category has held-out drawings (30 % of each are): it needs more drawings")
+    return groups
+
+
+def _own(settings: Settings, recipe: Recipe, dataset: Dataset) -> list[Group]:
+    """Held-out captions of a person's own pictures, each against the held-out pictures of its sub-folder or all of them."""
+    held_out = dataset.held_out
+    if not held_out:
+        raise JobError(f"--data {recipe.data}: no pictures were held out from training to compare with: train with "
+                       "--held-out 0.3, or give --data and --held-out here for other pictures")
+    order = np.random.default_rng([settings.seed, 22]).permutation(len(held_out))
+    by_category = _by_category(held_out)
+    most = max(settings.prompts, settings.per_scale)
+    chosen = [held_out[row] for row in order]
+    subjects = [Subject(e.caption, e.caption, settings.seed + k) for k, e in _cycle(chosen, most)]
+    references = {e.caption: by_category[e.category][: settings.drawings] for e in chosen}
+    return [Group(HELD_OUT, subjects, {subject.name: references[subject.name] for subject in subjects})]
+
+
+def _by_category(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    found: dict[str, list[Example]] = {}
+    for example in examples:
+        found.setdefault(example.category, []).append(example)
+    return found
+
+
+def _some(names: Sequence[str], most: int, seed: int, key: int) -> list[str]:
+    order = np.random.default_rng([seed, key]).permutation(len(names))
+    return [names[row] for row in order[:most]]
+
+
+def _cycle(things: list[T], count: int) -> list[tuple[int, T]]:
+    return [(k, things[k % len(things)]) for k in range(count)] if things else []
