@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from convert import Lora, convert_bytes, read
-from convert.errors import JobError
+from convert.errors import JobError, UsageError
 from trainer.adapter import NAME
 from trainer.base import Base
 from trainer.quiet import quiet
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, flag
+
+PAPER_SCALE = 0.8
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,14 @@ class LoraFile:
     @property
     def name(self) -> str:
         return self.path.stem
+
+    @property
+    def recommended(self) -> float:
+        """The scale its metadata recommends, else the paper's 0.8."""
+        try:
+            return float(self.contents.metadata["scribble_scale"])
+        except (KeyError, ValueError):
+            return PAPER_SCALE
 
     @property
     def trigger(self) -> str:
@@ -72,6 +83,19 @@ class LoraFile:
                 raise JobError(f"{self.path}: does not fit the base {base.name}: {module.module.name} {has}, and the LoRA "
                                f"(for {self.contents.base}) patches one of {list(module.shape)}: give --base the model it "
                                "was trained on")
+
+
+def trained_by(lora: LoraFile, changed: dict[str, Any], *, needed: Sequence[str]) -> Recipe:
+    """The recipe that says base and data: the LoRA's own with `changed` fields.
+
+    Raises:
+        UsageError: the LoRA has none, and a `needed` field is not among the changed ones.
+    """
+    lacking = [flag(name) for name in needed if lora.recipe is None and name not in changed]
+    if lacking:
+        raise UsageError(f"{lora.path}: was not made by this program, so its metadata does not say what it was trained on: "
+                         f"give {' and '.join(lacking)}")
+    return replace(lora.recipe or Recipe(), **changed)
 
 
 def read_lora(path: Path) -> LoraFile:

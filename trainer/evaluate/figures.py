@@ -16,7 +16,7 @@ COLOURS = {"seen": "#1f6fb4", "unseen": "#e07b1a", "held-out captions": "#1f6fb4
 PLOTS = (  # key of a group's curve, file, title, label of the axis
     ("clip_score", "figure-10-clip-score", "CLIP score (figure 10)", "100 · max(cos, 0)"),
     ("similarity", "figure-11-similarity", "Similarity to held-out drawings (figure 11)", "cosine of image features"),
-    ("ink_distance", "ink-distance", "Ink distance: 1 is a real drawing", "distance, log scale"),
+    ("ink_distance", "ink-distance", "Ink distance from held-out drawings", "distance, log scale"),
     ("held_out_loss", "held-out-loss", "Denoising loss on held-out drawings", "mean squared error"),
 )
 CELL, SMALL_CELL = 192, 112
@@ -44,13 +44,17 @@ def _plot(report: dict[str, Any], key: str, title: str, label: str, path: Path) 
     axes = figure.subplots()
     for kind, group in report["groups"].items():
         _line(axes, report["scales"], group[key], kind)
+    for value, kinds in _real(report, key).items():
+        named = f"{kinds[0]}: real drawings" if len(kinds) < len(report["groups"]) else "real drawings"
+        axes.axhline(value, color=COLOURS[kinds[0]] if len(kinds) == 1 else "#777", linestyle="--", linewidth=1, label=named)
     if key == "similarity" and report["recommended"]["verdict"] != "none":
         found = report["recommended"]
         axes.axvspan(found["low"] - 0.008, found["high"] + 0.008, color="#3a9d5d", alpha=0.15, linewidth=0)
         axes.axvline(found["scale"], color="#3a9d5d", linewidth=1.2, label=f"recommended: {found['scale']:g}")
     if key == "ink_distance":
-        axes.axhline(1, color="#777", linestyle=":", label="held-out drawings")
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     axes.set(xlabel="LoRA scale", ylabel=label, title=title)
     axes.legend(frameon=False, fontsize=9)
     with atomic_path(path) as temporary:
@@ -64,8 +68,15 @@ def _line(axes: Any, scales: list[float], curve: dict[str, Any], kind: str) -> N
     colour = COLOURS[kind]
     axes.plot(scales, curve["mean"], "o-", color=colour, markersize=3.5, label=f"{kind} (n = {curve['n']})")
     axes.fill_between(scales, curve["low"], curve["high"], color=colour, alpha=0.16, linewidth=0)
-    if curve.get("drawings") is not None:
-        axes.axhline(curve["drawings"], color=colour, linestyle="--", linewidth=1, label=f"{kind}: real drawings")
+
+
+def _real(report: dict[str, Any], key: str) -> dict[float, list[str]]:
+    """The real drawings' own value of a measure -> the groups that have it."""
+    found: dict[float, list[str]] = {}
+    for kind, group in report["groups"].items():
+        if group[key].get("drawings") is not None:
+            found.setdefault(group[key]["drawings"], []).append(kind)
+    return found
 
 
 def draw_grids(plan: Plan, gallery: Gallery, scales: list[float], rows: int, out: Path) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ The paper finds that CLIP score cannot judge scribbles, and CLIP's similarity mi
 measure looks at the how alone. Six statistics say what makes a QuickDraw picture one: white ground, no colour, black
 ink, little of it, in thin lines, and nothing between ink and ground. A picture's distance is the root mean square of its
 deviations from the held-out drawings' means, each in units of the drawings' own spread, but not less than `LEAST`, what
-an eye would notice. Real drawings lie near 1; the further above, the less of a scribble. The drawings are measured as
+an eye would notice. Real drawings lie below 1; the further above, the less of a scribble. The drawings are measured as
 the base's VAE gives them back: nothing it draws can be nearer. No network is trained for it and none is asked.
 """
 
@@ -45,17 +45,23 @@ def statistics(picture: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ink:
-    """The held-out drawings' statistics: mean and spread, (6,) each."""
+    """The held-out drawings' statistics: mean and spread, (6,) each; `own`: their mean distance from themselves."""
 
     mean: np.ndarray
     spread: np.ndarray
+    own: float = 0.0
 
     @classmethod
     def of(cls, drawings: Sequence[np.ndarray]) -> Ink:
         """Measure `drawings`, uint8 (H, W, 3) each, dark on light."""
         found = np.stack([statistics(drawing) for drawing in drawings])
-        return cls(found.mean(axis=0), np.maximum(found.std(axis=0), LEAST))
+        mean, spread = found.mean(axis=0), np.maximum(found.std(axis=0), LEAST)
+        return cls(mean, spread, float(_distance(found, mean, spread).mean()))
 
     def distance(self, picture: np.ndarray) -> float:
-        """Of one picture, uint8 (H, W, 3): about 1 for a drawing, 3 and more for what nobody would call a scribble."""
-        return float(np.sqrt((((statistics(picture) - self.mean) / self.spread) ** 2).mean()))
+        """Of one picture, uint8 (H, W, 3): below 1 for most drawings, above 3 for what nobody would call a scribble."""
+        return float(_distance(statistics(picture), self.mean, self.spread))
+
+
+def _distance(found: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    return np.asarray(np.sqrt((((found - mean) / spread) ** 2).mean(axis=-1)))

@@ -48,7 +48,7 @@ class Measure:
             "clip_score": curve(by_name(score[prompted], [names[row] for row in prompted]), self.settings.seed).as_dict()
             | {"drawings": self._reference_score(group, counted, real)},
             "similarity": curve(alike[drawn], self.settings.seed).as_dict() | {"drawings": self._likeness(real)},
-            "ink_distance": curve(ink[drawn], self.settings.seed).as_dict(),
+            "ink_distance": curve(ink[drawn], self.settings.seed).as_dict() | {"drawings": round(self.ink.own, 6)},
             "references": {name: [example.source for example in found] for name, found in group.references.items()},
             "subjects": [self._record(*row) for row in zip(subjects, score, alike, ink, strict=True)],
         }

@@ -29,7 +29,7 @@ figure { margin: 0 } .plots img { width: 100%; height: auto; background: #fff; b
 .wide img { display: block; min-width: 52rem; width: 100%; height: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; width: 100%; background: var(--paper) }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { position: sticky; left: 0; background: inherit } 
+th:first-child, td:first-child { position: sticky; left: 0; background: inherit }
 tr.best { background: var(--card); font-weight: 600 }
 .numbers { overflow-x: auto } details { margin: .6rem 0 } summary { cursor: pointer } code { font-size: .9em }
 .facts td, .facts th { text-align: left; white-space: normal; vertical-align: top }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from trainer.evaluate.measure import Measure
 from trainer.evaluate.page import page
 from trainer.evaluate.settings import Settings
 from trainer.evaluate.subjects import Plan, make_plan
-from trainer.lora_file import LoraFile, read_lora
+from trainer.lora_file import LoraFile, read_lora, trained_by
 from trainer.recipe import Recipe, flag
 from trainer.sampler import Sampler
 
@@ -45,7 +44,7 @@ def say(text: str) -> None:
 def run(settings: Settings, job: Job) -> int:
     """Do the job; returns the exit status. Raises JobError and UsageError for what the user can mend."""
     lora = read_lora(job.lora)
-    recipe = trained_by(lora, job.changed)
+    recipe = trained_by(lora, job.changed, needed=("base", "data"))
     if job.write:
         recommend.check_writable(job.lora)
     claim(job.out, settings, recipe, lora.digest)
@@ -59,15 +58,6 @@ def run(settings: Settings, job: Job) -> int:
         for path in recommend.write(job.lora, report["recommended"], lora.trigger):
             say(f"wrote the scale into {path}")
     return 0
-
-
-def trained_by(lora: LoraFile, changed: dict[str, Any]) -> Recipe:
-    """The recipe that says base and data: the LoRA's own with `changed` fields. UsageError where neither names them."""
-    lacking = [flag(name) for name in ("base", "data") if lora.recipe is None and name not in changed]
-    if lacking:
-        raise UsageError(f"{lora.path}: was not made by this program, so its metadata does not say what it was trained on: "
-                         f"give {' and '.join(lacking)}")
-    return replace(lora.recipe or Recipe(), **changed)
 
 
 def claim(out: Path, settings: Settings, recipe: Recipe, digest: str) -> None:

@@ -46,11 +46,11 @@ class Settings:
         for name in ("steps", "guidance", "seed"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UsageError(f"{flag(name)} {getattr(self, name)}: expected 0 or more")
-        _scales(self.scales)
+        parse_scales(self.scales)
 
     @property
     def scale_list(self) -> list[float]:
-        return _scales(self.scales)
+        return parse_scales(self.scales)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -66,7 +66,7 @@ class Settings:
         return dataclasses.replace(self, **filled)
 
 
-def _scales(text: str) -> list[float]:
+def parse_scales(text: str) -> list[float]:
     """`0:1:0.1` or `0,0.5,1` -> ascending scales, to four decimals. UsageError where it is neither."""
     try:
         if ":" in text:
