@@ -21,7 +21,8 @@ CELL = 256  # pixels, the least that a picture of a grid is shown with
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m trainer.sample", allow_abbrev=False, epilog=EXAMPLES,
                description="Draw with a LoRA. One scale and one seed: the picture; more: a labelled grid, in which pictures "
-               "that differ only in scale share seed and noise.", formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+               "that differ only in scale share seed and noise.",
+               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = p.add_argument
     add("--lora", type=Path, required=True, metavar="FILE", help="the LoRA, .safetensors of any form")
     add("--prompt", action="append", required=True, metavar="TEXT", help="what to draw; may be given again for more rows")

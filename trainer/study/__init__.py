@@ -1,0 +1,1 @@
+"""Studies: tables of recipes, trained, evaluated and compared. `python -m trainer.study`."""

@@ -1,0 +1,60 @@
+"""The command line of `python -m trainer.study`. Imports nothing heavy: --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.errors import UsageError
+from trainer.cli import Parser
+from trainer.evaluate.cli import add_fields, job_options
+from trainer.recipe import PRESETS, Recipe
+from trainer.study.table import Study, known_tables, read_table
+
+EXAMPLES = """examples:
+  python -m trainer.study noise-schedules --out study/noise                      the paper's recipe four times, on a GPU
+  python -m trainer.study checkpoints --out study/steps --demo                   every checkpoint of the demo, on a CPU
+  python -m trainer.study my-table.toml --out study/mine --base v1-5-pruned-emaonly.safetensors
+  accelerate launch --num_processes 4 -m trainer.study rank-and-targets --out study/rank
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How and where."""
+
+    out: Path
+    device: str
+    cache: Path
+    lora: Path | None
+    """measured in place of training"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(prog="python -m trainer.study", allow_abbrev=False, epilog=EXAMPLES,
+               formatter_class=argparse.RawDescriptionHelpFormatter,
+               description="Train and evaluate every row of a table of recipes; end in one table and one plot. The same "
+               "command goes on after a stop.")  # fmt: skip
+    p.add_argument("table", metavar="TABLE", help="a TOML file (docs/EVALUATION.md says what is in it), or one of "
+                   + ", ".join(known_tables()))
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for runs, reports, table.md, plot.png and "
+                   "study.json")
+    p.add_argument("--demo", action="store_true", help="the demo's recipe under all rows: the miniature and doodles")
+    p.add_argument("--lora", type=Path, default=None, metavar="FILE", help="measure this LoRA in every row and train nothing: "
+                   "for rows that differ in `on`, the base measured on")
+    job_options(p.add_argument_group("job (where and how)"))
+    add_fields(p.add_argument_group("recipe of all rows (over the table's [recipe], under its rows)"), Recipe)
+    return p
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Study, Job]:
+    """The study and the job that `argv` asks for. UsageError names what makes no sense."""
+    options = vars(parser().parse_args(argv))
+    changed = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options[f.name] is not None}
+    study = read_table(options["table"], PRESETS["demo"] if options["demo"] else {}, changed)
+    if options["lora"] and (study.checkpoints or len({row.recipe for row in study.rows}) > 1):
+        raise UsageError("--lora: trains nothing, so the table's rows may only differ in `on`")
+    return study, Job(**{f.name: options[f.name] for f in dataclasses.fields(Job)})
