@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,9 +76,10 @@ def load(path: Path, name: str) -> Adapter:
 def in_node_words(message: str, path: Path, name: str) -> str:
     """`convert`'s sentence, as somebody needs it who has a graph before them and no command line."""
     text = message.replace(str(path), name).replace(" (--check lists them)", " (the node Scribble LoRA Info lists them)")
-    return text.replace(
-        "only Stable Diffusion 1.5 can be converted",
+    return re.sub(
+        r"only (?:LoRAs of )?Stable Diffusion 1\.5 can be converted",
         "this node applies LoRAs of Stable Diffusion 1.5: pick one, or use ComfyUI's own Load LoRA with that base's checkpoint",
+        text,
     )
 
 
