@@ -22,6 +22,14 @@ from .errors import NodeError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_WORDS = (
+    (r"only (?:LoRAs of )?Stable Diffusion 1\.5 can be converted",
+     "this node applies LoRAs of Stable Diffusion 1.5: pick one, or use ComfyUI's own Load LoRA with that base's checkpoint"),
+    (r"cannot be written as kohya", "cannot be applied in ComfyUI"),
+    (r" \(--check lists them\)", " (the node Scribble LoRA Info lists them)"),
+)  # fmt: skip
+_SAYS_WHAT_TO_DO = re.compile(r"\b(pick|again|download|load it|merge it|fetch)\b")
+
 KEPT = 4
 """Files in memory at most: a workflow with more adapters than that reads some of them again."""
 
@@ -75,12 +83,10 @@ def load(path: Path, name: str) -> Adapter:
 
 def in_node_words(message: str, path: Path, name: str) -> str:
     """`convert`'s sentence, as somebody needs it who has a graph before them and no command line."""
-    text = message.replace(str(path), name).replace(" (--check lists them)", " (the node Scribble LoRA Info lists them)")
-    return re.sub(
-        r"only (?:LoRAs of )?Stable Diffusion 1\.5 can be converted",
-        "this node applies LoRAs of Stable Diffusion 1.5: pick one, or use ComfyUI's own Load LoRA with that base's checkpoint",
-        text,
-    )
+    text = message.replace(str(path), name)
+    for pattern, words in _WORDS:
+        text = re.sub(pattern, words, text)
+    return text if _SAYS_WHAT_TO_DO.search(text) else f"{text}; get this file again, or pick another"
 
 
 @lru_cache(maxsize=KEPT)

@@ -37,13 +37,17 @@ def why_missing(name: object) -> str | None:
         return None
     if not names:
         return "there are no LoRA files yet: put one into ComfyUI's models/loras folder and press R"
-    plain = {known.replace("\\", "/").lower(): known for known in names}
-    wanted = str(name).replace("\\", "/").lower()
-    close = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.5)
-    same_file = [known for known in plain if known.rpartition("/")[2] == wanted.rpartition("/")[2]]
+    plain = {_plain(known): known for known in names}
+    close = difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.6)
+    same_file = [known for known in plain if known.rpartition("/")[2] == _plain(name).rpartition("/")[2]]
     found = [f"'{plain[known]}'" for known in dict.fromkeys([*same_file, *close])][:3]
     advice = f"did you mean {' or '.join(found)}?" if found else "pick one of the list"
     return f"'{name}' is not in ComfyUI's models/loras folder: {advice} (R reads the folder again)"
+
+
+def _plain(name: object) -> str:
+    """What people mean by a name: without the system's slash, case and ending."""
+    return str(name).replace("\\", "/").lower().removesuffix(".safetensors")
 
 
 def lora_path(name: str) -> Path:

@@ -33,7 +33,8 @@ def test_scales_are_read_as_people_write_them(part, text, expected) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [("", "empty"), (" , ", "empty"), ("a", "'a'"), ("nan", "'nan'"), ("1e999", "'1e999'"), ("0:1", "'0:1'"),
-     ("0:1:0", "never"), ("0:1:-1", "never"), ("0:1:0.001", "more than 64"), (",".join("1" * 65), "more than 64"), ("0,,x:1:2", "'x'")],
+     ("0:1:0", "never"), ("0:1:-1", "never"), ("0:1:0.001", "more than 64"), (",".join("1" * 65), "more than 64"),
+     ("0,,x:1:2", "'x'")],
 )  # fmt: skip
 def test_what_is_no_list_of_scales_is_refused_in_one_sentence(part, text, named) -> None:
     with pytest.raises(part("errors").NodeError, match=named) as caught:
