@@ -28,6 +28,8 @@ def ship(folder: Path) -> None:
     for name, kind in kinds.items():
         if (folder / name).exists():
             kind.from_pretrained(folder / name, torch_dtype=torch.float16).save_pretrained(WEIGHTS / name)
+    for file in (*(folder / "clip").glob("tokenizer*.json"), *(folder / "clip").glob("p*processor_config.json")):
+        shutil.copy(file, WEIGHTS / "clip" / file.name)
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(folder / name, WEIGHTS / name, dirs_exist_ok=True)
     (WEIGHTS / "model_index.json").write_text(json.dumps(_INDEX, indent=2) + "\n", encoding="utf-8")
