@@ -47,6 +47,14 @@ def peak(values: np.ndarray, scales: list[float], seed: int) -> Peak:
     return Peak(scales[int(values.mean(axis=0).argmax())], float(low), float(high))
 
 
+def without_level(values: np.ndarray) -> np.ndarray:
+    """`values`, float (n, scales), with each row moved to the mean of all: so that intervals show what the scale does.
+
+    For rows that lie at different levels for reasons of their own (Cousineau 2005). Means stay as they are.
+    """
+    return np.asarray(values - values.mean(axis=1, keepdims=True) + values.mean())
+
+
 def by_name(values: np.ndarray, names: list[str]) -> np.ndarray:
     """The mean of the rows that share a name, (distinct names, ...): so that each prompt counts once."""
     return np.stack([values[[name == wanted for name in names]].mean(axis=0) for wanted in dict.fromkeys(names)])

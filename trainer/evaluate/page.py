@@ -42,7 +42,7 @@ _PLOTS = {
     "ink_distance": "Strokes alone, whatever they show: white ground, no colour, black ink, little of it, thin lines, nothing "
                     "between. Root mean square deviation from the held-out drawings, in units of their own spread.",
     "held_out_loss": "Does the adapter predict the noise on drawings that it never saw? The same noise at every scale; lower "
-                     "is better.",
+                     "is better. The intervals leave out that every drawing has noise levels of its own.",
 }
 _NAMES = {"clip_score": "CLIP score", "similarity": "similarity", "ink_distance": "ink distance", "held_out_loss": "loss"}
 

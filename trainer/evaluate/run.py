@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from trainer.devices import Compute
 from trainer.encode import encode_dataset
 from trainer.evaluate import recommend
 from trainer.evaluate.cli import DATA_FLAGS, Job
-from trainer.evaluate.curves import curve
+from trainer.evaluate.curves import curve, without_level
 from trainer.evaluate.figures import draw_grids, draw_plots
 from trainer.evaluate.gallery import Gallery
 from trainer.evaluate.ink import Ink
@@ -111,6 +112,7 @@ def _measure(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe) -> di
         say(note)
     side = recipe.resolution or base.resolution
     sampler = Sampler(base, compute, resolution=side, steps=settings.steps, guidance=settings.guidance)
+    settings = replace(settings, guidance=sampler.guidance)
     gallery = Gallery(job.out / "pictures", sampler, job.batch or BATCH.get(compute.device.type, 8))
     scales = settings.scale_list
     gallery.draw(plan.subjects(), scales)
@@ -128,9 +130,10 @@ def _measure(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe) -> di
 
 
 def _losses(plan: Plan, base: Base, compute: Compute, settings: Settings, side: int, job: Job) -> dict[str, dict[str, Any]]:
+    """Each group's curve; the intervals leave out that every drawing has noise levels of its own."""
     loss = HeldOutLoss(base, compute, side=side, seed=settings.seed, noises=settings.noises, batch=job.batch or LOSS_BATCH)
-    return {group.kind: curve(loss(spread(group.references), settings.scale_list, cache=job.cache, say=quiet),
-                              settings.seed).as_dict() for group in plan.groups}  # fmt: skip
+    found = {group.kind: loss(spread(group.references), settings.scale_list, cache=job.cache, say=quiet) for group in plan.groups}
+    return {kind: curve(without_level(values), settings.seed).as_dict() for kind, values in found.items()}
 
 
 def _as_the_vae_has_them(plan: Plan, base: Base, compute: Compute, side: int, sampler: Sampler, job: Job) -> list[np.ndarray]:
@@ -150,7 +153,7 @@ def _provenance(lora: LoraFile, base: Base, judges: dict[str, Judge], settings: 
                  "recipe": lora.recipe.as_dict() if lora.recipe else None},
         "base": {"name": base.name, "identity": base.identity, "family": base.family},
         "judges": {key: {"name": judge.name, "identity": judge.identity} for key, judge in judges.items()},
-        "settings": settings.as_dict() | {"guidance": settings.guidance},
+        "settings": settings.as_dict(),
         "data": {name: getattr(recipe, name) for name in (*DATA_FLAGS, "seed") if name != "base"},
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")},
         "device": str(compute.device)}

@@ -1,0 +1,79 @@
+"""A batch may mix scales: each picture is what it is alone, scale 0 is the base, and seeds decide the noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convert import convert_file
+from convert.errors import JobError, UsageError
+from trainer.base import load_base
+from trainer.devices import choose
+from trainer.lora_file import read_lora, trained_by
+from trainer.recipe import Recipe
+from trainer.sample import main as sample
+from trainer.sampler import Sampler
+
+
+def sampler(recipe: Recipe, lora: Path | None) -> Sampler:
+    base = load_base(recipe, dtype=torch.float32, say=print)
+    if lora:
+        read_lora(lora).attach(base)
+    return Sampler(base, choose("cpu"), steps=2)
+
+
+def near(a: np.ndarray, b: np.ndarray) -> bool:
+    return int(np.abs(a.astype(int) - b.astype(int)).max()) <= 1  # rounding of other batch sizes
+
+
+def test_a_batch_of_scales_is_the_pictures_one_by_one(recipe: Recipe, lora: Path) -> None:
+    ours, plain = sampler(recipe, lora), sampler(recipe, None)
+    prompts, seeds, scales = ["a scribble of apple", "a scribble of apple", "sun"], [3, 3, 4], [0.0, 1.0, 0.5]
+    mixed = ours(prompts, seeds, scale=scales)
+    alone = np.concatenate([ours([p], [s], scale=k) for p, s, k in zip(prompts, seeds, scales, strict=True)])
+    assert near(mixed, alone)
+    assert near(mixed[:1], plain(prompts[:1], seeds[:1], scale=1.0))  # scale 0 is the base
+    assert np.abs(mixed[0].astype(int) - mixed[1]).max() > 20  # and scale 1 is not
+    assert near(ours(prompts, seeds, scale=1.0), ours(prompts, seeds, scale=[1.0] * 3))  # mixing left nothing behind
+
+
+def test_every_form_of_a_lora_is_the_same_adapter(recipe: Recipe, lora: Path, tmp_path: Path) -> None:
+    first = read_lora(lora)
+    for form, name in (("diffusers", "d.safetensors"), ("peft", "folder")):
+        convert_file(lora, tmp_path / name, to=form)
+        assert read_lora(tmp_path / name).digest == first.digest
+    convert_file(lora, tmp_path / "half.safetensors", dtype="fp16")
+    assert read_lora(tmp_path / "half.safetensors").digest != first.digest
+    views = (["sun"], [0])
+    full, half = (sampler(recipe, path)(*views, scale=1.0) for path in (lora, tmp_path / "half.safetensors"))
+    assert np.abs(full.astype(int) - half).mean() < 2
+
+
+def test_what_does_not_fit_is_one_line(recipe: Recipe, lora: Path, tmp_path: Path) -> None:
+    base = load_base(recipe, dtype=torch.float32, say=print)
+    base.unet = torch.nn.ModuleDict({"conv_in": torch.nn.Conv2d(4, 8, 3)})
+    with pytest.raises(JobError, match=r"tiny.safetensors: does not fit the base .*give --base the model"):
+        read_lora(lora).attach(base)
+    with pytest.raises(JobError, match=r"^no.safetensors: there is no such file"):
+        read_lora(Path("no.safetensors"))
+    foreign = replace(read_lora(lora), recipe=None)
+    with pytest.raises(UsageError, match="give --base and --data$"):
+        trained_by(foreign, {}, needed=("base", "data"))
+    assert trained_by(foreign, {"base": "x"}, needed=("base",)).base == "x"
+
+
+def test_sample_draws_one_picture_or_a_grid(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from PIL import Image
+
+    common = ["--lora", str(lora), "--prompt", "a scribble of sun", "--steps", "2", "--device", "cpu"]
+    assert sample([*common, "--scales", "0.5", "--out", str(tmp_path / "one.png")]) == 0
+    assert sample([*common, "--scales", "0,1", "--seeds", "2", "--out", str(tmp_path / "grid.png")]) == 0
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "grid.png") as grid:
+        assert one.size == (64, 64) and min(grid.size) > 2 * 256
+    assert sample([*common, "--out", str(tmp_path / "one.png")]) == 2
+    assert capsys.readouterr().err == (f"trainer.sample: --out {tmp_path / 'one.png'}: exists: give another name or --overwrite\n")
+    assert sample([*common[:3], "x", "--out", str(tmp_path / "n.png"), "--seeds", "0"]) == 2

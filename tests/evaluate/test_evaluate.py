@@ -1,0 +1,181 @@
+"""The whole program on a random base, LoRA and CLIP: numbers from the pictures on disk, resume, determinism, --write."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from convert import read
+from trainer.data import load_dataset
+from trainer.evaluate.__main__ import main
+from trainer.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--scales", "0,0.5,1", "--per-scale", "3", "--prompts", "2", "--seeds", "2", "--rows", "2", "--drawings", "3", "--steps",
+         "2", "--noises", "1", "--batch", "4", "--device", "cpu"]  # fmt: skip
+
+
+def arguments(lora: Path, out: Path, clip: Path) -> list[str]:
+    return [str(lora), "--out", str(out), "--clip", str(clip), "--image-clip", str(clip), "--cache", str(out.parent / "cache"),
+            *SMALL]
+
+
+@pytest.fixture(scope="module")
+def finished(made: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report's folder, made once."""
+    out = tmp_path_factory.mktemp("evaluated") / "report"
+    assert main(arguments(made, out, clip)) == 0
+    return out
+
+
+@pytest.fixture
+def report(finished: Path, tmp_path: Path) -> dict:
+    """The report, of which `tmp_path`/report is this test's own copy."""
+    shutil.copytree(finished, tmp_path / "report")
+    return json.loads((finished / "report.json").read_text())
+
+
+def test_numbers_are_those_of_the_pictures_by_hand(report: dict, recipe: Recipe, clip: Path, tmp_path: Path) -> None:
+    model, tokenizer = CLIPModel.from_pretrained(clip).eval(), CLIPTokenizer.from_pretrained(clip)
+    processor = CLIPImageProcessor.from_pretrained(clip)
+    real = {}
+    for example in load_dataset(recipe, cache=tmp_path, say=print, held_out_rows=3).held_out:
+        real.setdefault(example.category, []).append(example)
+    assert report["groups"]["seen"]["references"] == {name: [e.source for e in found] for name, found in real.items()}
+
+    @torch.no_grad()
+    def features(pictures: list[Image.Image]) -> torch.Tensor:
+        return model.get_image_features(**processor(pictures, return_tensors="pt")).pooler_output
+
+    scores: dict[str, list] = {}
+    for subject in report["groups"]["seen"]["subjects"]:
+        drawn = features([Image.open(tmp_path / "report" / file) for file in subject["pictures"]])
+        with torch.no_grad():
+            text = model.get_text_features(**tokenizer([subject["prompt"]], return_tensors="pt")).pooler_output
+        score = 100 * torch.cosine_similarity(drawn, text).clamp(min=0)
+        np.testing.assert_allclose(subject["clip_score"], score, atol=1e-3)
+        scores.setdefault(subject["name"], []).append(score.numpy())
+        others = features([Image.fromarray(example.pixels(64)) for example in real[subject["name"]]])
+        alike = torch.stack([torch.cosine_similarity(row[None], others).mean() for row in drawn])
+        np.testing.assert_allclose(subject["similarity"], alike, atol=1e-5)
+    mean = np.mean([np.mean(found, axis=0) for found in scores.values()], axis=0)
+    np.testing.assert_allclose(report["groups"]["seen"]["clip_score"]["mean"], mean, atol=1e-3)
+    everything = [s["similarity"] for group in report["groups"].values() for s in group["subjects"]]
+    assert report["recommended"]["scale"] == [0, 0.5, 1][int(np.mean(everything, axis=0).argmax())]
+
+
+def test_the_report_says_and_shows_everything(report: dict, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    unseen = {subject["name"] for subject in report["groups"]["unseen"]["subjects"]}
+    assert unseen <= {"star", "sun"} and report["groups"]["unseen"]["similarity"]["n"] == 3
+    assert {"torch", "diffusers"} <= set(report["versions"]) and report["settings"]["guidance"] == 4.0
+    for grid in report["grids"].values():
+        with Image.open(out / grid["file"]) as image:
+            assert image.width > 3 * 192
+    assert list(report["grids"]) == ["figure-5-seeds", "figure-6-seen", "figure-7-unseen", "figure-8-complex-with",
+                                     "figure-9-complex-without"]  # fmt: skip
+    with_words, without = (report["grids"][f"figure-{k}"]["rows"] for k in ("8-complex-with", "9-complex-without"))
+    assert [row["seed"] for row in with_words] == [row["seed"] for row in without]
+    assert [row["prompt"] for row in with_words] == ["a scribble of " + row["prompt"] for row in without]
+    page = (out / "index.html").read_text()
+    assert not re.search(r"""(src|href)=['"](?!data:image|figure-)""", page) and "viewport" in page  # opens from disk, alone
+    assert page.count("data:image/svg+xml") == 4 and page.count("data:image/jpeg") == 5
+
+
+def test_the_same_again_is_the_same_and_a_stop_changes_nothing(
+    report: dict, lora: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "report"
+    before = {name: (out / name).read_bytes() for name in ("report.json", "index.html", "figure-11-similarity.png")}
+    for picture in sorted((out / "pictures").iterdir())[::5]:
+        picture.unlink()
+    (out / "report.json").unlink()
+    assert main(arguments(lora, out, clip)) == 0
+    for name, data in before.items():
+        assert (out / name).read_bytes() == data, name
+    capsys.readouterr()
+    assert main(arguments(lora, out, clip)) == 0 and "is finished" in capsys.readouterr().out
+    assert main([*arguments(lora, out, clip), "--seed", "5"]) == 2
+    assert re.fullmatch(r"trainer.evaluate: --out .*holds the report of something else \(--seed was .*\n", capsys.readouterr().err)
+
+
+def test_a_kill_in_the_middle(report: dict, lora: Path, clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    child = subprocess.Popen([sys.executable, "-m", "trainer.evaluate", *arguments(lora, out, clip)], cwd=ROOT,
+                             env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while child.poll() is None and len(list((out / "pictures").glob("[!.]*.png"))) < 5:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (out / "report.json").exists() and list((out / "pictures").iterdir())
+    assert main(arguments(lora, out, clip)) == 0
+    for name in ("report.json", "index.html"):  # of another process, in another folder
+        assert (out / name).read_bytes() == (tmp_path / "report" / name).read_bytes()
+
+
+def test_write_puts_the_scale_where_hosts_look_and_keeps_the_rest(
+    report: dict, lora: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from safetensors.torch import load_file
+
+    tensors, said = load_file(lora), read(lora).metadata
+    card = json.loads(lora.with_suffix(".json").read_text())
+    report["recommended"] = {"scale": 0.5, "low": 0.5, "high": 1.0, "verdict": "peak"}
+    (tmp_path / "report" / "report.json").write_text(json.dumps(report))
+    assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 0  # and the digest is still the report's
+    assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 0
+    now = read(lora).metadata
+    assert now["scribble_scale"] == "0.5" and json.loads(now["scribble_scale_interval"]) == [0.5, 1.0]
+    assert {key: now[key] for key in said if key != "scribble_scale"} == {k: v for k, v in said.items() if k != "scribble_scale"}
+    assert json.loads(lora.with_suffix(".json").read_text()) == card | {"preferred weight": 0.5}
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(lora).items())
+    report["recommended"]["verdict"] = "none"
+    (tmp_path / "report" / "report.json").write_text(json.dumps(report))
+    capsys.readouterr()
+    assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 1
+    assert "is left as it is" in capsys.readouterr().err and read(lora).metadata == now
+    lora.with_suffix(".json").write_text("[broken")
+    assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 1
+    assert "is no card of the web UI" in capsys.readouterr().err
+
+
+def test_bad_requests_are_one_line(lora: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from PIL import Image as Pictures
+
+    own = tmp_path / "own"
+    own.mkdir()
+    Pictures.new("RGB", (64, 64)).save(own / "a.png")
+    cases = {("--data", str(own)): "no pictures were held out", ("--base", "/no/base"): "there is no such file or folder",
+             ("--clip", str(own)): "is no whole CLIP", ("--categories", "unicorn"): "no such category",
+             ("--device", "abacus"): "expected auto"}  # fmt: skip
+    for number, (extra, words) in enumerate(cases.items()):
+        status = main([*arguments(lora, tmp_path / f"out{number}", clip), *extra])
+        error = capsys.readouterr().err
+        assert status in (1, 2) and words in error and error.startswith("trainer.evaluate: ") and error.count("\n") == 1, error
+
+
+def test_own_pictures_are_judged_by_their_held_out_captions(lora: Path, clip: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    for k in range(6):
+        Image.new("RGB", (64, 64), (40 * k, 90, 10)).save(own / f"{k}.png")
+        (own / f"{k}.txt").write_text(f"colour number {k}")
+    extra = ["--data", str(own), "--held-out", "0.5", "--trigger", "in mystyle", "--scales", "0,1"]
+    assert main([*arguments(lora, tmp_path / "report", clip), *extra]) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    group = report["groups"]["held-out captions"]
+    assert {len(found) for found in group["references"].values()} == {3}
+    assert all(subject["prompt"].startswith("in mystyle colour number") for subject in group["subjects"])

@@ -1,0 +1,77 @@
+"""The judge's numbers are transformers' own, by hand, on the same pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from convert.errors import JobError, UsageError
+from trainer.evaluate import judge
+from trainer.evaluate.judge import Judge, clip_score, similarity
+
+CPU = torch.device("cpu")
+PROMPTS = ["a scribble of apple", "house", "a photo of a red car on a blue background and some more words than it can read"]
+
+
+def pictures(count: int, side: int = 48) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+
+
+def test_clip_score_is_a_hundred_times_transformers_cosine(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "BATCH", 2)  # three pictures are two batches
+    model, tokenizer = CLIPModel.from_pretrained(clip).eval(), CLIPTokenizer.from_pretrained(clip)
+    shown = pictures(3)
+    with torch.no_grad():
+        found = model(pixel_values=CLIPImageProcessor.from_pretrained(clip)(
+            [Image.fromarray(p) for p in shown], return_tensors="pt")["pixel_values"],
+            **tokenizer(PROMPTS, padding=True, truncation=True, max_length=16, return_tensors="pt"))  # fmt: skip
+    cosines = found.logits_per_image / model.logit_scale.exp()
+    ours = Judge(str(clip), "--clip", CPU, print)
+    images, texts = ours.images(shown), ours.texts(PROMPTS)
+    torch.testing.assert_close(clip_score(images, texts), 100 * cosines.diagonal().clamp(min=0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(images, torch.nn.functional.normalize(found.image_embeds), atol=1e-5, rtol=1e-4)
+    assert (clip_score(images, -images) == 0).all()  # never below 0
+
+
+def test_similarity_is_the_mean_cosine_with_the_references() -> None:
+    a, b = torch.randn(4, 6), torch.randn(3, 6)
+    unit = torch.nn.functional.normalize
+    by_hand = torch.stack([torch.nn.functional.cosine_similarity(row[None], b).mean() for row in a])
+    torch.testing.assert_close(similarity(unit(a), unit(b)), by_hand)
+
+
+def test_what_is_no_clip_is_one_line(clip: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"^--clip /no/where: there is no such folder"):
+        Judge("/no/where", "--clip", CPU, print)
+    with pytest.raises(JobError, match="model_type 'clip_text_model', not 'clip'"):
+        Judge(str(base / "text_encoder"), "--image-clip", CPU, print)
+    cut = tmp_path / "cut"
+    shutil.copytree(clip, cut)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(cut / "model.safetensors")
+    weights.pop("visual_projection.weight")
+    save_file(weights, cut / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(JobError, match="1 weights are missing, first visual_projection.weight"):
+        Judge(str(cut), "--clip", CPU, print)
+    (cut / "config.json").write_text(json.dumps({}))
+    with pytest.raises(JobError) as error:
+        Judge(str(cut), "--clip", CPU, print)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    said: list[str] = []
+    with pytest.raises(JobError, match=r"^--clip nobody/has-this-clip: is not on this machine.*go online") as error:
+        Judge("nobody/has-this-clip", "--clip", CPU, said.append)
+    assert "\n" not in str(error.value) and said == ["nobody/has-this-clip: fetching from the hub into its cache, once"]

@@ -1,0 +1,92 @@
+"""Ink distance orders known cases; bootstrap intervals are those of theory; a peak is where it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from convert.errors import UsageError
+from trainer.data.drawings import process
+from trainer.evaluate.curves import by_name, curve, peak, without_level
+from trainer.evaluate.ink import Ink
+from trainer.evaluate.settings import Settings, parse_scales
+from trainer.miniature import world
+from trainer.miniature.doodles import doodle
+from trainer.miniature.shapes import CATEGORIES
+
+NAMES = sorted(CATEGORIES)
+
+
+def doodles(seed: int, count: int = 32, side: int = 64) -> list[np.ndarray]:
+    return [process(doodle(NAMES[k % 16], np.random.default_rng([seed, k])), side) for k in range(count)]
+
+
+def painted(style: str, count: int = 32) -> list[np.ndarray]:
+    made = []
+    for k in range(count):
+        rng = np.random.default_rng([7, k])
+        made.append(world.picture(world.Subject(NAMES[k % 16], style, "red", "blue" if style == "photo" else ""), rng))
+    return made
+
+
+def test_ink_distance_orders_known_cases() -> None:
+    """Other doodles are near; silhouettes, crayon and icons further; photos, inverted drawings and no drawing furthest."""
+    ink = Ink.of(doodles(1))
+
+    def median(pictures: list[np.ndarray]) -> float:
+        return float(np.median([ink.distance(picture) for picture in pictures]))
+
+    new = doodles(2)
+    near, photo = median(new), median(painted("photo"))
+    between = {style: median(painted(style)) for style in ("silhouette", "crayon", "icon")}
+    assert near < 1 < 2 < min(between.values()) and max(between.values()) < photo
+    red = [np.maximum(picture, np.array([214, 0, 0], dtype=np.uint8)) for picture in new]
+    assert near < median(red) < photo  # the right lines in the wrong colour
+    assert median([255 - picture for picture in new]) > photo
+    assert ink.distance(np.full((64, 64, 3), 255, np.uint8)) > max(between.values())  # white paper is no scribble
+    assert abs(median(doodles(2, side=512)) - near) < 0.1  # whatever the resolution
+
+
+def test_intervals_are_those_of_theory() -> None:
+    values = np.random.default_rng(0).normal(5, 2, (60, 3))
+    found = curve(values, seed=1)
+    half = 1.96 * values.std(axis=0) / np.sqrt(60)
+    np.testing.assert_allclose(found.mean, values.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(np.array(found.high) - found.mean, half, rtol=0.12)
+    np.testing.assert_allclose(found.mean - np.array(found.low), half, rtol=0.12)
+    assert found == curve(values, seed=1) and found != curve(values, seed=2)
+
+
+def test_paired_rows_tell_the_scale_from_their_own_level() -> None:
+    level = np.random.default_rng(0).normal(0, 10, (30, 1))
+    values = level + np.array([[0.0, 1.0]])
+    found = curve(without_level(values), seed=0)
+    np.testing.assert_allclose(found.mean, values.mean(axis=0), atol=1e-6)
+    assert found.high[0] < found.low[1]
+
+
+def test_the_peak_and_its_interval() -> None:
+    scales = [0.0, 0.4, 0.8, 1.0]
+    noise = np.random.default_rng(0).normal(0, 0.3, (40, 1))
+    clear = peak(noise + [0.1, 0.5, 0.9, 0.7], scales, seed=0)
+    assert (clear.scale, clear.low, clear.high) == (0.8, 0.8, 0.8)
+    close = np.array([0.1, 0.5, 0.9, 0.9]) + np.random.default_rng(1).normal(0, 0.3, (40, 4))
+    found = peak(close, scales, seed=0)
+    assert found.scale in (0.8, 1.0) and (found.low, found.high) == (0.8, 1.0)
+
+
+def test_each_prompt_counts_once() -> None:
+    values = np.array([[1.0], [3.0], [10.0]])
+    np.testing.assert_array_equal(by_name(values, ["a", "a", "b"]), [[2.0], [10.0]])
+
+
+def test_scales_as_a_person_writes_them() -> None:
+    assert parse_scales("0:1:0.1") == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert parse_scales("0:1:0.3") == [0, 0.3, 0.6, 0.9]
+    assert parse_scales("1, 0.5,1") == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("text", ["", "a", "0:1", "0:1:0", "0:1:-1", "1:0:0.1", "0,3", "nan", "0:inf:0.1", "-1"])
+def test_scales_that_make_no_sense(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--scales .*expected"):
+        Settings(scales=text)
