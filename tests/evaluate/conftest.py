@@ -14,7 +14,8 @@ import torch
 from convert import convert_file
 from trainer.recipe import Recipe
 
-CARD = {"description": "mine", "notes": "kept", "activation text": "a scribble of", "preferred weight": 0.7, "my own field": [1, 2]}
+CARD = {"description": "mine", "notes": "kept", "activation text": "a scribble of", "preferred weight": 0.7,
+        "my own field": [1, 2]}
 
 
 @pytest.fixture(autouse=True)

@@ -75,5 +75,6 @@ def test_sample_draws_one_picture_or_a_grid(lora: Path, tmp_path: Path, capsys: 
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "grid.png") as grid:
         assert one.size == (64, 64) and min(grid.size) > 2 * 256
     assert sample([*common, "--out", str(tmp_path / "one.png")]) == 2
-    assert capsys.readouterr().err == (f"trainer.sample: --out {tmp_path / 'one.png'}: exists: give another name or --overwrite\n")
+    told = f"trainer.sample: --out {tmp_path / 'one.png'}: exists: give another name or --overwrite\n"
+    assert capsys.readouterr().err == told
     assert sample([*common[:3], "x", "--out", str(tmp_path / "n.png"), "--seeds", "0"]) == 2

@@ -24,8 +24,8 @@ from trainer.evaluate.__main__ import main
 from trainer.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--scales", "0,0.5,1", "--per-scale", "3", "--prompts", "2", "--seeds", "2", "--rows", "2", "--drawings", "3", "--steps",
-         "2", "--noises", "1", "--batch", "4", "--device", "cpu"]  # fmt: skip
+SMALL = ["--scales", "0,0.5,1", "--per-scale", "3", "--prompts", "2", "--seeds", "2", "--rows", "2", "--drawings", "3",
+         "--steps", "2", "--noises", "1", "--batch", "4", "--device", "cpu"]  # fmt: skip
 
 
 def arguments(lora: Path, out: Path, clip: Path) -> list[str]:
@@ -109,7 +109,7 @@ def test_the_same_again_is_the_same_and_a_stop_changes_nothing(
     capsys.readouterr()
     assert main(arguments(lora, out, clip)) == 0 and "is finished" in capsys.readouterr().out
     assert main([*arguments(lora, out, clip), "--seed", "5"]) == 2
-    assert re.fullmatch(r"trainer.evaluate: --out .*holds the report of something else \(--seed was .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"trainer.evaluate: --out .*holds the report of something else \(--seed .*\n", capsys.readouterr().err)
 
 
 def test_a_kill_in_the_middle(report: dict, lora: Path, clip: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_write_puts_the_scale_where_hosts_look_and_keeps_the_rest(
     assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 0
     now = read(lora).metadata
     assert now["scribble_scale"] == "0.5" and json.loads(now["scribble_scale_interval"]) == [0.5, 1.0]
-    assert {key: now[key] for key in said if key != "scribble_scale"} == {k: v for k, v in said.items() if k != "scribble_scale"}
+    assert {key: now[key] for key in said} == said | {"scribble_scale": "0.5"}
     assert json.loads(lora.with_suffix(".json").read_text()) == card | {"preferred weight": 0.5}
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(lora).items())
     report["recommended"]["verdict"] = "none"

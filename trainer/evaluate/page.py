@@ -26,14 +26,16 @@ p { max-width: 46rem; margin: .4rem 0 } .soft, figcaption, small { color: var(--
 figure { margin: 0 } .plots img { width: 100%; height: auto; background: #fff; border-radius: .4rem; display: block }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; background: #fff; border-radius: .4rem;
         border: 1px solid var(--line) }
-.wide img { display: block; min-width: 52rem; width: 100%; height: auto }
+.wide img { display: block; height: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; width: 100%; background: var(--paper) }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th:first-child, td:first-child { position: sticky; left: 0; background: inherit }
 tr.best { background: var(--card); font-weight: 600 }
 .numbers { overflow-x: auto } details { margin: .6rem 0 } summary { cursor: pointer } code { font-size: .9em }
 .facts td, .facts th { text-align: left; white-space: normal; vertical-align: top }
+.facts th { white-space: nowrap; overflow-wrap: normal }
 """
+LEAST_WIDTH = 900  # pixels of a grid on the page; a narrower screen scrolls it sideways
 _PLOTS = {
     "similarity": "Mean cosine between a picture's features and those of held-out drawings of its category, which training "
                   "never saw. Dashed: the drawings among themselves. The recommended scale is the peak over all pictures.",
@@ -74,9 +76,9 @@ def _plot(key: str, svg: bytes) -> str:
 def _grid(name: str, grid: dict[str, Any]) -> str:
     stream = io.BytesIO()
     grid["image"].save(stream, format="JPEG", quality=88, optimize=True)
-    data = base64.b64encode(stream.getvalue()).decode()
+    data, width = base64.b64encode(stream.getvalue()).decode(), grid["image"].width
     return (f"<h2>{escape(grid['title'])}</h2><div class=wide><img alt='{escape(grid['title'])}, one column for each scale' "
-            f"src='data:image/jpeg;base64,{data}'></div><small>Left to right: LoRA scale; a row shares seed and noise. Large: "
+            f"style='width: clamp({min(width, LEAST_WIDTH)}px, 100%, {width}px)' src='data:image/jpeg;base64,{data}'></div><small>Left to right: LoRA scale; a row shares seed and noise. Large: "
             f"<a href='{escape(grid['file'])}'>{escape(grid['file'])}</a></small>")
 
 

@@ -132,7 +132,8 @@ def _measure(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe) -> di
 def _losses(plan: Plan, base: Base, compute: Compute, settings: Settings, side: int, job: Job) -> dict[str, dict[str, Any]]:
     """Each group's curve; the intervals leave out that every drawing has noise levels of its own."""
     loss = HeldOutLoss(base, compute, side=side, seed=settings.seed, noises=settings.noises, batch=job.batch or LOSS_BATCH)
-    found = {group.kind: loss(spread(group.references), settings.scale_list, cache=job.cache, say=quiet) for group in plan.groups}
+    found = {group.kind: loss(spread(group.references), settings.scale_list, cache=job.cache, say=quiet)
+             for group in plan.groups}
     return {kind: curve(without_level(values), settings.seed).as_dict() for kind, values in found.items()}
 
 
