@@ -10,7 +10,7 @@ from .errors import NodeError
 
 CATEGORY = "Scribble LoRA"
 
-SCALE_RANGE = {"min": -2.0, "max": 2.0, "step": 0.05, "round": 0.001, "display": "slider"}
+SCALE_RANGE = {"min": -2.0, "max": 2.0, "step": 0.05, "round": 0.01, "display": "slider"}
 """0 is the base and 1 the full LoRA; beyond is for experiments."""
 
 LORA_TOOLTIP = "A LoRA file of ComfyUI's models/loras folder, in any form: kohya, diffusers, peft or attention processors."
