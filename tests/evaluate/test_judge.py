@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +50,7 @@ def test_similarity_is_the_mean_cosine_with_the_references() -> None:
     torch.testing.assert_close(similarity(unit(a), unit(b)), by_hand)
 
 
-def test_what_is_no_clip_is_one_line(clip: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_clip_is_one_line(clip: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--clip /no/where: there is no such folder"):
         Judge("/no/where", "--clip", CPU, print)
     with pytest.raises(JobError, match="model_type 'clip_text_model', not 'clip'"):
@@ -67,11 +70,36 @@ def test_what_is_no_clip_is_one_line(clip: Path, base: Path, tmp_path: Path, mon
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub.constants
+    with open(cut / "model.safetensors", "rb+") as file:
+        file.truncate(1000)
+    with pytest.raises(JobError, match="is no whole CLIP"):
+        Judge(str(cut), "--clip", CPU, print)
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    said: list[str] = []
-    with pytest.raises(JobError, match=r"^--clip nobody/has-this-clip: is not on this machine.*go online") as error:
-        Judge("nobody/has-this-clip", "--clip", CPU, said.append)
-    assert "\n" not in str(error.value) and said == ["nobody/has-this-clip: fetching from the hub into its cache, once"]
+
+HUB = """
+import sys, torch
+from convert.errors import JobError, UsageError
+from trainer.evaluate.judge import Judge
+try:
+    print(Judge(sys.argv[1], "--clip", torch.device("cpu"), print).identity)
+except (JobError, UsageError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_the_hub_s_cache_is_enough_and_without_it_there_is_one_line(clip: Path, tmp_path: Path) -> None:
+    """In a process of its own, whose hub is an address where nobody answers."""
+    model = tmp_path / "hub" / "models--someone--a-clip"
+    shutil.copytree(clip, model / "snapshots" / "c0ffee")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("c0ffee")
+
+    def load(name: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", HUB, name], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+                              env=os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"})
+
+    assert load("someone/a-clip").stdout == "c0ffee\n"
+    failed = load("someone/another")
+    assert failed.stderr.startswith("JobError: --clip someone/another: cannot be had from the hub (") and failed.stdout == ""
+    assert failed.stderr.endswith("go online, or give a folder of a CLIP in transformers form\n")
+    assert failed.stderr.count("\n") == 1

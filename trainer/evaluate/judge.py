@@ -11,9 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from convert.errors import JobError, UsageError
+from trainer import hub
 from trainer.base import MINIATURE_FOLDER
 from trainer.quiet import quiet
 from trainer.recipe import MINIATURE
@@ -34,11 +36,14 @@ class Judge:
 
     def __init__(self, name: str, option: str, device: torch.device, say: Callable[[str], None]) -> None:
         self.name, self.device = name, device
-        place = str(MINIATURE_FOLDER / "clip") if name == MINIATURE else str(Path(name).expanduser())
-        with quiet():
-            self.model, self.tokenizer, self.processor = _load(place, name, option, say)
+        folder, commit = _find(name, option, say)
+        try:
+            with quiet():
+                self.model, self.tokenizer, self.processor = _parts(folder)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise JobError(f"{option} {name}: is no whole CLIP in transformers form ({_line(error)})") from error
         self.model.eval().requires_grad_(False).to(device)
-        self.identity = _identity(place, self.model)
+        self.identity = commit or _digest(folder)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[np.ndarray]) -> Tensor:
@@ -79,47 +84,67 @@ def _features(output: Any) -> Tensor:
     return F.normalize(features.float(), dim=-1).cpu()
 
 
-def _load(place: str, name: str, option: str, say: Callable[[str], None]) -> tuple[Any, Any, Any]:
-    from transformers import AutoConfig
-
-    local = Path(place).is_dir()
-    if not local and (place.startswith((".", "/", "~")) or place.count("/") > 1):
+def _find(name: str, option: str, say: Callable[[str], None]) -> tuple[Path, str]:
+    """The folder of CLIP `name`, and which weights they are: the hub's commit, or "" where the files must tell."""
+    place = MINIATURE_FOLDER / "clip" if name == MINIATURE else Path(name).expanduser()
+    if place.is_dir():
+        return place, ""
+    if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
         raise UsageError(f"{option} {name}: there is no such folder: give a folder or hub id of a CLIP (transformers form)")
     try:
-        return _parts(place, local_files_only=True)
-    except (OSError, ValueError) as error:
-        if local:
-            raise JobError(f"{option} {name}: is no whole CLIP in transformers form ({_line(error)})") from error
+        return _cached(name) or hub.download(name, _needed, say)
+    except UsageError as error:
+        raise UsageError(f"{option} {error}") from error
+    except JobError as error:
+        raise JobError(f"{option} {error}; go online, or give a folder of a CLIP in transformers form") from error
+
+
+def _cached(name: str) -> tuple[Path, str] | None:
+    """The hub's snapshot and its commit if it is whole in the cache, without any network."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    repository, revision = hub.split(name)
     try:
-        say(f"{name}: fetching from the hub into its cache, once")
-        AutoConfig.from_pretrained(place)  # small: an unreachable hub or a wrong name shows at once
-        return _parts(place, local_files_only=False)
-    except (OSError, ValueError) as error:
-        raise JobError(f"{option} {name}: is not on this machine and cannot be had from the hub ({_line(error)}): go online, "
-                       "or give a folder of a CLIP in transformers form") from error
+        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parent
+        _needed([file.name for file in folder.iterdir()])
+    except (HFValidationError, UsageError):
+        return None  # not there, or not whole: the hub decides
+    return folder, folder.name
 
 
-def _parts(place: str, *, local_files_only: bool) -> tuple[Any, Any, Any]:
+def _needed(names: list[str]) -> list[str]:
+    """Of a repository's files those that a judge needs. UsageError where the weights or their configuration lack."""
+    weights = next((name for name in ("model.safetensors", "pytorch_model.bin") if name in names), None)
+    if weights is None or "config.json" not in names:
+        raise UsageError("has no config.json with model.safetensors or pytorch_model.bin: it is no CLIP in transformers form")
+    small = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+             "special_tokens_map.json")  # fmt: skip
+    return [weights, *(name for name in small if name in names)]
+
+
+def _parts(folder: Path) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and image processor. ValueError or OSError where the folder is no whole CLIP."""
     from transformers import AutoConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-    here = {"local_files_only": local_files_only}
-    kind = AutoConfig.from_pretrained(place, **here).model_type
+    kind = AutoConfig.from_pretrained(folder).model_type
     if kind != "clip":
         raise ValueError(f"its config.json says model_type {kind!r}, not 'clip'")
-    model, found = CLIPModel.from_pretrained(place, output_loading_info=True, dtype=torch.float32, **here)
+    model, found = CLIPModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     if found["missing_keys"]:
         raise ValueError(f"{len(found['missing_keys'])} weights are missing, first {sorted(found['missing_keys'])[0]}")
-    return model, CLIPTokenizer.from_pretrained(place, **here), CLIPImageProcessor.from_pretrained(place, **here)
+    return model, CLIPTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder)
 
 
-def _identity(place: str, model: Any) -> str:
-    """Which weights: the hub's commit, or the sha256 of a folder's weights."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return str(commit)
+def _digest(folder: Path) -> str:
+    """sha256, hex, of a folder's weights."""
     digest = hashlib.sha256()
-    for file in sorted(Path(place).glob("*.safetensors")):
-        digest.update(file.read_bytes())
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -78,7 +78,8 @@ def _grid(name: str, grid: dict[str, Any]) -> str:
     grid["image"].save(stream, format="JPEG", quality=88, optimize=True)
     data, width = base64.b64encode(stream.getvalue()).decode(), grid["image"].width
     return (f"<h2>{escape(grid['title'])}</h2><div class=wide><img alt='{escape(grid['title'])}, one column for each scale' "
-            f"style='width: clamp({min(width, LEAST_WIDTH)}px, 100%, {width}px)' src='data:image/jpeg;base64,{data}'></div><small>Left to right: LoRA scale; a row shares seed and noise. Large: "
+            f"style='width: clamp({min(width, LEAST_WIDTH)}px, 100%, {width}px)' src='data:image/jpeg;base64,{data}'></div>"
+            f"<small>Left to right: LoRA scale; a row shares seed and noise. Large: "
             f"<a href='{escape(grid['file'])}'>{escape(grid['file'])}</a></small>")
 
 
