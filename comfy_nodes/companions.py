@@ -76,11 +76,14 @@ class ScribbleGrid:
 
 
 def _picture(image: Any) -> Any:
-    """A float tensor (H, W, 1, 3 or 4 channels) in [0, 1] -> uint8 (H, W, 3); transparency becomes white paper."""
+    """A float tensor (H, W, 1, 3 or 4 channels) in [0, 1] -> uint8 (H, W, 3), rounded down as the host's Save Image does.
+
+    Transparency becomes white paper.
+    """
     image = image.detach().cpu().float().clamp(0, 1)
     if image.shape[-1] == 4:
         image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
-    return (image.expand(*image.shape[:2], 3) * 255).round().byte().numpy()
+    return (image.expand(*image.shape[:2], 3) * 255).byte().numpy()
 
 
 class ScribbleLoraInfo:
