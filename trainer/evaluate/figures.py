@@ -36,10 +36,11 @@ def _plot(report: dict[str, Any], key: str, title: str, label: str, path: Path) 
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     from convert.files import atomic_path
 
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.4, 4.1), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for kind, group in report["groups"].items():
@@ -53,10 +54,11 @@ def _plot(report: dict[str, Any], key: str, title: str, label: str, path: Path) 
         axes.axvline(found["scale"], color="#3a9d5d", linewidth=1.2, label=f"recommended: {found['scale']:g}")
     if key == "ink_distance":
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.set(xlabel="LoRA scale", ylabel=label, title=title)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=160, metadata={"Software": None})
     svg = io.BytesIO()
