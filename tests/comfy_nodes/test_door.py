@@ -192,7 +192,25 @@ def test_the_route_answers_for_the_list_only(pack, host, part, monkeypatch) -> N
         assert status == 404 and "scale" not in body
 
 
-def test_the_pack_has_no_network_no_subprocess_and_no_eval() -> None:
-    for path in (ROOT / "comfy_nodes").rglob("*.py"):
-        source = path.read_text(encoding="utf-8")
-        assert not re.search(r"\b(subprocess|os\.system|eval\(|exec\(|urllib|requests|socket|torch\.load)", source), path
+@pytest.fixture(scope="module")
+def archive() -> list[str]:
+    """The files that the Comfy Registry would hand out: the repository's, less those of .comfyignore."""
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    ignored = [line for line in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert all(line.startswith("/") for line in ignored)  # "docs/" would leave the help pages out too
+    return [file for file in listed.stdout.splitlines() if not f"/{file}".startswith(tuple(ignored))]
+
+
+def test_the_registrys_archive_has_the_pack_and_nothing_else(archive) -> None:
+    assert {file.split("/")[0] for file in archive} <= {
+        "__init__.py", "comfy_nodes", "convert", "example_workflows", "locales", "pyproject.toml", "README.md", "LICENSE",
+    }  # fmt: skip
+    assert {"comfy_nodes/web/docs/ScribbleGrid.md", "example_workflows/1_load_a_lora.jpg", "convert/read.py"} <= set(archive)
+
+
+def test_what_runs_in_comfyui_has_no_network_no_subprocess_and_no_eval(archive) -> None:
+    calls = r"^\s*(import|from) (subprocess|socket|urllib|requests|pickle|ctypes)|\bos\.system|\b(eval|exec|__import__)\("
+    found = [file for file in archive if file.endswith(".py") and re.search(calls, (ROOT / file).read_text("utf-8"), re.M)]
+    assert not found
