@@ -30,6 +30,7 @@ class Job:
     cache: Path
     device: str
     micro_batch: int
+    compile: str
     checkpoint_every: int
     sample_every: int
     track: str
@@ -79,7 +80,9 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
         "(default: runs/<stem of --out>)")
     add("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
     add("--micro-batch", type=int, default=0, metavar="N", help="pictures computed at once; the result is the same up to "
-        "rounding (default: --batch, halved when memory runs out)")
+        "rounding (default: as many as memory holds, found once and kept in the run)")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile: on a CUDA GPU, anywhere, nowhere "
+        "(default auto)")
     add("--checkpoint-every", type=int, default=500, metavar="N", help="optimizer steps between checkpoints and held-out "
         "losses (default 500)")
     add("--sample-every", type=int, default=0, metavar="N", help="optimizer steps between sample pictures (default 0: none)")

@@ -6,6 +6,8 @@ where torch's generator gives the same numbers on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +38,9 @@ class Draw:
     def take(self, rows: slice) -> Draw:
         return Draw(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
+    def pinned(self) -> Draw:
+        return Draw(*(getattr(self, name).pin_memory() for name in self.__dataclass_fields__))
+
     def to(self, device: torch.device) -> Draw:
         return Draw(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
@@ -48,6 +53,29 @@ def draw_step(recipe: Recipe, step: int, *, pictures: int, views: int, latent: t
     order = np.random.default_rng([recipe.seed, 0, epoch]).permutation(pictures)
     rows = torch.from_numpy(order[place * whole : (place + 1) * whole])
     return _draw(generator_of(recipe.seed, 1, step), rows, views, latent, timesteps, recipe.noise_offset)
+
+
+class Ahead:
+    """Draws of steps in order, each made by a thread while the step before runs, in memory that a GPU copies from.
+
+    draw: a step's draw, by its number; the steps are `first` … `last` - 1.
+    """
+
+    def __init__(self, draw: Callable[[int], Draw], first: int, last: int, *, pinned: bool) -> None:
+        self._draw, self._steps, self._pinned = draw, range(first, last), pinned
+
+    def __iter__(self) -> Iterator[tuple[int, Draw]]:
+        with ThreadPoolExecutor(1) as pool:
+            coming = [pool.submit(self._make, step) for step in self._steps[:1]]
+            for step in self._steps:
+                draw = coming.pop().result()
+                if step + 1 in self._steps:
+                    coming.append(pool.submit(self._make, step + 1))
+                yield step, draw
+
+    def _make(self, step: int) -> Draw:
+        draw = self._draw(step)
+        return draw.pinned() if self._pinned else draw
 
 
 def draw_held_out(recipe: Recipe, *, pictures: int, latent: tuple[int, int, int], timesteps: int) -> Draw:

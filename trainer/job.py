@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import JobError
-from trainer import adapter, checkpoints, devices, export, plan
+from trainer import adapter, checkpoints, devices, export, micro_batch, plan
 from trainer.base import Base, check_base, load_base
 from trainer.cli import Job
+from trainer.compiling import Compiled
 from trainer.data import load_dataset
 from trainer.data.records import Dataset, count_long_captions
 from trainer.devices import Compute
@@ -93,10 +94,12 @@ def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Com
     training = Training(
         recipe=recipe, unet=base.unet, factors=factors, encoded=encoded, held_out=held_out, compute=compute,
         objective=Objective(recipe, base.scheduler, compute.device), processes=processes, run=job.run,
-        total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every, micro_batch=job.micro_batch,
+        total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every,
+        forward=Compiled(base.unet, compute.device, job.compile, job.cache, tell),
         sample_every=job.sample_every)
     if job.sample_every:
         training.sample = _sampling(Sampler(base, compute, resolution=recipe.resolution), dataset, RunFolder(job.run))
+    training.micro_batch = micro_batch.settle(training, job.micro_batch)
     first = checkpoints.restore(job.run / "checkpoints", factors, training.optimizer)
     numbers = sum(p.numel() for p in training.parameters)
     tell(f"{len(encoded)} pictures, {len(factors) // 2} modules, {numbers:,} numbers to learn, {training.total} steps"

@@ -14,8 +14,10 @@ import torch
 from convert.errors import JobError
 from trainer import checkpoints
 from trainer.devices import Compute
-from trainer.draws import Draw, draw_held_out, draw_step
+from trainer.draws import Ahead, Draw, draw_held_out, draw_step
 from trainer.encode import EncodedSet
+from trainer.fused import Fused
+from trainer.journal import Journal
 from trainer.metrics import Metrics
 from trainer.objective import Objective
 from trainer.processes import Processes
@@ -42,11 +44,20 @@ class Training:
     sample_every: int = 0
     sample: Callable[[int], None] = lambda step: None
     micro_batch: int = 0
+    forward: Any = None
+    """what is called instead of `unet` to train: it, compiled"""
     stopped: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.micro_batch = self.micro_batch or self.recipe.batch
+        self.forward = self.forward or self.unet
+        self.fused = Fused(self.unet)
         self.parameters = [factor for _, factor in self.factors]
+        # one buffer for what processes add up: every gradient, then the loss and whether somebody asks to stop
+        self.sums = torch.zeros(sum(p.numel() for p in self.parameters) + 2, device=self.compute.device)
+        self.gradient, self.told = self.sums[:-2], self.sums[-2:]
+        for factor, part in zip(self.parameters, self.gradient.split([p.numel() for p in self.parameters]), strict=True):
+            factor.grad = part.view_as(factor)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay,
             fused=self.compute.device.type == "cuda")
@@ -65,75 +76,70 @@ def learning_rate(recipe: Recipe, step: int, total: int) -> float:
 def train(t: Training, metrics: Metrics | None, first: int) -> int:
     """Run optimizer steps `first` … `total` - 1; returns the steps done, fewer if a signal asked to stop.
 
+    The host never waits for a step on the device: it reads a step's loss when the next one is under way.
+
     Raises:
         JobError: the loss of a step is not finite.
     """
     pictures, views = len(t.encoded), t.encoded.mean.shape[1]
-    with _stopping(t):
-        for step in range(first, t.total):
-            rate = learning_rate(t.recipe, step, t.total)
-            draw = draw_step(t.recipe, step, pictures=pictures, views=views, **t.shape)
-            loss = _gradients(t, draw)
-            if not math.isfinite(loss):
-                raise JobError(f"step {step + 1}: the loss is {loss}: training stopped; the last checkpoint is kept. "
-                               f"Lower --learning-rate ({t.recipe.learning_rate})")
+    draws = Ahead(lambda k: draw_step(t.recipe, k, pictures=pictures, views=views, **t.shape), first, t.total,
+                  pinned=t.compute.device.type == "cuda")
+    journal = Journal(t, metrics)
+    with _stopping(t), t.fused:
+        for step, draw in draws:
+            rate, done = learning_rate(t.recipe, step, t.total), step + 1
+            _gradients(t, draw)
             norm = _update(t, rate)
-            done = step + 1
-            if metrics:
-                metrics.step(done, loss=loss, learning_rate=rate, grad_norm=norm, pictures=len(draw))
-            stopping = t.processes.any(t.stopped, t.compute.device)
+            stopping = journal.write(done, rate, norm, len(draw))
             if done % t.checkpoint_every == 0 or done == t.total or stopping:
+                stopping = journal.flush() or stopping
                 _keep(t, metrics, done)
             if metrics and t.sample_every and done % t.sample_every == 0:
-                t.sample(done)
+                with t.fused.paused():
+                    t.sample(done)
                 metrics.pause()
             if stopping:
                 return done
     return t.total
 
 
-def _gradients(t: Training, draw: Draw) -> float:
-    """Leave the gradient of the batch's mean loss in the factors, summed over micro-batches and processes."""
+def _gradients(t: Training, draw: Draw) -> None:
+    """Leave the gradient of the batch's mean loss in the factors and the loss in `told`, summed over all processes."""
     whole = len(draw)
-    mine = draw.take(t.processes.slice_of(whole))
+    mine = draw.take(t.processes.slice_of(whole)).to(t.compute.device)
     while True:
         try:
-            t.optimizer.zero_grad(set_to_none=False)
-            total = _micro_batches(t, mine, whole)
+            t.sums.zero_()
+            _micro_batches(t, mine, whole)
             break
         except torch.OutOfMemoryError as error:
             if t.micro_batch == 1:
                 raise JobError("out of memory on a micro-batch of 1: close other programs, or give --resolution 256"
                                ) from error
-            t.micro_batch //= 2  # the draws stay the same, so the step is the same up to rounding
+            t.micro_batch = (t.micro_batch + 1) // 2  # the draws stay the same, so the step is the same up to rounding
             torch.cuda.empty_cache()
-    for parameter in t.parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    t.processes.sum_([p.grad for p in t.parameters if p.grad is not None] + [total])
-    return total.item()
+    if t.stopped and t.processes.count > 1:
+        t.told[1] = 1
+    t.processes.sum_(t.sums)
 
 
-def _micro_batches(t: Training, mine: Draw, whole: int) -> torch.Tensor:
-    total = torch.zeros(1, device=t.compute.device)
+def _micro_batches(t: Training, mine: Draw, whole: int) -> None:
     for start in range(0, len(mine), t.micro_batch):
-        micro = mine.take(slice(start, start + t.micro_batch)).to(t.compute.device)
-        with t.compute.context():
-            loss = t.objective.loss(t.unet, t.encoded, micro).sum() / whole
+        loss = t.objective.loss(t.forward, t.encoded, mine.take(slice(start, start + t.micro_batch))).sum() / whole
         t.scaler.scale(loss).backward()
-        total += loss.detach()
-    return total
+        t.told[0] += loss.detach()
 
 
-def _update(t: Training, rate: float) -> float:
-    """Clip and step; returns the gradient's norm before clipping."""
+def _update(t: Training, rate: float) -> torch.Tensor:
+    """Clip and step; returns the gradient's norm before clipping, on the device."""
     for group in t.optimizer.param_groups:
         group["lr"] = rate
     t.scaler.unscale_(t.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(t.parameters, t.recipe.clip_norm)
+    norm = t.gradient.norm()
+    t.gradient.mul_((t.recipe.clip_norm / (norm + 1e-6)).clamp(max=1))  # as torch.nn.utils.clip_grad_norm_
     t.scaler.step(t.optimizer)
     t.scaler.update()
-    return norm.item()
+    return norm
 
 
 def _keep(t: Training, metrics: Metrics | None, done: int) -> None:
@@ -154,11 +160,11 @@ def held_out_loss(t: Training) -> float:
     draw = draw_held_out(t.recipe, pictures=len(t.held_out), **t.shape)
     mine = draw.take(t.processes.slice_of(len(draw)))
     total = torch.zeros(1, device=t.compute.device)
-    for start in range(0, len(mine), t.micro_batch):
-        micro = mine.take(slice(start, start + t.micro_batch)).to(t.compute.device)
-        with t.compute.context():
+    with t.fused:
+        for start in range(0, len(mine), t.micro_batch):
+            micro = mine.take(slice(start, start + t.micro_batch)).to(t.compute.device)
             total += t.objective.loss(t.unet, t.held_out, micro).sum()
-    t.processes.sum_([total])
+    t.processes.sum_(total)
     return total.item() / len(draw)
 
 

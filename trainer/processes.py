@@ -6,7 +6,6 @@ Each process takes its slice of every step's batch; gradients are summed once pe
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,20 +26,18 @@ class Processes:
         """This process's rows of a batch of `length`: contiguous, sizes differing by one at most."""
         return slice(self.rank * length // self.count, (self.rank + 1) * length // self.count)
 
-    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Add up `tensors` over the processes, in place: one all-reduce of one flat buffer."""
-        if self.count == 1:
-            return
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        distributed.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+    def sum_(self, flat: torch.Tensor) -> None:
+        """Add up `flat` over the processes, in place: one all-reduce."""
+        if self.count > 1:
+            distributed.all_reduce(flat)
 
-    def any(self, true: bool, device: torch.device) -> bool:
-        """True everywhere if it is true anywhere."""
-        flag = torch.tensor([float(true)], device=device)
-        self.sum_([flag])
-        return bool(flag.item())
+    def least(self, number: int, device: torch.device) -> int:
+        """The smallest of the processes' numbers."""
+        if self.count == 1:
+            return number
+        least = torch.tensor([number], device=device)
+        distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
+        return int(least.item())
 
     def wait(self) -> None:
         if self.count > 1:

@@ -6,6 +6,8 @@ peft's modules keep the factors and give them their names; while a `Fused` is en
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ class Fused:
         from diffusers.models.attention_processor import Attention
 
         unet.to(memory_format=torch.channels_last)
+        self._depth = 0
         self._processors: list[tuple[Any, Any, FusedProcessor]] = []
         self._forwards: list[tuple[Any, Any]] = []
         for module in unet.modules():
@@ -35,13 +38,32 @@ class Fused:
                 self._forwards.append((module, partial(conv_1x1, module)))
 
     def __enter__(self) -> Fused:
+        self._depth += 1
+        if self._depth == 1:
+            self._install()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._remove()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Plain again for a while, inside."""
+        self._remove()
+        try:
+            yield
+        finally:
+            self._install()
+
+    def _install(self) -> None:
         for attention, _, fused in self._processors:
             attention.processor = fused
         for module, forward in self._forwards:
             module.forward = forward
-        return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def _remove(self) -> None:
         for attention, before, _ in self._processors:
             attention.processor = before
         for module, _ in self._forwards:

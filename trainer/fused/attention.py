@@ -91,8 +91,8 @@ class _Attention(torch.autograd.Function):
 
 
 def _columns(parts: list[Tensor]) -> list[Tensor]:
-    """(B, H, tokens, d) -> contiguous (B H, d, tokens)."""
-    return [part.transpose(2, 3).contiguous().flatten(0, 1) for part in parts]
+    """(B, H, tokens, d) -> copies (B H, d, tokens)."""
+    return [part.transpose(2, 3).clone(memory_format=torch.contiguous_format).flatten(0, 1) for part in parts]
 
 
 def _tokens(parts: list[Tensor], heads: int) -> Tensor:

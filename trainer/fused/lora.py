@@ -43,15 +43,14 @@ class Joined:
         if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
             y: Tensor = _Folded.apply(x, self.weight, self.bias, scales, starts, *downs, *ups)
             return y
-        y = functional.linear(x, self.weight, self.bias)
-        low = functional.linear(x, torch.cat(downs))  # (..., R): x is read once for all projections
-        placed = torch.zeros(y.shape[-1], low.shape[-1], dtype=ups[0].dtype, device=y.device)
-        column = 0
-        for up, scale, start in zip(ups, scales, starts, strict=True):
-            placed = placed.slice_scatter(functional.pad(up * scale, (column, low.shape[-1] - column - up.shape[1])),
-                                          0, start, start + len(up))
-            column += up.shape[1]
-        return y + functional.linear(low, placed)
+        low = functional.linear(x, torch.cat(downs).to(x.dtype))  # (..., R): x is read once for all projections
+        return functional.linear(x, self.weight, self.bias) + functional.linear(low, self._blocks().to(x.dtype))
+
+    def _blocks(self) -> Tensor:
+        """s B of every projection on the diagonal, (sum of O, R); no column for one without a LoRA."""
+        adapted = {start: layer.lora_B[NAME].weight * layer.scaling[NAME] for layer, start in self.adapted}
+        return torch.block_diag(*[adapted.get(start, self.weight.new_zeros(rows, 0))
+                                  for start, rows in zip(_starts(self.rows), self.rows, strict=True)])
 
 
 class _Folded(torch.autograd.Function):

@@ -1,0 +1,79 @@
+"""torch.compile for the training forward, where it pays and works; plain execution, with one line why, where not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch._functorch.config
+
+CHOICES = ("auto", "on", "off")
+
+
+def missing(device: torch.device) -> str:
+    """What torch.compile lacks on this machine; "" where it has all it needs."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return "" if has_triton() else "Triton is not installed or cannot use this GPU"
+    if device.type == "cpu":
+        compilers = [os.environ.get("CXX", ""), "cl"] if os.name == "nt" else [os.environ.get("CXX", ""), "g++", "clang++"]
+        return "" if any(name and shutil.which(name) for name in compilers) else "no C++ compiler was found"
+    return f"it is not tried on {device.type}"
+
+
+class Compiled:
+    """Calls `unet` through torch.compile, its transformer blocks one by one: one kernel set serves all of a width.
+
+    wish: `on`; `auto`, on a CUDA GPU only (on CPUs it did not pay, see docs/PERFORMANCE.md); `off`. Kernels are kept in
+    `cache` between runs. Should compiling fail, the step is computed plainly and so are all others; `say` gets one line.
+    """
+
+    def __init__(self, unet: Any, device: torch.device, wish: str, cache: Path, say: Callable[[str], None]) -> None:
+        self.unet, self.say = unet, say
+        self.blocks: list[tuple[Any, Any]] = []
+        lacking = missing(device)
+        if wish == "off" or (wish == "auto" and device.type != "cuda"):
+            return
+        if lacking:
+            say(f"not compiled: {lacking}; training goes on without, slower")
+            return
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+        from diffusers.models.attention import BasicTransformerBlock
+
+        torch._dynamo.config.recompile_limit = 64  # each block's projections are objects of their own
+        torch._functorch.config.force_non_lazy_backward_lowering = True  # or a failure would come in backward()
+        blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+        self.blocks = [(block, torch.compile(block._call_impl, dynamic=False)) for block in blocks]
+
+    @property
+    def config(self) -> Any:
+        return self.unet.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not self.blocks:
+            return self.unet(*arguments, **named)
+        from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        try:
+            for block, compiled in self.blocks:
+                block._compiled_call_impl = compiled
+            return self.unet(*arguments, **named)
+        except (BackendCompilerFailed, TorchDynamoException, InductorError) as error:
+            self.say(f"not compiled: {str(error).strip().splitlines()[0]}; training goes on without, slower")
+        finally:  # whoever calls `unet` itself gets it plain
+            for block, _ in self.blocks:
+                block._compiled_call_impl = None
+        self.blocks = []
+        return self.unet(*arguments, **named)

@@ -1,0 +1,68 @@
+"""What a step came to, read from the device one step late, so that the host does not wait for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from convert.errors import JobError
+from trainer.metrics import Metrics
+
+if TYPE_CHECKING:
+    from trainer.loop import Training
+
+
+@dataclass(frozen=True)
+class _Entry:
+    step: int
+    learning_rate: float
+    pictures: int
+    numbers: torch.Tensor
+    """(3,) float32 on the host, once `ready`: loss, whether a process asks to stop, norm"""
+    ready: Any
+    """CUDA event, or None where the numbers are there"""
+
+
+class Journal:
+    """Writes each step's metrics, a step late. All processes read the same numbers at the same step."""
+
+    def __init__(self, training: Training, metrics: Metrics | None) -> None:
+        self.training, self.metrics = training, metrics
+        self._open: _Entry | None = None
+
+    def write(self, step: int, learning_rate: float, norm: torch.Tensor, pictures: int) -> bool:
+        """Note step `step`, then report the one before; True if training is to stop now.
+
+        Raises:
+            JobError: the loss of the step before is not finite.
+        """
+        numbers = torch.cat([self.training.told, norm.reshape(1)])
+        ready = None
+        if numbers.device.type == "cuda":
+            host = torch.empty(3, pin_memory=True)
+            host.copy_(numbers, non_blocking=True)
+            numbers, ready = host, torch.cuda.Event()
+            ready.record()
+        before, self._open = self._open, _Entry(step, learning_rate, pictures, numbers, ready)
+        asked = self._report(before) if before else False
+        return asked if self.training.processes.count > 1 else self.training.stopped
+
+    def flush(self) -> bool:
+        """Report the last step too; True if a process asked to stop in it. Raises JobError as `write`."""
+        before, self._open = self._open, None
+        return self._report(before) if before else False
+
+    def _report(self, entry: _Entry) -> bool:
+        if entry.ready is not None:
+            entry.ready.synchronize()
+        loss, stopping, norm = entry.numbers.tolist()
+        if not math.isfinite(loss):
+            raise JobError(f"step {entry.step}: the loss is {loss}: training stopped; the last checkpoint is kept. "
+                           f"Lower --learning-rate ({self.training.recipe.learning_rate})")
+        if self.metrics:
+            self.metrics.step(entry.step, loss=loss, learning_rate=entry.learning_rate, grad_norm=norm,
+                              pictures=entry.pictures)
+        return stopping > 0
