@@ -22,7 +22,7 @@ PAPER_SCALE = 0.8
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What a LoRA says of itself; its factors stay on disk until `attach`."""
+    """A LoRA, read: what it says of itself, and its factors as bytes."""
 
     path: Path
     contents: Lora

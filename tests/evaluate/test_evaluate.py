@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from convert import read
 from trainer.data import load_dataset
 from trainer.evaluate.__main__ import main
+from trainer.evaluate.settings import Settings
+from trainer.evaluate.subjects import make_plan
 from trainer.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +111,10 @@ def test_the_same_again_is_the_same_and_a_stop_changes_nothing(
         assert (out / name).read_bytes() == data, name
     capsys.readouterr()
     assert main(arguments(lora, out, clip)) == 0 and "is finished" in capsys.readouterr().out
+    (out / "report.json").unlink()
+    known = json.loads((out / "identities.json").read_text())
+    (out / "identities.json").write_text(json.dumps(known | {"base": "of other weights"}))
+    assert main(arguments(lora, out, clip)) == 1 and "the base changed since this report began" in capsys.readouterr().err
     assert main([*arguments(lora, out, clip), "--seed", "5"]) == 2
     assert re.fullmatch(r"trainer.evaluate: --out .*holds the report of something else \(--seed .*\n", capsys.readouterr().err)
 
@@ -165,6 +172,15 @@ def test_bad_requests_are_one_line(lora: Path, clip: Path, tmp_path: Path, capsy
         status = main([*arguments(lora, tmp_path / f"out{number}", clip), *extra])
         error = capsys.readouterr().err
         assert status in (1, 2) and words in error and error.startswith("trainer.evaluate: ") and error.count("\n") == 1, error
+
+
+def test_references_are_those_that_training_held_out(recipe: Recipe, tmp_path: Path) -> None:
+    """Also where the made-up doodles' number, and with it the border of the 30 %, follows from --per-category."""
+    many = replace(recipe, data="doodles", categories="apple,sun", per_category=60)
+    trained = {example.digest for example in load_dataset(many, cache=tmp_path, say=print).train}
+    plan = make_plan(Settings(per_scale=4, prompts=4).settled("scribble_miniature"), many, cache=tmp_path, say=print)
+    references = [example for group in plan.groups for found in group.references.values() for example in found]
+    assert len(references) == 60 and not trained & {example.digest for example in references}
 
 
 def test_own_pictures_are_judged_by_their_held_out_captions(lora: Path, clip: Path, tmp_path: Path) -> None:

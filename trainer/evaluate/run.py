@@ -28,11 +28,12 @@ from trainer.evaluate.measure import Measure
 from trainer.evaluate.page import page
 from trainer.evaluate.settings import Settings
 from trainer.evaluate.subjects import Plan, make_plan
+from trainer.families import SCRIBBLE_MINIATURE
 from trainer.lora_file import LoraFile, read_lora, trained_by
 from trainer.recipe import Recipe, flag
-from trainer.sampler import Sampler
+from trainer.sampler import STEPS, Sampler
 
-CLAIM, REPORT, PAGE = "settings.json", "report.json", "index.html"
+CLAIM, IDENTITIES, REPORT, PAGE = "settings.json", "identities.json", "report.json", "index.html"
 BATCH = {"cuda": 16}
 LOSS_BATCH = 16
 
@@ -87,6 +88,20 @@ def claim(out: Path, settings: Settings, recipe: Recipe, digest: str) -> None:
     write_json(out / CLAIM, mine)
 
 
+def bind(out: Path, now: dict[str, str]) -> None:
+    """Note what the names in the settings meant, or make sure that they still mean it.
+
+    Raises:
+        JobError: base, judge or drawings have changed since the pictures in `out` were drawn.
+    """
+    stored = _read(out / IDENTITIES) if (out / IDENTITIES).exists() else now
+    changed = [key for key in now if stored.get(key) != now[key]]
+    if changed:
+        raise JobError(f"{out}: the {' and '.join(changed)} changed since this report began: put back what was, or name "
+                       "another --out")
+    write_json(out / IDENTITIES, now)
+
+
 def _finished(out: Path) -> dict[str, Any] | None:
     return _read(out / REPORT) if (out / REPORT).exists() and (out / PAGE).exists() else None
 
@@ -102,6 +117,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _measure(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe) -> dict[str, Any]:
     compute = devices.choose(job.device)
     base = load_base(recipe, dtype=compute.base_dtype, say=say)
+    if compute.device.type == "cpu" and job.device == "auto" and base.family != SCRIBBLE_MINIATURE:
+        raise UsageError("no GPU was found, and some hundred pictures take a CPU days: give --device cpu if you mean it, fewer "
+                         "pictures with --per-scale and --scales, or a LoRA of the miniature")
     lora.attach(base)
     settings = settings.settled(base.family)
     judges = {"clip": Judge(settings.clip, "--clip", compute.device, say)}
@@ -110,9 +128,10 @@ def _measure(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe) -> di
     plan = make_plan(settings, recipe, cache=job.cache, say=say)
     for note in plan.notes:
         say(note)
+    bind(job.out, {"base": base.identity, "drawings": plan.fingerprint(), **{key: j.identity for key, j in judges.items()}})
     side = recipe.resolution or base.resolution
-    sampler = Sampler(base, compute, resolution=side, steps=settings.steps, guidance=settings.guidance)
-    settings = replace(settings, guidance=sampler.guidance)
+    sampler = Sampler(base, compute, resolution=side, steps=settings.steps or STEPS, guidance=settings.guidance)
+    settings = replace(settings, guidance=sampler.guidance, steps=sampler.steps)
     gallery = Gallery(job.out / "pictures", sampler, job.batch or BATCH.get(compute.device.type, 8))
     scales = settings.scale_list
     gallery.draw(plan.subjects(), scales)

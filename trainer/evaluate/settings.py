@@ -11,7 +11,7 @@ from convert.errors import UsageError
 from trainer.recipe import MINIATURE, flag, option
 
 CLIP, IMAGE_CLIP = "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14"  # the paper's, section 4.3
-STEPS, MINIATURE_STEPS = 25, 12
+MINIATURE_STEPS = 12
 MORE_THAN_ENOUGH = 2.0  # scale
 COMPLEX = ("Cabin in the woods with the forest fire in the background and smoke",  # the paper's, section 4.2.2
            "A castle on a hill under a full moon with birds in the sky", "A fisherman in a small boat on a stormy sea")
@@ -61,7 +61,7 @@ class Settings:
         filled: dict[str, Any] = {
             "clip": self.clip or (MINIATURE if small else CLIP),
             "image_clip": self.image_clip or (MINIATURE if small else IMAGE_CLIP),
-            "steps": self.steps or (MINIATURE_STEPS if small else STEPS),
+            "steps": self.steps or (MINIATURE_STEPS if small else 0),
             "complex": self.complex or (MINIATURE_COMPLEX if small else COMPLEX)}
         return dataclasses.replace(self, **filled)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,11 @@ class Plan:
     """figure 9: the same prompts and seeds without them"""
     notes: list[str] = field(default_factory=list)
 
+    def fingerprint(self) -> str:
+        """sha256, hex, of the references' contents."""
+        found = [example.digest for group in self.groups for part in group.references.values() for example in part]
+        return hashlib.sha256(" ".join(found).encode()).hexdigest()
+
     def subjects(self) -> list[Subject]:
         """Every subject once, in the order they are drawn in."""
         parts = [self.one_prompt, *(group.subjects for group in self.groups), self.with_trigger, self.without_trigger]
@@ -82,8 +88,8 @@ def _drawn(settings: Settings, recipe: Recipe, dataset: Dataset, cache: Path, sa
     chosen = {kind: _some(names, most, settings.seed, key)
               for kind, names, key in ((SEEN, dataset.seen, 20), (UNSEEN, dataset.unseen, 21)) if names}
     names = ",".join(name for part in chosen.values() for name in part)
-    real = load_dataset(replace(recipe, categories=names, per_category=1), cache=cache, say=say,
-                        held_out_rows=settings.drawings)
+    # all else as in training: the 30 % part must be the one that training held out
+    real = load_dataset(replace(recipe, categories=names), cache=cache, say=say, held_out_rows=settings.drawings)
     references = _by_category(real.held_out)
     groups = []
     for kind, part in chosen.items():
