@@ -18,6 +18,7 @@ from ..convert.names import module_name
 from ..convert.read import ADAPTER_CONFIG
 from ..convert.sd15 import TEXT_ENCODER, UNET
 from .errors import NodeError
+from .stamps import Stamp, stamp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,10 +63,9 @@ class Adapter:
         return self.base == SD15
 
 
-def fingerprint(path: Path) -> tuple[int, ...]:
+def fingerprint(path: Path) -> Stamp:
     """Changes when the file is replaced or rewritten, or the peft configuration beside it, which holds its alpha."""
-    stats = [place.stat() for place in (path, path.with_name(ADAPTER_CONFIG)) if place.exists()]
-    return tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size))
+    return stamp(path, path.with_name(ADAPTER_CONFIG))
 
 
 def load(path: Path, name: str) -> Adapter:
@@ -90,7 +90,7 @@ def in_node_words(message: str, path: Path, name: str) -> str:
 
 
 @lru_cache(maxsize=KEPT)
-def _load(path: Path, name: str, known: tuple[int, ...]) -> Adapter:
+def _load(path: Path, name: str, known: Stamp) -> Adapter:
     from safetensors.torch import load as tensors_of
     from torch import inference_mode
 

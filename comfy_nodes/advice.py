@@ -10,11 +10,13 @@ import json
 import logging
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..convert.container import open_container
 from ..convert.errors import JobError
+from .stamps import Stamp, stamp
 
 CARD_LIMIT = 1 << 20
 """Bytes of a card that are read; the web UI's are some hundred."""
@@ -29,7 +31,20 @@ class Advice:
 
 
 def of_file(path: Path) -> Advice:
-    """The advice for a LoRA file. Raises nothing: a broken card or file has none."""
+    """The advice for a LoRA file, read anew only when it or its card has changed. A broken one has none.
+
+    Raises OSError where the host may not look at the file at all.
+    """
+    return _of_file(path, fingerprint(path))
+
+
+def fingerprint(path: Path) -> Stamp:
+    """Changes when the file or its card does."""
+    return stamp(path, card_path(path))
+
+
+@lru_cache(maxsize=64)
+def _of_file(path: Path, _: Stamp) -> Advice:
     card, metadata = _card(card_path(path)), _metadata(path)
     scale = _positive(card.get("preferred weight"))  # the web UI writes 0 for "not set"
     words = card.get("activation text")

@@ -66,18 +66,15 @@ def fingerprint(name: object) -> str:
 
     A name from a link is not known yet when the host asks; then the link's source decides.
     """
-    from .adapter import fingerprint as of_adapter
-    from .advice import card_path
+    from . import adapter, advice
 
     if not isinstance(name, str):
         return "linked"
     try:
         path = lora_path(name)
-        card = card_path(path).stat() if card_path(path).exists() else None
-        known = of_adapter(path)
+        return "-".join(map(str, (*adapter.fingerprint(path), *advice.fingerprint(path))))
     except (NodeError, OSError) as error:
         return f"not there: {error}"
-    return "-".join(map(str, (*known, *((card.st_mtime_ns, card.st_size) if card else ()))))
 
 
 def load(name: str) -> Adapter:
@@ -91,7 +88,11 @@ def advice(name: str) -> Advice:
     """The recommended scale and the trigger words of a LoRA of the list. Raises `NodeError` for any other name."""
     from .advice import of_file
 
-    return of_file(lora_path(name))
+    path = lora_path(name)
+    try:
+        return of_file(path)
+    except OSError as error:
+        raise NodeError(f"{name}: cannot be read: {error.strerror or error}") from None
 
 
 def with_unet(model: Any, adapter: Adapter, scale: float) -> Any:

@@ -58,16 +58,17 @@ def _targets(weights: Mapping[str, Tensor], keys: KeyMap, part: Part, adapter: A
     """The names of all weights and biases that must change. Raises where the network is another one."""
     fitting = [prefix for prefix, shape in part.shapes.items() if _fits(weights.get(keys.get(prefix, "")), shape)]
     if len(fitting) < len(part.shapes):
+        what = "CLIP" if part is adapter.text_encoder else "MODEL"
         trained_on = "Stable Diffusion 1.5" if adapter.for_sd15 else f"'{adapter.base}', not on Stable Diffusion 1.5"
         raise NodeError(
-            f"{adapter.name}: {len(fitting)} of its {len(part.shapes)} modules fit the connected model: it was trained on "
+            f"{adapter.name}: {len(fitting)} of its {len(part.shapes)} modules fit the connected {what}: it was trained on "
             f"{trained_on}: connect a checkpoint of that base, or pick another LoRA"
         )
     found = {keys[prefix] for prefix in part.weights}
     found |= {f"{keys[prefix].removesuffix('.weight')}.bias" for prefix in part.biases}
     missing = sorted(found - weights.keys())
     if missing:
-        raise NodeError(f"{adapter.name}: changes {missing[0]}, which the connected model does not have: pick another LoRA")
+        raise NodeError(f"{adapter.name}: changes {missing[0]}, which is not in the connected model: pick another LoRA")
     return found
 
 

@@ -17,10 +17,12 @@ PATH = "/scribble_lora/advice"
 
 
 def register() -> bool:
-    """Add the route to the running ComfyUI; False where there is none."""
+    """Add the route to the running ComfyUI; False where there is none, or it has the route."""
     instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if instance is None:
         return False
+    if any(getattr(route, "path", None) == PATH for route in instance.routes):
+        return False  # a second copy of the pack: the host could not start with the same route twice
     instance.routes.get(PATH)(_answer)
     return True
 

@@ -171,19 +171,22 @@ def test_info_tells_what_a_file_is_and_how_to_use_it(pack, host) -> None:
 
 
 def test_the_route_answers_for_the_list_only(pack, host, part, monkeypatch) -> None:
+    web = pytest.importorskip("aiohttp.web", reason="ComfyUI has aiohttp; here it is not installed")
     save_file({"a": torch.zeros(1)}, host / "x.safetensors", {"scribble_scale": "0.7"})
     save_file({"a": torch.zeros(1)}, host.parent / "secret.safetensors", {"scribble_scale": "0.1"})
-    added = {}
+    routes = web.RouteTableDef()
     server = types.ModuleType("server")
-    routes = types.SimpleNamespace(get=lambda path: lambda handler: added.setdefault(path, handler))
     server.PromptServer = types.SimpleNamespace(instance=types.SimpleNamespace(routes=routes))  # type: ignore[attr-defined]
     assert part("routes").register() is False
     monkeypatch.setitem(sys.modules, "server", server)
     assert part("routes").register() is True
+    assert part("routes").register() is False  # a second copy of the pack, which must not stop the host
+    web.Application().add_routes(routes)
+    assert [route.path for route in routes] == ["/scribble_lora/advice"]
 
     def ask(name):
         request = types.SimpleNamespace(query={"name": name})
-        answer = asyncio.run(added["/scribble_lora/advice"](request))
+        answer = asyncio.run(routes[0].handler(request))
         return answer.status, json.loads(answer.text)
 
     assert ask("x.safetensors") == (200, {"scale": 0.7, "trigger_words": ""})

@@ -246,7 +246,7 @@ def test_another_model_is_refused_whole(pack, host, patcher, unet, factors, part
     fewer = {key: weight for key, weight in weights.items() if "middle_block" not in key}
     for other, fitting in ((wider, 112), (fewer, 120), ({"x": torch.zeros(1)}, 0)):
         model = patcher(other)
-        with pytest.raises(part("errors").NodeError, match=f"{fitting} of its 128 modules fit the connected model.*'narrow'"):
+        with pytest.raises(part("errors").NodeError, match=f"{fitting} of its 128 modules fit the connected MODEL.*'narrow'"):
             loader(pack).apply(model, "x.safetensors", 0.8, 0.8)
         assert not model.patches
 
@@ -264,21 +264,22 @@ def test_a_host_that_takes_only_some_patches_is_caught(pack, host, patcher, unet
 
 
 def test_the_file_is_read_once_until_it_changes(pack, host, patcher, unet, factors, part, monkeypatch) -> None:
-    adapter, reads = part("adapter"), []
-    whole = adapter.convert_bytes
+    adapter, advice, reads, headers = part("adapter"), part("advice"), [], []
+    whole, header = adapter.convert_bytes, advice.open_container
     monkeypatch.setattr(adapter, "convert_bytes", lambda path, **how: (reads.append(path), whole(path, **how))[1])
+    monkeypatch.setattr(advice, "open_container", lambda path: (headers.append(path), header(path))[1])
     node, model = pack.NODE_CLASS_MAPPINGS["ScribbleLoraLoader"], patcher(host_weights(unet))
     save_file(spelled("kohya", factors), host / "x.safetensors", BASE)
     before = node.IS_CHANGED(lora_name="x.safetensors", scale=1, clip_scale=1)
     for scale in (0.1, 0.2, 1.0):
         merged = node().apply(model, "x.safetensors", scale, 0.0)[0]
-    assert len(reads) == 1 and node.IS_CHANGED(lora_name="x.safetensors") == before
+    assert len(reads) == len(headers) == 1 and node.IS_CHANGED(lora_name="x.safetensors") == before
     doubled = {key: tensor * 2 if "lora_up" in key else tensor for key, tensor in load_file(host / "x.safetensors").items()}
     save_file(doubled, host / "new.part", BASE)
     os.replace(host / "new.part", host / "x.safetensors")  # the same size; the time differs
     assert node.IS_CHANGED(lora_name="x.safetensors") != before
     again = node().apply(model, "x.safetensors", 0.5, 0.0)[0]
-    assert len(reads) == 2
+    assert len(reads) == len(headers) == 2
     assert all(torch.equal(again.merged(key), merged.merged(key)) for key in merged.patches)  # half of the double
 
 
