@@ -104,7 +104,7 @@ def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rows of (B H), and room for their (rows, n, m) numbers twice."""
     n, m = q.shape[2], k.shape[2]
     step = max(1, CHUNK // (n * m))
-    room = torch.empty(2, min(step, len(q)), n, m)
+    room = q.new_empty(2, min(step, len(q)), n, m)
     for start in range(0, len(q), step):
         count = min(step, len(q) - start)
         yield slice(start, start + count), room[0, :count], room[1, :count]

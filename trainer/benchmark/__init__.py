@@ -1,0 +1,1 @@
+"""`python -m trainer.benchmark`: how fast training is on this machine, as shares and ratios of what it measures itself."""

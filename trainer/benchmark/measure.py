@@ -1,0 +1,60 @@
+"""Clocks and the measurement: steps in alternation, medians, what the machine could do at best."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from trainer.benchmark.steps import Step
+from trainer.devices import synchronize
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the rounds of one optimizer step: seconds on the wall, and of all CPU threads together."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def race(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, Timing]:
+    """Time `steps` in turns, so that a busier or hotter machine slows all of them. The first round is not counted."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for round in range(rounds + 1):
+        for name, step in steps.items():
+            synchronize(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            step()
+            synchronize(device)
+            if round:
+                taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: Timing(*(statistics.median(column) for column in zip(*both, strict=True))) for name, both in taken.items()}
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Of a GPU since `reset_peak`; of this process since its start on a CPU; 0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    import platform
+
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s) of torch"

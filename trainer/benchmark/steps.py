@@ -1,0 +1,88 @@
+"""The two optimizer steps that are timed: ours, and the one of diffusers' text-to-image LoRA script."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from trainer import adapter
+from trainer.benchmark.models import Models
+from trainer.compiling import Compiled
+from trainer.devices import Compute
+from trainer.draws import draw_step
+from trainer.encode import EncodedSet
+from trainer.encoders import storage_dtype
+from trainer.loop import Training, _gradients, _update, learning_rate
+from trainer.objective import Objective
+from trainer.processes import Processes
+from trainer.recipe import Recipe
+
+Step = Callable[[], None]
+PICTURES = 64
+
+
+def ours(models: Models, recipe: Recipe, compute: Compute, resolution: int, compile: str, cache: Path,
+         say: Callable[[str], None]) -> Training:  # fmt: skip
+    """A training over made-up encodings of `models`' shapes, as trainer/job.py makes one."""
+    side, dtype, device = resolution // 8, storage_dtype(compute.device), compute.device
+    unet = copy.deepcopy(models.unet)
+    latents = torch.randn(2, PICTURES, 2, 4, side, side, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    embeddings = torch.randn(PICTURES, 77, unet.config.cross_attention_dim, device=device).to(dtype)
+    encoded = EncodedSet(mean=latents[0], std=latents[1].abs() * 0.1, embeddings=embeddings,
+                         caption_index=torch.arange(PICTURES, device=device))
+    factors = adapter.attach(unet, recipe)
+    return Training(recipe=recipe, unet=unet, factors=factors, encoded=encoded, held_out=None, compute=compute,
+                    objective=Objective(recipe, models.scheduler, device), processes=Processes(),
+                    run=Path(tempfile.gettempdir()), total=1000, checkpoint_every=1000,
+                    forward=Compiled(unet, device, compile, cache, say))
+
+
+def our_step(t: Training) -> Step:
+    """One optimizer step of trainer/loop.py on the next draws."""
+    number = iter(range(t.total))
+
+    def step() -> None:
+        k = next(number)
+        draw = draw_step(t.recipe, k, pictures=PICTURES, views=2, **t.shape)
+        with t.fused:
+            _gradients(t, draw)
+            _update(t, learning_rate(t.recipe, k, t.total))
+
+    return step
+
+
+def plain_step(models: Models, recipe: Recipe, compute: Compute, resolution: int) -> Step:
+    """As train_text_to_image_lora.py takes it: VAE and CLIP at every micro-batch, peft's modules, torch's AdamW.
+
+    Frozen models in the compute's dtype; under autocast on a GPU, as accelerate's mixed precision does.
+    """
+    unet, vae, text_encoder, scheduler = copy.deepcopy(models.unet), models.vae, models.text_encoder, models.scheduler
+    parameters = [factor for _, factor in adapter.attach(unet, recipe)]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    device, batch = compute.device, recipe.batch
+    pictures = torch.rand(batch, 3, resolution, resolution, device=device, dtype=compute.base_dtype) * 2 - 1
+    captions = torch.randint(text_encoder.config.vocab_size, (batch, 77), device=device)
+
+    def step() -> None:
+        for _ in range(recipe.accumulation):
+            with torch.no_grad():
+                latents = vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
+                embeddings = text_encoder(captions).last_hidden_state
+            noise = torch.randn_like(latents)
+            timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,), device=device)
+            noisy = scheduler.add_noise(latents, noise, timesteps)
+            with compute.context():
+                predicted = unet(noisy, timesteps, embeddings, return_dict=False)[0]
+            loss = functional.mse_loss(predicted.float(), noise.float())
+            (loss / recipe.accumulation).backward()
+            loss.item()  # the script logs it
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
