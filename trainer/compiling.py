@@ -71,7 +71,7 @@ class Compiled:
                 block._compiled_call_impl = compiled
             return self.unet(*arguments, **named)
         except (BackendCompilerFailed, TorchDynamoException, InductorError) as error:
-            self.say(f"not compiled: {str(error).strip().splitlines()[0]}; training goes on without, slower")
+            self.say(f"not compiled: {' '.join(str(error).split()[:30])}; training goes on without, slower")
         finally:  # whoever calls `unet` itself gets it plain
             for block, _ in self.blocks:
                 block._compiled_call_impl = None

@@ -16,6 +16,11 @@ from torch.nn import functional
 from trainer.adapter import NAME
 
 
+def by_hand(x: Tensor) -> bool:
+    """Whether our own derivatives compute on `x`: in float32 on a CPU. A compiler and a GPU get plain operations."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
 class Joined:
     """The linear layers `layers`, plain or peft's, applied to one input: (..., I) -> (..., sum of their O).
 
@@ -40,7 +45,7 @@ class Joined:
         starts = [start for _, start in self.adapted]
         if not downs:
             return functional.linear(x, self.weight, self.bias)
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
+        if by_hand(x):
             y: Tensor = _Folded.apply(x, self.weight, self.bias, scales, starts, *downs, *ups)
             return y
         low = functional.linear(x, torch.cat(downs).to(x.dtype))  # (..., R): x is read once for all projections

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from trainer.fused.lora import by_hand
+
 
 def conv_1x1(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
     """A 1 x 1 convolution as the matrix product it is: no copy where x (B, C, h, w) is channels_last."""
@@ -18,7 +20,7 @@ def conv_1x1(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
 def geglu(layer: Any, x: Tensor) -> Tensor:
     """value * gelu(gate) of one projection (Shazeer 2020, GLU variants)."""
     joined = layer.proj(x)
-    if joined.device.type == "cpu":
+    if by_hand(joined):
         gated: Tensor = _Geglu.apply(joined)
         return gated
     value, gate = joined.chunk(2, dim=-1)

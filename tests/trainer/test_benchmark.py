@@ -1,0 +1,50 @@
+"""The benchmark runs as its command and says what it is asked for; its counts are the paper's model's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from trainer.benchmark.__main__ import main
+from trainer.benchmark.measure import race
+from trainer.benchmark.models import SIZES, counted_flops
+from trainer.plan import TRAIN_GFLOP
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_counted_operations_of_sd15_are_the_plans() -> None:
+    assert counted_flops(SIZES["sd15"], 512) / 1e9 == pytest.approx(TRAIN_GFLOP, rel=1e-3)
+
+
+def test_it_measures_and_prints_json(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--device", "cpu", "--size", "tiny", "--batch", "2", "--accumulation", "2", "--rounds", "1", "--threads", "1",
+                 "--json"]) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert [row["micro_batch"] for row in found["micro_batches"]] == [4]
+    for row in found["micro_batches"]:
+        assert row["pictures_per_second"] == pytest.approx(4 / row["seconds_per_step"])
+        assert 0 < row["share_of_ceiling"] < 1.5 and row["peak_gib"] > 0
+    pair = found["against_plain"]
+    assert pair["ratio"] == pytest.approx(pair["ours"] / pair["plain"]) and pair["clock"] == "cpu_seconds"
+
+
+def test_steps_alternate_and_the_first_round_is_not_counted() -> None:
+    order: list[str] = []
+    times = race({name: lambda name=name: order.append(name) for name in "ab"}, 3, torch.device("cpu"))
+    assert order == list("ab") * 4 and set(times) == {"a", "b"}
+
+
+@pytest.mark.parametrize(("more", "named"), [(["--micro-batch", "two"], "--micro-batch"), (["--batch", "0"], "--batch"),
+                                             (["--resolution", "100"], "--resolution"), (["--device", "tpu"], "--device")])
+def test_bad_usage_is_one_line(more: list[str], named: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(more) == 2
+    said = capsys.readouterr().err
+    assert named in said and said.count("\n") == 1

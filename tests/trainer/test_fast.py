@@ -1,0 +1,272 @@
+"""The fused forward is peft's, the loop's shortcuts change no number, and what a machine lacks is done without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch.nn import functional
+
+from convert.errors import JobError
+from trainer import adapter, compiling, micro_batch
+from trainer.devices import choose
+from trainer.draws import Ahead, draw_step
+from trainer.encode import EncodedSet
+from trainer.fused import Fused
+from trainer.fused.attention import attend
+from trainer.fused.lora import _Folded
+from trainer.loop import Training, _gradients, train
+from trainer.objective import Objective
+from trainer.processes import Processes
+from trainer.recipe import Recipe
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_unet(width: int = 8, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=16, block_out_channels=(width,) * 4, norm_num_groups=2, cross_attention_dim=12,
+                                attention_head_dim=2)
+    return unet.eval().requires_grad_(False).to(dtype)
+
+
+def learnt(unet: UNet2DConditionModel, recipe: Recipe) -> list[tuple[str, torch.nn.Parameter]]:
+    """A LoRA that is not at its start, where B is zero and half of the gradients too."""
+    factors = adapter.attach(unet, recipe)
+    g = torch.Generator().manual_seed(4)
+    for _, factor in factors:
+        factor.data.add_(torch.randn(factor.shape, generator=g) * 0.2)
+    return factors
+
+
+def loss_and_gradients(unet: UNet2DConditionModel, factors) -> tuple[float, torch.Tensor]:
+    g = torch.Generator().manual_seed(2)
+    x, e = torch.randn(3, 4, 16, 16, generator=g), torch.randn(3, 7, 12, generator=g)
+    target = torch.randn(3, 4, 16, 16, generator=g)
+    for _, factor in factors:
+        factor.grad = None
+    predicted = unet(x.to(unet.dtype), torch.tensor([3, 500, 999]), e.to(unet.dtype)).sample.float()
+    loss = (predicted - target).square().mean()
+    loss.backward()
+    return loss.item(), torch.cat([factor.grad.flatten() for _, factor in factors])
+
+
+@pytest.mark.parametrize(("width", "recipe"), [
+    (8, Recipe(rank=2)),  # narrow heads: our own attention
+    (48, Recipe(rank=2, alpha=3.0)),  # heads of 24: torch's
+    (8, Recipe(rank=2, targets="cross-attention")),
+    (8, Recipe(rank=2, targets=r".*\.attn1\.to_(q|v)")),  # a projection without LoRA between two with one
+    (8, Recipe(rank=2, targets=r".*(proj_in|conv_shortcut|net\.0\.proj|net\.2|attn2\.to_q)")),  # what is not fused
+])  # fmt: skip
+def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Recipe, tmp_path: Path) -> None:
+    unet = make_unet(width)
+    factors = learnt(unet, recipe)
+    loss, gradients = loss_and_gradients(unet, factors)
+    names = list(unet.state_dict())
+    fused = Fused(unet)
+    with fused:
+        mine, mine_gradients = loss_and_gradients(unet, factors)
+        with fused.paused():
+            between, _ = loss_and_gradients(unet, factors)
+    assert mine == pytest.approx(loss, abs=1e-5)
+    assert (mine_gradients - gradients).norm() < 1e-4 * gradients.norm()  # each is 3e-5 from the truth
+    after, _ = loss_and_gradients(unet, factors)
+    assert (between, after) == (pytest.approx(loss, abs=1e-6),) * 2
+    assert list(unet.state_dict()) == names
+
+
+def test_in_bfloat16_as_on_a_gpu_the_fused_forward_is_as_near_to_float32_as_pefts(tmp_path: Path) -> None:
+    """The path that a GPU takes, on a CPU: half-precision base, float32 factors, no autocast."""
+    exact_unet = make_unet(48)
+    exact, exact_gradients = loss_and_gradients(exact_unet, learnt(exact_unet, Recipe(rank=2)))
+    unet = make_unet(48, torch.bfloat16)
+    factors = learnt(unet, Recipe(rank=2))
+    plain, plain_gradients = loss_and_gradients(unet, factors)
+    with Fused(unet):
+        loss, gradients = loss_and_gradients(unet, factors)
+    assert all(factor.grad.dtype == torch.float32 for _, factor in factors)
+    assert loss == pytest.approx(exact, rel=5e-3)
+    off, plain_off = ((g - exact_gradients).norm() / exact_gradients.norm() for g in (gradients, plain_gradients))
+    assert off < 1.5 * plain_off < 0.1
+
+
+def test_the_gradients_of_joined_projections_are_right_to_double_precision() -> None:
+    g = torch.Generator().manual_seed(0)
+
+    def random(*shape: int, learn: bool = True) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=g).requires_grad_(learn)
+
+    def product(x, *factors):
+        return _Folded.apply(x, weight, bias, [0.5, 2.0], [0, 7], *factors)
+
+    weight, bias = random(9, 3, learn=False), random(9, learn=False)  # rows 4 to 6 have no LoRA
+    assert torch.autograd.gradcheck(product, (random(2, 5, 3), random(2, 3), random(1, 3), random(4, 2), random(2, 1)))
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(6, 0), (6, 4), (1, 3)])
+def test_attention_of_narrow_heads_is_torchs(queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.fused.attention.CHUNK", 2 * queries * (keys or queries))  # several chunks, the last short
+    heads, d, g = 3, 5, torch.Generator().manual_seed(0)
+    first = torch.randn(3, queries, heads * d * (1 if keys else 3), generator=g, requires_grad=True)
+    second = torch.randn(3, keys, 2 * heads * d, generator=g, requires_grad=True) if keys else None
+    before = first.detach().clone()
+    inputs = [t for t in (first, second) if t is not None]
+    parts = [*first.split(heads * d, -1), *(second.split(heads * d, -1) if second is not None else ())]
+    q, k, v = (part.unflatten(-1, (heads, d)).transpose(1, 2) for part in parts)
+    theirs = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    mine = attend(first, second, heads)
+    weights = torch.randn(theirs.shape, generator=g)
+    torch.testing.assert_close(mine, theirs)
+    for a, b in zip(torch.autograd.grad((mine * weights).sum(), inputs), torch.autograd.grad((theirs * weights).sum(), inputs)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert torch.equal(first.detach(), before)
+
+
+RECIPE = Recipe(batch=2, accumulation=2, rank=2, learning_rate=1e-2)
+
+
+def make_training(run: Path, **more) -> Training:
+    unet = make_unet()
+    compute, g = choose("cpu"), torch.Generator().manual_seed(1)
+    encoded = EncodedSet(mean=torch.randn(10, 2, 4, 8, 8, generator=g), std=torch.rand(10, 2, 4, 8, 8, generator=g) * 0.1,
+                         caption_index=torch.arange(10) % 3, embeddings=torch.randn(3, 5, 12, generator=g))
+    return Training(recipe=RECIPE, unet=unet, factors=adapter.attach(unet, RECIPE), encoded=encoded, held_out=None,
+                    objective=Objective(RECIPE, DDPMScheduler(beta_schedule="scaled_linear"), compute.device),
+                    compute=compute, run=run, **({"total": 3, "checkpoint_every": 100, "processes": Processes()} | more))
+
+
+def test_draws_made_ahead_are_the_steps_own() -> None:
+    def draw(step: int):
+        return draw_step(RECIPE, step, pictures=10, views=2, latent=(4, 8, 8), timesteps=1000)
+
+    ahead = list(Ahead(draw, 2, 5, pinned=False))
+    assert [step for step, _ in ahead] == [2, 3, 4]
+    assert all(torch.equal(made.eps, draw(step).eps) for step, made in ahead)
+    assert list(Ahead(draw, 5, 5, pinned=False)) == []
+
+
+def test_a_step_that_is_not_finite_is_named_though_it_is_read_late(tmp_path: Path) -> None:
+    t = make_training(tmp_path, total=9)
+    loss, seen, reported = t.objective.loss, [], []
+
+    def breaking(*arguments):
+        seen.append(1)
+        return loss(*arguments) * (float("nan") if len(seen) > 6 else 1)  # steps have 2, 2 and 1 micro-batches
+
+    t.objective.loss = breaking
+    metrics = SimpleNamespace(step=lambda step, **numbers: reported.append(step))
+    with pytest.raises(JobError, match="step 4: the loss is nan"):
+        train(t, metrics, 0)
+    assert reported == [1, 2, 3]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_gradient(tmp_path: Path) -> None:
+    draw = draw_step(RECIPE, 0, pictures=10, views=2, latent=(4, 8, 8), timesteps=1000)
+    t, calm = make_training(tmp_path, micro_batch=4), make_training(tmp_path, micro_batch=4)
+    loss = t.objective.loss
+
+    def short(unet, encoded, some):
+        if len(some) > 1:
+            raise torch.OutOfMemoryError("no")
+        return loss(unet, encoded, some)
+
+    t.objective.loss = short
+    for training in (t, calm):
+        _gradients(training, draw)
+    assert t.micro_batch == 1
+    torch.testing.assert_close(t.sums, calm.sums, rtol=1e-4, atol=1e-6)
+    t.objective.loss = lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
+    with pytest.raises(JobError, match="micro-batch of 1"):
+        _gradients(t, draw)
+
+
+def test_the_micro_batch_is_what_memory_holds_and_is_kept_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = make_training(tmp_path)
+    each = micro_batch.activation_bytes(t)
+    assert each > 16 * 16 * 8 * 4
+    monkeypatch.setattr(micro_batch, "_free", lambda device: 3.5 * each / micro_batch.SHARE)
+    assert micro_batch.settle(t, 0) == 2  # three fit; two parts of two are as few and even
+    monkeypatch.setattr(micro_batch, "_free", lambda device: 1e12)
+    assert micro_batch.settle(t, 0) == 2  # the recorded one
+    assert micro_batch.settle(t, 3) == 3
+    assert json.loads((tmp_path / "micro_batch.json").read_text()) == {"micro_batch": 3, "device": "cpu"}
+    (tmp_path / "micro_batch.json").write_text("{")
+    with pytest.raises(JobError, match="micro_batch.json"):
+        micro_batch.settle(t, 0)
+    assert [micro_batch.even(32, limit) for limit in (0, 1, 7, 16, 31, 32, 99)] == [1, 1, 7, 16, 16, 32, 32]
+
+
+def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, said = make_unet(), []
+    x, e = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 12)
+    expected = unet(x, 5, e).sample
+    cpu = torch.device("cpu")
+    assert not compiling.Compiled(unet, cpu, "auto", tmp_path, said.append).blocks and not said
+    monkeypatch.setattr(compiling, "missing", lambda device: "no C++ compiler was found")
+    lacking = compiling.Compiled(unet, cpu, "on", tmp_path, said.append)
+    assert torch.equal(lacking(x, 5, e).sample, expected)
+    assert said == ["not compiled: no C++ compiler was found; training goes on without, slower"]
+
+    def broken(graph, inputs):
+        raise RuntimeError("this backend is broken")
+
+    compile = torch.compile
+    monkeypatch.setattr(compiling, "missing", lambda device: "")
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, backend=broken, **options))
+    failing = compiling.Compiled(unet, cpu, "on", tmp_path, said.append)
+    assert failing.blocks
+    assert torch.equal(failing(x, 5, e).sample, expected)
+    assert len(said) == 2 and "this backend is broken" in said[1] and not failing.blocks
+
+
+def test_compiled_blocks_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dynamo and autograd's ahead-of-time graphs, without a C++ compiler: what would break here breaks on a GPU."""
+    unet = make_unet(48, torch.bfloat16)
+    factors = learnt(unet, Recipe(rank=2))
+    compile = torch.compile
+    monkeypatch.setattr(compiling, "missing", lambda device: "")
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, backend="aot_eager", **options))
+    compiled = compiling.Compiled(unet, torch.device("cpu"), "on", tmp_path, lambda text: pytest.fail(text))
+    with Fused(unet):
+        loss, gradients = loss_and_gradients(unet, factors)
+        torch._dynamo.utils.counters.clear()
+        mine, mine_gradients = loss_and_gradients(compiled, factors)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert mine == pytest.approx(loss, rel=1e-2)
+    assert (mine_gradients - gradients).norm() < 0.05 * gradients.norm()
+
+
+def _one_of_four(rank: int, count: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    sent: list[int] = []
+    reduce = torch.distributed.all_reduce
+    torch.distributed.all_reduce = lambda tensor, **options: (sent.append(tensor.nbytes), reduce(tensor, **options))[1]
+    t = make_training(Path(folder) / "run", processes=Processes(rank=rank, count=count))
+    train(t, None, 0)
+    if rank == 0:
+        torch.save({"factors": [p.data for p in t.parameters], "sent": sent}, f"{folder}/result.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_four_processes_train_what_one_trains_and_send_one_buffer_a_step(tmp_path: Path) -> None:
+    """Steps of 4, 4 and 2 pictures: in the last one two processes have none."""
+    torch.multiprocessing.spawn(_one_of_four, args=(4, str(tmp_path)), nprocs=4)
+    alone = make_training(tmp_path / "alone")
+    train(alone, None, 0)
+    result = torch.load(tmp_path / "result.pt")
+    assert result["sent"] == [alone.sums.nbytes] * 3
+    for mine, theirs in zip(result["factors"], alone.parameters, strict=True):
+        torch.testing.assert_close(mine, theirs.data, rtol=1e-3, atol=1e-4)
