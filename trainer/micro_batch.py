@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,11 +83,11 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _read(file: Path) -> dict[str, object]:
+def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        stored: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
-        return {"device": stored["device"], "micro_batch": int(str(stored["micro_batch"]))}
-    except (OSError, ValueError, KeyError) as error:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return {"device": stored["device"], "micro_batch": int(stored["micro_batch"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise JobError(f"{file}: cannot be read ({error}): delete it, and the micro-batch is found again") from error
