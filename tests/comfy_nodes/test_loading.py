@@ -10,7 +10,7 @@ import struct
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from convert.sd15 import modules
 
@@ -171,12 +171,6 @@ def broken(kind, good):
         "no LoRA": lambda: save({"model.diffusion_model.out.2.weight": torch.zeros(1)}),
     }
     return makers[kind]()
-
-
-def save(tensors, metadata=None):
-    from safetensors.torch import save as to_bytes
-
-    return to_bytes(tensors, metadata)
 
 
 @pytest.mark.parametrize(
