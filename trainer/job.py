@@ -102,7 +102,8 @@ def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Com
     training.micro_batch = micro_batch.settle(training, job.micro_batch)
     first = checkpoints.restore(job.run / "checkpoints", factors, training.optimizer)
     numbers = sum(p.numel() for p in training.parameters)
-    tell(f"{len(encoded)} pictures, {len(factors) // 2} modules, {numbers:,} numbers to learn, {training.total} steps"
+    tell(f"{len(encoded)} pictures, {training.micro_batch} at once, {len(factors) // 2} modules, {numbers:,} numbers to learn, "
+         f"{training.total} steps"
          + (f", going on after step {first}" if first else ""))
     return training, first
 
