@@ -1,41 +1,33 @@
 """The UNet's forward pass in fewer, larger steps: the same numbers up to rounding, the same modules, the same names.
 
-peft's modules keep the factors and give them their names; while a `Fused` is entered, SD1.5's attentions, gates and
-1 x 1 convolutions compute differently. Left, the UNet is as it was (but channels_last), for sampling and saving.
+peft's modules keep the factors and give them their names; while a `Fused` is entered, SD1.5's attentions compute
+differently. Left, the UNet is as it was (but channels_last), for sampling and saving.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 
 from trainer.fused.attention import FusedProcessor
-from trainer.fused.pointwise import conv_1x1, geglu
 
 
 class Fused:
     """A context in which `unet` (diffusers' UNet2DConditionModel with peft's LoRA) computes fused."""
 
     def __init__(self, unet: Any) -> None:
-        from diffusers.models.activations import GEGLU
         from diffusers.models.attention_processor import Attention
 
         unet.to(memory_format=torch.channels_last)
         self._depth = 0
         self._processors: list[tuple[Any, Any, FusedProcessor]] = []
-        self._forwards: list[tuple[Any, Any]] = []
         for module in unet.modules():
             if isinstance(module, Attention) and _plain(module):
                 cross = module.is_cross_attention
                 self._processors.append((module, module.processor, FusedProcessor(module, cross=cross)))
-            elif isinstance(module, GEGLU):
-                self._forwards.append((module, partial(geglu, module)))
-            elif type(module) is torch.nn.Conv2d and module.kernel_size == module.stride == (1, 1):
-                self._forwards.append((module, partial(conv_1x1, module)))
 
     def __enter__(self) -> Fused:
         self._depth += 1
@@ -60,14 +52,10 @@ class Fused:
     def _install(self) -> None:
         for attention, _, fused in self._processors:
             attention.processor = fused
-        for module, forward in self._forwards:
-            module.forward = forward
 
     def _remove(self) -> None:
         for attention, before, _ in self._processors:
             attention.processor = before
-        for module, _ in self._forwards:
-            del module.forward
 
 
 def _plain(attention: Any) -> bool:

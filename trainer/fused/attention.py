@@ -32,7 +32,10 @@ class FusedProcessor:
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
                  attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:  # fmt: skip
         first = self.first(hidden_states)
-        second = self.second(encoder_hidden_states) if self.second and encoder_hidden_states is not None else None
+        second = None
+        if self.second is not None:
+            assert encoder_hidden_states is not None
+            second = self.second(encoder_hidden_states)
         return self.out(attend(first, second, attn.heads))
 
 
