@@ -1,0 +1,104 @@
+"""The Import tab's work: look into a file of the LoRA folders, convert it beside itself, write its card and picture."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..convert.api import Report, convert_file
+from ..convert.check import check, table
+from ..convert.errors import JobError
+from ..convert.files import atomic_path
+from . import cards
+from .adapters import in_words
+
+ENDINGS = (".safetensors", ".pt", ".ckpt")
+"""What the web UI lists."""
+
+USELESS_NAMES = ("adapter_model", "pytorch_lora_weights")
+"""What diffusers and peft call every file; the folder's name says more."""
+
+PICTURE_SIDE = 1024
+"""Pixels that the longer side of a written picture has at most."""
+
+
+def files(folders: Iterable[Path]) -> dict[str, Path]:
+    """Every LoRA file in the folders that the web UI lists, by its path below them. Nothing else can be named."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for place, subfolders, names in os.walk(folder, followlinks=True):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in sorted(names):
+                path = Path(place) / name
+                if path.suffix.lower() in ENDINGS and not name.startswith("."):
+                    found.setdefault(path.relative_to(folder).as_posix(), path)
+    return dict(sorted(found.items(), key=lambda item: item[0].casefold()))
+
+
+def describe(path: Path, shown: str) -> tuple[bool, str]:
+    """Whether the file is sound, and `convert --check`'s table of it, under the name `shown`."""
+    audit = check(path)
+    audit = replace(audit, file=shown, problem=audit.problem and f"{shown}: {in_words(JobError(audit.problem), path)}")
+    return audit.sound, table(audit)
+
+
+def convert_beside(path: Path, taken: Collection[str]) -> Report:
+    """Write the web UI's form of `path` beside it, with its card and picture. Nothing is overwritten.
+
+    Args:
+        taken: names that other files in the LoRA folders have; the web UI knows a file by its bare name.
+
+    Raises:
+        JobError: the file cannot be converted, or its conversion exists already.
+    """
+    target = conversion_of(path, taken)
+    if target.exists():
+        raise JobError(f"{target.name}: exists already: choose it in the list, or delete it first")
+    report = convert_file(path, target, metadata={"ss_output_name": target.stem})  # two files of one alias disable it
+    try:
+        _copy_companions(path, target)
+    except OSError as error:
+        raise JobError(f"{target.name} is written, its card or picture is not: {error.strerror}") from error
+    return report
+
+
+def conversion_of(path: Path, taken: Collection[str]) -> Path:
+    """Where the conversion of `path` is written."""
+    named = path.with_name(f"{path.parent.name}.safetensors")
+    if path.stem in USELESS_NAMES and path.parent.name and path.parent.name not in taken:
+        return named
+    return path.with_name(f"{path.stem}.kohya.safetensors")
+
+
+def _copy_companions(path: Path, target: Path) -> None:
+    picture = cards.picture(path)
+    pairs = [(cards.card_path(path), cards.card_path(target))]
+    if picture is not None:
+        pairs.append((picture, target.with_name(f"{target.stem}{picture.suffix}")))
+    for source, copy in pairs:
+        if source.is_file() and not copy.exists():
+            with atomic_path(copy) as temporary:
+                shutil.copyfile(source, temporary)
+
+
+def write_picture(path: Path, image: Any, *, overwrite: bool) -> Path:
+    """Save a PIL image as the picture that the web UI shows for the file, at most `PICTURE_SIDE` pixels wide or high.
+
+    Raises `JobError` where there is one already and nobody said to replace it, or where it cannot be written.
+    """
+    present = cards.picture(path)
+    if present is not None and not overwrite:
+        raise JobError(f"{present.name}: is there already: tick \"replace the picture\" to replace it")
+    if present is not None and present.suffix.lower() == ".gif":
+        raise JobError(f"{present.name}: is an animation, which is not replaced here: delete it first")
+    target = present or path.with_name(f"{path.stem}.png")
+    image = image.convert("RGB")
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    form = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(target.suffix.lower(), "PNG")
+    with atomic_path(target) as temporary:
+        image.save(temporary, format=form)
+    return target

@@ -1,0 +1,126 @@
+"""The accordion in txt2img and img2img, and the hooks of a generation. Whatever fails here is said and gone on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from modules import scripts  # never `from modules.scripts import Script`: the web UI would register that class as ours
+from modules.ui_components import ToolButton
+
+from ..convert.errors import JobError, UsageError
+from . import applying, host, importing, infotext, panel
+from .adapters import Adapter, Use, in_words
+from .library import Library
+from .request import LEAST, MOST, NOBODY, USUAL
+
+TITLE = "Scribble LoRA"
+REFRESH = "\U0001f504"
+
+LISTING_SECONDS = 0.03
+"""What start-up may spend on looking into files it does not know; refresh looks into all."""
+
+
+class ScribbleLora(scripts.Script):
+    """Applies one LoRA by its tag."""
+
+    def title(self) -> str:
+        return TITLE
+
+    def show(self, is_img2img: bool) -> Any:
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        try:
+            controls = accordion(self.elem_id)
+        except Exception as error:  # noqa: BLE001 - with --api, an error here would end the whole web UI
+            host.tell(f"its controls cannot be shown: {type(error).__name__}: {error}")
+            return []
+        self.infotext_fields = list(zip(controls, infotext.FIELDS))
+        self.paste_field_names = list(infotext.FIELDS)
+        return controls
+
+    def process(self, p: Any, *args: Any) -> None:
+        p.scribble_lora_applied = None
+        try:
+            p.scribble_lora_applied = applying.process(
+                p, args, host.library, host.model_kind(), lambda text: host.comment(p, text)
+            )
+        except Exception as error:  # noqa: BLE001 - the web UI would go on in silence
+            host.comment(p, f"nothing was applied: {type(error).__name__}: {error}")
+
+    def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        applied = getattr(p, "scribble_lora_applied", None)
+        if applied is not None and not host.is_loaded(applied.name):
+            host.comment(p, f"the web UI did not load {applied.name}: its console says why")
+
+
+def accordion(elem_id: Callable[[str], str]) -> list[Any]:
+    """Build the controls; returns those that are arguments, in `request.parse`'s order."""
+    with gr.Accordion(TITLE, open=False, elem_id=elem_id("accordion"), elem_classes=["scribble-lora"]):
+        enabled = gr.Checkbox(False, label="Enable", elem_id=elem_id("enable"), elem_classes=["scribble-lora-enable"])
+        with gr.Row():
+            choices = host.library().choices(LISTING_SECONDS)
+            adapter = gr.Dropdown(choices, value=NOBODY, label="Adapter", elem_id=elem_id("adapter"))
+            refresh = ToolButton(value=REFRESH, elem_id=elem_id("refresh"), tooltip="Read the LoRA folder again")
+        scale = gr.Slider(LEAST, MOST, value=USUAL, step=0.05, label="Scale", elem_id=elem_id("scale"))
+        trigger = gr.Checkbox(
+            False, label="Start the prompt with the adapter's trigger words", elem_id=elem_id("trigger_words")
+        )
+        facts = gr.HTML(panel.facts(None, ""), elem_id=elem_id("facts"))
+        convert = gr.Button("Convert it for the web UI", visible=False, elem_id=elem_id("convert"))
+    shown = [facts, convert]
+    adapter.change(show, inputs=[adapter], outputs=shown, show_progress=False)
+    adapter.input(start_scale, inputs=[adapter], outputs=[scale], show_progress=False)
+    enabled.change(lambda: gr.update(choices=host.library().choices(1.0)), outputs=[adapter], show_progress=False)
+    refresh.click(reload, inputs=[adapter], outputs=[adapter, *shown])
+    convert.click(convert_chosen, inputs=[adapter], outputs=[adapter, scale, *shown])
+    return [enabled, adapter, scale, trigger]
+
+
+def show(name: str) -> tuple[Any, Any]:
+    """The facts of the chosen file, and whether there is something to convert."""
+    return _shown(_found(host.library(), name))
+
+
+def start_scale(name: str) -> Any:
+    """The slider at what the file that was just chosen recommends."""
+    adapter = _found(host.library(), name)
+    return gr.update() if adapter is None else gr.update(value=applying.recommended(adapter))
+
+
+def reload(name: str) -> tuple[Any, ...]:
+    """The dropdown from the folders as they are now."""
+    library = host.refreshed()
+    kept = name if name in library.paths else NOBODY
+    return (gr.update(choices=library.choices(), value=kept), *_shown(_found(library, kept)))
+
+
+def convert_chosen(name: str) -> tuple[Any, ...]:
+    """Convert the chosen file beside itself and choose the result."""
+    library = host.library()
+    adapter = _found(library, name)
+    if adapter is None:
+        return gr.update(), gr.update(), gr.update(), gr.update()
+    try:
+        report = importing.convert_beside(adapter.path, library.paths)
+    except (JobError, UsageError) as error:
+        text = in_words(error, adapter.path)
+        host.tell(text)
+        facts, button = _shown(adapter)
+        return gr.update(), gr.update(), panel.message(text) + facts, button
+    host.tell(f"{adapter.path.name} -> {report.target.name}: {report.form} -> {report.to}")
+    library = host.refreshed()
+    made = _found(library, report.target.stem)
+    chosen = gr.update(choices=library.choices(), value=report.target.stem)
+    return (chosen, start_scale(report.target.stem), *_shown(made))
+
+
+def _found(library: Library, name: str) -> Adapter | None:
+    return library.find(name) if name and name != NOBODY else None
+
+
+def _shown(adapter: Adapter | None) -> tuple[str, Any]:
+    html = panel.facts(adapter, host.model_kind(), host.picture_url(adapter.path) if adapter is not None else "")
+    return html, gr.update(visible=adapter is not None and adapter.use is Use.CONVERT)

@@ -1,0 +1,46 @@
+"""AUTOMATIC1111's door: the web UI runs this file at start. Everything is in extension/.
+
+The repository becomes the package `scribble_lora` by its path, without running the root `__init__.py` (ComfyUI's door), so
+that no general name (`convert`, `trainer`, …) is taken from another extension. A damaged folder costs one line.
+"""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+
+_PACKAGE = "scribble_lora"
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _package():
+    """The repository as a fresh package: the web UI's "Reload UI" runs this file again, maybe after an update."""
+    for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
+        del sys.modules[name]
+    spec = importlib.machinery.ModuleSpec(_PACKAGE, None, is_package=True)
+    spec.submodule_search_locations = [_ROOT]
+    sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
+
+
+def _other_copy():
+    """The folder of another copy of this extension that the web UI has loaded before this one."""
+    from modules import scripts
+
+    other = (data.basedir for data in scripts.scripts_data if os.path.basename(data.path) == os.path.basename(__file__))
+    return next(other, None)
+
+
+try:
+    if _other_copy():
+        print(f"Scribble LoRA: {_ROOT} is a second copy and stays off; {_other_copy()} is on", file=sys.stderr)
+    else:
+        _package()
+        _door = importlib.import_module(f"{_PACKAGE}.extension.door")
+        _door.register()
+        ScribbleLora = _door.ScribbleLora
+except Exception as error:  # noqa: BLE001 - the web UI goes on without us
+    print(
+        f"Scribble LoRA: is off, its folder is damaged ({type(error).__name__}: {error}): install it again into {_ROOT}",
+        file=sys.stderr,
+    )
