@@ -1,0 +1,188 @@
+"""install.py, run as people and hosts run it: in folders like a web UI's and a ComfyUI's, empty, full and wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[2]
+MODULE = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="junctions are not tried here")
+
+
+def install(*arguments: object, script: Path = ROOT / "install.py") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=60)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file, link and folder with what it holds; links are not followed."""
+    found = {}
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            content = os.readlink(path) if path.is_symlink() else "" if path.is_dir() else path.read_bytes().hex()
+            found[str(path.relative_to(folder))] = content
+    return found
+
+
+@pytest.fixture
+def webui(tmp_path: Path) -> Path:
+    home = tmp_path / "web ui"
+    for name in ("modules", "extensions/other", "models/Lora"):
+        (home / name).mkdir(parents=True)
+    for name in ("webui.py", "modules/scripts.py", "models/Lora/mine.safetensors"):
+        (home / name).write_text("mine")
+    return home
+
+
+@pytest.fixture
+def comfyui(tmp_path: Path) -> Path:
+    home = tmp_path / "portable/ComfyUI"
+    for name in ("comfy", "custom_nodes"):
+        (home / name).mkdir(parents=True)
+    for name in ("main.py", "nodes.py"):
+        (home / name).write_text("")
+    return home
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    path = tmp_path / "scribble.safetensors"
+    save_file({f"{MODULE}.lora_down.weight": torch.ones(4, 320), f"{MODULE}.lora_up.weight": torch.ones(320, 4),
+               f"{MODULE}.alpha": torch.tensor(4.0)}, path)
+    path.with_suffix(".json").write_text("{}")
+    path.with_suffix(".png").write_bytes(b"picture")
+    return path
+
+
+def test_both_hosts_and_back(webui, comfyui, lora) -> None:
+    before = tree(webui), tree(comfyui)
+    both = ("--webui", webui, "--comfyui", comfyui.parent)
+    dry = install(*both, "--lora", lora, "--dry-run")
+    assert dry.returncode == 0 and dry.stdout.count("would ") == 8 and (tree(webui), tree(comfyui)) == before
+    done = install(*both, "--lora", lora)
+    assert done.returncode == 0, done.stderr
+    assert (webui / "extensions/scribble-lora").resolve() == ROOT == (comfyui / "custom_nodes/scribble-lora").resolve()
+    for ending in (".safetensors", ".json", ".png"):
+        placed = lora.with_suffix(ending).read_bytes()
+        assert (webui / "models/Lora/scribble").with_suffix(ending).read_bytes() == placed
+        assert (comfyui / "models/loras/scribble").with_suffix(ending).read_bytes() == placed
+    after = tree(webui), tree(comfyui)
+    again = install(*both, "--lora", lora)
+    assert again.returncode == 0 and again.stdout.count("already") == 8 and (tree(webui), tree(comfyui)) == after
+    gone = install(*both, "--uninstall")
+    assert gone.returncode == 0 and tree(webui) == before[0]
+    assert tree(comfyui) == before[1] | {"models": "", "models/loras": ""}
+    assert "nothing of this program" in install(*both, "--uninstall").stdout
+    assert (ROOT / "install.py").exists(), "the link went, not what it leads to"
+
+
+def test_a_newer_lora_replaces_what_was_placed_and_only_that(webui, lora) -> None:
+    install("--webui", webui, "--lora", lora)
+    lora.with_suffix(".png").write_bytes(b"newer")
+    assert install("--webui", webui, "--lora", lora).returncode == 0
+    assert (webui / "models/Lora/scribble.png").read_bytes() == b"newer"
+    (webui / "models/Lora/scribble.json").write_text('{"notes": "my own"}')
+    lora.with_suffix(".json").write_text('{"notes": "theirs"}')
+    before = tree(webui)
+    refused = install("--webui", webui, "--lora", lora)
+    assert refused.returncode == 2 and "scribble.json: is another file" in refused.stderr and tree(webui) == before
+    assert "scribble.json was changed since it was placed: it stays" in install("--webui", webui, "--uninstall").stdout
+    assert sorted(p.name for p in (webui / "models/Lora").iterdir()) == ["mine.safetensors", "scribble.json"]
+
+
+def test_wrong_places_are_one_line(webui, comfyui, lora, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    theirs = tmp_path / "theirs.safetensors"
+    save_file({"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight": torch.ones(4, 320),
+               "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.up.weight": torch.ones(320, 4)}, theirs)
+    before = tree(tmp_path)
+    for arguments, said in (
+        (("--webui", tmp_path / "no"), "there is no such folder"), (("--webui", tmp_path / "empty"), "has no webui.py"),
+        (("--webui", comfyui), "give it with --comfyui"), (("--comfyui", webui), "give it with --webui"),
+        (("--dry-run",), "--webui PATH or --comfyui PATH"), (("--web",), "--web"),
+        (("--webui", webui, "--lora", webui / "webui.py"), "webui.py"),
+        (("--webui", webui, "--lora", "no.safetensors"), "no such file"),
+        (("--webui", webui, "--lora", theirs), "python -m convert"),
+        (("--webui", webui, "--lora", lora, "--uninstall"), "--lora"),
+        (("--webui", webui, "--comfyui", tmp_path / "empty"), "has no main.py"),
+    ):  # fmt: skip
+        result = install(*arguments)
+        assert result.returncode == 2 and said in result.stderr and result.stderr.count("\n") == 1, result
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_stands_in_the_way_stays(webui, tmp_path, kind) -> None:
+    place = webui / "extensions/scribble-lora"
+    if kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(tmp_path)
+    before = tree(webui)
+    for arguments in ((), ("--uninstall",)):
+        result = install("--webui", webui, *arguments)
+        assert result.returncode == (0 if arguments else 2) and tree(webui) == before
+    assert "remove" in install("--webui", webui).stderr
+
+
+def test_a_host_at_its_start_gets_silence_and_nothing_heavy(webui) -> None:
+    command = [sys.executable, "-X", "importtime", str(ROOT / "install.py")]
+    result = subprocess.run(command, cwd=webui, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert (result.returncode, result.stdout) == (0, "") and not imported & {"convert", "torch", "numpy"}
+
+
+def test_where_no_link_is_allowed_the_tracked_files_are_copied(webui, tmp_path, monkeypatch) -> None:
+    """A repository of its own, small, whose links fail as on a disk that has none."""
+    repository = tmp_path / "repository"
+    (repository / "extension").mkdir(parents=True)
+    (repository / "extension/a.py").write_text("a = 1\n")
+    blocked = "import pathlib\ndef no(*a, **k): raise OSError(1, 'Operation not permitted')\npathlib.Path.symlink_to = no\n"
+    source = (ROOT / "install.py").read_text(encoding="utf-8")
+    script = repository / "install.py"
+    script.write_text(source.replace("HERE = ", blocked + "HERE = ", 1), encoding="utf-8")
+    subprocess.run(["git", "init", "-q", repository], check=True)
+    subprocess.run(["git", "-C", repository, "add", "."], check=True)
+    (repository / "untracked.bin").write_text("big")
+    before, place = tree(webui), webui / "extensions/scribble-lora"
+    result = install("--webui", webui, script=script)
+    assert result.returncode == 0 and "copying instead" in result.stdout, result.stderr
+    record = json.loads((place / ".scribble-lora-install.json").read_text())["files"]
+    assert set(record) == {"extension/a.py", "install.py"}
+    assert record["extension/a.py"] == hashlib.sha256(b"a = 1\n").hexdigest()
+    assert not (place / "untracked.bin").exists()
+    (repository / "extension/a.py").write_text("a = 2\n")
+    assert install("--webui", webui, script=script).returncode == 0 and (place / "extension/a.py").read_text() == "a = 2\n"
+    (place / "extension/a.py").write_text("a = 3  # mine\n")
+    assert "was changed since" in install("--webui", webui, script=script).stderr
+    assert "it stays" in install("--webui", webui, "--uninstall", script=script).stdout
+    assert (place / "extension/a.py").exists() and not (place / "install.py").exists()
+    (place / "extension/a.py").unlink()
+    (place / "extension").rmdir()
+    place.rmdir()
+    assert tree(webui) == before
+
+
+def test_a_repository_inside_a_host_needs_no_path(webui, lora) -> None:
+    place = webui / "extensions/scribble-lora"
+    place.mkdir()
+    for name in ("install.py", "convert"):
+        (place / name).symlink_to(ROOT / name)
+    script = place / "install.py"
+    script.unlink()
+    script.write_text((ROOT / "install.py").read_text(encoding="utf-8"), encoding="utf-8")
+    result = install("--lora", lora, script=script)
+    assert result.returncode == 0 and "already lies in" in result.stdout, result.stderr
+    assert (webui / "models/Lora/scribble.safetensors").exists()
+    said = install("--uninstall", script=script).stdout
+    assert "delete the folder" in said and not (webui / "models/Lora/scribble.safetensors").exists()
