@@ -144,7 +144,8 @@ def _judged(found: Adapter, lora: Lora, container: Container) -> Adapter:
 def _host_reads(key: str) -> bool:
     """Whether the LoRA extension of A1111 v1.10.1 finds a module for this key (`load_network` in its networks.py)."""
     named = key.startswith(("lora_unet_", "lora_te_text_model_", "lora_te1_text_model_"))
-    return named and re.search(r"\.(lora_(down|up|mid|A|B)\.weight|alpha|dora_scale|diff|diff_b|w_norm|b_norm)$", key) is not None
+    parts = r"\.(lora_(down|up|mid|A|B)\.weight|alpha|dora_scale|diff|diff_b|w_norm|b_norm)$"
+    return named and re.search(parts, key) is not None
 
 
 def _refused(path: Path, container: Container, error: JobError) -> Adapter:

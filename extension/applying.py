@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from . import infotext, prompts
 from .adapters import MINIATURE, Adapter, Use
@@ -15,7 +15,7 @@ AXIS_ADAPTER, AXIS_SCALE = "scribble_lora_adapter", "scribble_lora_scale"
 """Attributes of the processing object that the axes of the X/Y/Z plot set."""
 
 
-Loader = Callable[[Union[str, None]], Library]
+Loader = Callable[[str | None], Library]
 """Gives the library; with a name, read again first where it lacks that."""
 
 MODELS = {"SD1": "Stable Diffusion 1.x", "SD2": "SD2", "SDXL": "SDXL", "SD3": "SD3"}

@@ -34,17 +34,19 @@ def build() -> Any:
                 converted = gr.HTML(elem_id="scribble_lora_converted")
             with gr.Column(scale=2):
                 trigger = gr.Textbox(label="Trigger words", elem_id="scribble_lora_card_trigger")
-                scale = gr.Slider(LEAST, MOST, value=0, step=0.05, label="Recommended scale (0: none)", elem_id="scribble_lora_card_scale")
+                scale = gr.Slider(
+                    LEAST, MOST, value=0, step=0.05, label="Recommended scale (0: none)", elem_id="scribble_lora_card_scale"
+                )
                 text = gr.Textbox(label="Description", lines=3, elem_id="scribble_lora_card_description")
                 image = gr.Image(label="Picture", type="pil", height=240, elem_id="scribble_lora_card_picture")
                 replace = gr.Checkbox(False, label="Replace the picture that is there", elem_id="scribble_lora_card_replace")
                 write = gr.Button("Write the card", elem_id="scribble_lora_card_write")
                 written = gr.HTML(elem_id="scribble_lora_card_written")
-    card = [trigger, scale, text]
-    file.change(look, inputs=[file], outputs=[found, *card, converted, written])
-    refresh.click(lambda: gr.update(choices=list(importing.files(host.folders()))), outputs=[file])
-    convert.click(convert_file, inputs=[file], outputs=[file, converted])
-    write.click(write_card, inputs=[file, *card, image, replace], outputs=[written])
+        card = [trigger, scale, text]
+        file.change(look, inputs=[file], outputs=[found, *card, converted, written])
+        refresh.click(lambda: gr.update(choices=list(importing.files(host.folders()))), outputs=[file])
+        convert.click(convert_file, inputs=[file], outputs=[file, converted])
+        write.click(write_card, inputs=[file, *card, image, replace], outputs=[written])
     return tab
 
 

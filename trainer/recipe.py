@@ -122,7 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     # noise offset and min-SNR: without them the miniature keeps a tint from the starting noise behind the strokes
     "demo": dict(base=MINIATURE, data="doodles", categories="apple,cup,fish,flower,house,mushroom,sailboat,star,sun,tree",
-                 per_category=20, rank=16, learning_rate=8e-3, batch=16, accumulation=1, steps=240, warmup=10,
+                 per_category=20, rank=16, learning_rate=5e-3, batch=16, accumulation=1, steps=360, warmup=10,
                  noise_offset=0.3, min_snr_gamma=5.0),
 }
 

@@ -16,7 +16,7 @@ from trainer.draws import generator_of
 from trainer.encode import encode_captions
 
 GUIDANCE, STEPS = 7.5, 25
-MINIATURE_GUIDANCE = 4.0  # the miniature's colours burn out above
+MINIATURE_GUIDANCE = 2.0  # above, strokes take the colours that the base gives the word
 _NOISE = 4  # draws.generator_of's key for starting noise
 
 
