@@ -7,7 +7,7 @@ demo:
 	$(PYTHON) -m venv .venv && $(VENV) -m pip install -q -c constraints.txt -e . && $(VENV) -m trainer --demo --out scribble.safetensors
 
 test:
-	$(PYTHON) -m venv .venv && $(VENV) -m pip install -q -c constraints.txt -e '.[test]' && $(VENV) -m pytest
+	$(PYTHON) -m venv .venv && $(VENV) -m pip install -q -c constraints.txt -e '.[test]' && $(VENV) -m pytest -n 2 --dist loadfile
 
 lint:
 	$(VENV) -m ruff check && $(VENV) -m mypy
