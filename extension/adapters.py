@@ -43,7 +43,7 @@ class Adapter:
     path: Path
     use: Use
     why: str = ""
-    """what is wrong or not known, after "<name> "; empty where all is well"""
+    """what is wrong or not known, after "<name>: "; empty where all is well"""
     form: str = ""
     base: str = ""
     """the kind of model it is for: SD1, SD2, SDXL, … or the file's own word"""

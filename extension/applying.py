@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import infotext, prompts
@@ -61,14 +61,15 @@ def process(p: Any, args: Sequence[Any], load: Loader, model: str, say: Callable
 
 def _apply(p: Any, request: Request, load: Loader, model: str, say: Callable[[str], None]) -> Applied:
     library = load(request.adapter)
+    request = replace(request, adapter=library.name_of(request.adapter))
     adapter = library.find(request.adapter)
     if adapter is None:
         raise BadRequest(library.why_missing(request.adapter))
     problem = why_not(adapter, model)
     if problem:
-        raise BadRequest(f"{adapter.name} {problem}; nothing was applied")
+        raise BadRequest(f"nothing was applied: {adapter.name}: {problem}")
     if adapter.use is Use.UNCHECKED:
-        say(f"{adapter.name} {adapter.why}")
+        say(f"{adapter.name}: {adapter.why}")
     scale = recommended(adapter) if request.scale is None else request.scale
     _rewrite(p, request, scale, adapter.card.trigger_words if request.use_trigger_words else "", library)
     infotext.write(p.extra_generation_params, request, scale)
@@ -88,7 +89,7 @@ def _rewrite(p: Any, request: Request, scale: float, trigger: str, library: Libr
 
 
 def why_not(adapter: Adapter, model: str) -> str | None:
-    """Why the web UI could not apply this file to the loaded model, after "<name> "; None where it can."""
+    """Why the web UI could not apply this file to the loaded model, after "<name>: "; None where it can."""
     problem = prompts.why_no_tag(adapter.name)
     if problem:
         return f"cannot be used: {problem}"
@@ -111,4 +112,4 @@ def _warn_of_tags(p: Any, applied: Applied | None, load: Loader, model: str, say
         adapter = library.find(library.resolve(name) or "")
         problem = why_not(adapter, model) if adapter is not None else None
         if problem:
-            say(f"<lora:{name}:…> has no effect: {name} {problem}")
+            say(f"<lora:{name}:…> has no effect: the file {problem}")

@@ -51,6 +51,8 @@ def _pasted(text: str, params: dict[str, Any]) -> None:
         missing = infotext.pasted(params, library.resolve, library.by_hash)
         if missing:
             host.tell(missing)
+        else:  # the dropdown knows it by its entry
+            params[infotext.ADAPTER] = library.entry(params[infotext.ADAPTER])
 
     if infotext.ADAPTER in params:
         _tried("the pasted infotext was not read", work)

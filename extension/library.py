@@ -15,6 +15,9 @@ from .request import NOBODY
 MARKS = {Use.CONVERT: "convert first: {0.form}", Use.OTHER_BASE: "for {0.base_words}", Use.BROKEN: "damaged"}
 """What stands behind a name that cannot be used as it is."""
 
+SIGN = "  ⚠ "
+"""Between a name and its mark."""
+
 _NO_BUDGET = float("inf")
 
 
@@ -33,20 +36,27 @@ class Library:
         """The file name that a tag's name stands for."""
         return tagged if tagged in self.paths else self.aliases.get(tagged)
 
-    def choices(self, seconds: float = _NO_BUDGET) -> list[str | tuple[str, str]]:
-        """The dropdown's entries, marked where a file is known to need something.
+    def name_of(self, entry: str) -> str:
+        """The file name in an entry of the dropdown; what is no entry is taken for a name."""
+        name = entry.partition(SIGN)[0]
+        return name if entry not in self.paths and name in self.paths else entry
+
+    def entry(self, name: str, *, look: bool = True) -> str:
+        """A file's entry in the dropdown: its name, and behind it what it needs, where that is known or may be looked up."""
+        path = self.paths[name]
+        adapter = adapters.examine(path) if look else adapters.known(path)
+        text = mark(adapter) if adapter is not None else ""
+        return f"{name}{SIGN}{text}" if text else name
+
+    def choices(self, seconds: float = _NO_BUDGET) -> list[str]:
+        """The dropdown's entries: plain strings, as Gradio 3 takes no pairs of a label and a value.
 
         Args:
             seconds: how long unknown files may be looked into; those left over stay unmarked.
         """
         end = time.monotonic() + seconds
-        found: list[str | tuple[str, str]] = [NOBODY]
-        for name in sorted(self.paths, key=str.casefold):
-            path = self.paths[name]
-            adapter = adapters.known(path) or (adapters.examine(path) if time.monotonic() < end else None)
-            text = mark(adapter) if adapter is not None else ""
-            found.append((f"{name} ({text})", name) if text else name)
-        return found
+        names = sorted(self.paths, key=str.casefold)
+        return [NOBODY, *(self.entry(name, look=time.monotonic() < end) for name in names)]
 
     def find(self, name: str) -> Adapter | None:
         """The adapter in the file of that name."""

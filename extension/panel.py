@@ -29,7 +29,7 @@ def facts(adapter: Adapter | None, model: str, picture_url: str = "") -> str:
     if adapter is None:
         return STYLE
     problem = why_not(adapter, model)
-    state = message(f"{adapter.name} {problem or adapter.why}") if problem or adapter.why else message("ready", good=True)
+    state = message(f"{adapter.name}: {problem or adapter.why}") if problem or adapter.why else message("ready", good=True)
     rows = [("file", state), *((label, escape(value)) for label, value in _rows(adapter) if value)]
     cells = "".join(f"<tr><td>{label}</td><td>{value}</td></tr>" for label, value in rows)
     alt = f"the picture of {adapter.name}"

@@ -73,7 +73,7 @@ def accordion(elem_id: Callable[[str], str]) -> list[Any]:
     shown = [facts, convert]
     adapter.change(show, inputs=[adapter], outputs=shown, show_progress=False)
     adapter.input(start_scale, inputs=[adapter], outputs=[scale], show_progress=False)
-    enabled.change(lambda: gr.update(choices=host.library().choices(1.0)), outputs=[adapter], show_progress=False)
+    enabled.change(remark, inputs=[adapter], outputs=[adapter], show_progress=False)
     refresh.click(reload, inputs=[adapter], outputs=[adapter, *shown])
     convert.click(convert_chosen, inputs=[adapter], outputs=[adapter, scale, *shown])
     return [enabled, adapter, scale, trigger]
@@ -82,6 +82,13 @@ def accordion(elem_id: Callable[[str], str]) -> list[Any]:
 def show(name: str) -> tuple[Any, Any]:
     """The facts of the chosen file, and whether there is something to convert."""
     return _shown(_found(host.library(), name))
+
+
+def remark(name: str) -> Any:
+    """The dropdown with the marks that were not known at start."""
+    library = host.library()
+    adapter = _found(library, name)
+    return gr.update(choices=library.choices(1.0), value=name if adapter is None else library.entry(adapter.name))
 
 
 def start_scale(name: str) -> Any:
@@ -93,8 +100,9 @@ def start_scale(name: str) -> Any:
 def reload(name: str) -> tuple[Any, ...]:
     """The dropdown from the folders as they are now."""
     library = host.refreshed()
-    kept = name if name in library.paths else NOBODY
-    return (gr.update(choices=library.choices(), value=kept), *_shown(_found(library, kept)))
+    adapter = _found(library, name)
+    kept = library.entry(adapter.name) if adapter is not None else NOBODY
+    return (gr.update(choices=library.choices(), value=kept), *_shown(adapter))
 
 
 def convert_chosen(name: str) -> tuple[Any, ...]:
@@ -117,8 +125,8 @@ def convert_chosen(name: str) -> tuple[Any, ...]:
     return (chosen, start_scale(report.target.stem), *_shown(made))
 
 
-def _found(library: Library, name: str) -> Adapter | None:
-    return library.find(name) if name and name != NOBODY else None
+def _found(library: Library, entry: str | None) -> Adapter | None:
+    return library.find(library.name_of(entry)) if entry and entry != NOBODY else None
 
 
 def _shown(adapter: Adapter | None) -> tuple[str, Any]:

@@ -105,8 +105,10 @@ def test_another_kind_of_model_is_refused(core, library) -> None:
 
 
 def test_the_list_marks_what_cannot_be_used(core, library) -> None:
-    shown = dict(entry if isinstance(entry, tuple) else (entry, entry) for entry in library.choices())
-    assert "scribble" in shown and any("theirs (convert first" in text for text in shown) and "broken (damaged)" in shown
+    """Plain strings, and each leads back to its file."""
+    shown = library.choices()
+    assert shown[0] == "None" and [library.name_of(entry) for entry in shown[1:]] == ["broken", "scribble", "theirs"]
+    assert "damaged" in shown[1] and shown[2] == "scribble" and "convert first" in shown[3]
 
 
 def test_a_replaced_file_is_looked_into_again(core, folder) -> None:
