@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from . import host, prompt
-from .loaders import CATEGORY, LORA_TOOLTIP, TRIGGER_TOOLTIP
+from .loaders import CATEGORY, LORA_TOOLTIP, TRIGGER_TOOLTIP, OfLoraFile
 
 
 class ScribblePrompt:
@@ -86,7 +86,7 @@ def _picture(image: Any) -> Any:
     return (image.expand(*image.shape[:2], 3) * 255).byte().numpy()
 
 
-class ScribbleLoraInfo:
+class ScribbleLoraInfo(OfLoraFile):
     """What is in a LoRA file, and is it sound?"""
 
     CATEGORY = CATEGORY
@@ -109,14 +109,6 @@ class ScribbleLoraInfo:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"lora_name": (host.lora_names(), {"tooltip": LORA_TOOLTIP})}}
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, lora_name: Any = None) -> bool | str:
-        return lora_name is None or host.why_missing(lora_name) or True
-
-    @classmethod
-    def IS_CHANGED(cls, lora_name: Any = None) -> str:
-        return host.fingerprint(lora_name)
 
     def describe(self, lora_name: str) -> dict[str, Any]:
         from .report import info

@@ -15,9 +15,24 @@ SCALE_RANGE = {"min": -2.0, "max": 2.0, "step": 0.05, "round": 0.01, "display": 
 
 LORA_TOOLTIP = "A LoRA file of ComfyUI's models/loras folder, in any form: kohya, diffusers, peft or attention processors."
 TRIGGER_TOOLTIP = "The words the adapter was trained with, from its card or metadata. Connect them to Scribble Prompt."
+MODEL = ("MODEL", {"tooltip": "A Stable Diffusion 1.5 model, from the checkpoint loader."})
+CLIP = ("CLIP", {"tooltip": "The checkpoint's text encoder; needed by adapters that have a part for it."})
+"""Inputs that both loaders have."""
 
 
-class ScribbleLoraLoader:
+class OfLoraFile:
+    """What every node with a `lora_name` has: a missing file is refused when queued, a replaced one is noticed."""
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: Any = None) -> bool | str:
+        return lora_name is None or host.why_missing(lora_name) or True
+
+    @classmethod
+    def IS_CHANGED(cls, lora_name: Any = None, **_: Any) -> str:
+        return host.fingerprint(lora_name)
+
+
+class ScribbleLoraLoader(OfLoraFile):
     """Applies a LoRA of any form to MODEL and, where it has such a part, to CLIP."""
 
     CATEGORY = CATEGORY
@@ -41,7 +56,7 @@ class ScribbleLoraLoader:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "A Stable Diffusion 1.5 model, from the checkpoint loader."}),
+                "model": MODEL,
                 "lora_name": (host.lora_names(), {"tooltip": LORA_TOOLTIP}),
                 "scale": ("FLOAT", {"default": 0.8, **SCALE_RANGE, "tooltip":
                           "How strong the LoRA is: 0 hands the model on untouched, 1 is the full LoRA. Picking another file "
@@ -50,17 +65,9 @@ class ScribbleLoraLoader:
                                "How strong the LoRA's text encoder part is, where it has one: 0 leaves it off."}),
             },
             "optional": {
-                "clip": ("CLIP", {"tooltip": "The checkpoint's text encoder; needed by adapters that have a part for it."}),
+                "clip": CLIP,
             },
         }  # fmt: skip
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, lora_name: Any = None) -> bool | str:
-        return lora_name is None or host.why_missing(lora_name) or True
-
-    @classmethod
-    def IS_CHANGED(cls, lora_name: Any = None, **_: Any) -> str:
-        return host.fingerprint(lora_name)
 
     def apply(self, model: Any, lora_name: str, scale: float, clip_scale: float, clip: Any = None) -> tuple[Any, Any, str]:
         for name, value in (("scale", scale), ("clip_scale", clip_scale)):
@@ -73,7 +80,7 @@ class ScribbleLoraLoader:
         return host.with_unet(model, adapter, scale), host.with_text_encoder(clip, adapter, clip_scale), trigger
 
 
-class ScribbleLoraSweep:
+class ScribbleLoraSweep(OfLoraFile):
     """The same as the loader, once for each of many scales: what is connected behind it runs once for each."""
 
     CATEGORY = CATEGORY
@@ -97,24 +104,16 @@ class ScribbleLoraSweep:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "A Stable Diffusion 1.5 model, from the checkpoint loader."}),
+                "model": MODEL,
                 "lora_name": (host.lora_names(), {"tooltip": LORA_TOOLTIP}),
                 "scales": ("STRING", {"default": "0, 0.25, 0.5, 0.75, 1", "tooltip":
                            "Numbers with commas between, or start:stop:step as in 0:1:0.25. Each is a whole sampling run. A "
                            "text encoder part gets the same scale."}),
             },
             "optional": {
-                "clip": ("CLIP", {"tooltip": "The checkpoint's text encoder; needed by adapters that have a part for it."}),
+                "clip": CLIP,
             },
         }  # fmt: skip
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, lora_name: Any = None) -> bool | str:
-        return lora_name is None or host.why_missing(lora_name) or True
-
-    @classmethod
-    def IS_CHANGED(cls, lora_name: Any = None, **_: Any) -> str:
-        return host.fingerprint(lora_name)
 
     def sweep(self, model: Any, lora_name: str, scales: str, clip: Any = None) -> tuple[list[Any], list[Any], list[str], str]:
         wanted = _parse(scales)

@@ -14,7 +14,7 @@ from typing import NoReturn
 from .api import Report, convert_file
 from .check import check, table
 from .dtypes import CASTS
-from .errors import JobError, UsageError
+from .errors import JobError, UsageError, exit_status
 from .names import FORMS
 
 EXAMPLES = """examples:
@@ -72,20 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(name: str, run: Callable[[], int]) -> int:
     """Turn the errors a user can cause into one line on stderr and an exit status."""
-    try:
-        return run()
-    except (JobError, UsageError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
+
+    def work() -> int:
+        try:
+            return run()
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing more
-        else:
-            print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
-        return JobError.exit_code
-    except KeyboardInterrupt:
-        print(f"{name}: stopped", file=sys.stderr)
-        return 130
+            return JobError.exit_code
+        except OSError as error:
+            raise JobError(f"{error.filename}: {error.strerror}") from error
+
+    return exit_status(name, work)
 
 
 def _main(argv: Sequence[str] | None) -> int:

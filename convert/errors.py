@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class JobError(Exception):
     """The request was understood and could not be done: a broken file, a full disk, a module that fits nothing.
@@ -19,3 +22,15 @@ class UsageError(Exception):
     """
 
     exit_code = 2
+
+
+def exit_status(name: str, run: Callable[[], int], *, stopped: str = "stopped") -> int:
+    """What `run` returns; the two errors and Ctrl-C as one line of program `name` on stderr and an exit status."""
+    try:
+        return run()
+    except (JobError, UsageError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return 130

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..convert import foreign, write
+from ..convert.card import card_path
 from ..convert.container import Container, open_container
 from ..convert.errors import JobError
 from ..convert.lora import SD15, Lora
@@ -71,7 +72,7 @@ Stamp = tuple[int, ...]
 def stamp(path: Path) -> Stamp:
     """Changes when the file or its card does."""
     numbers: list[int] = []
-    for place in (path, cards.card_path(path)):
+    for place in (path, card_path(path)):
         try:
             status = place.stat()
             numbers += status.st_mtime_ns, status.st_size

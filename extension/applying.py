@@ -8,15 +8,15 @@ from typing import Any
 
 from . import infotext, prompts
 from .adapters import MINIATURE, Adapter, Use
-from .library import Library
+from .catalog import Catalog
 from .request import MOST, USUAL, BadRequest, Request, parse
 
 AXIS_ADAPTER, AXIS_SCALE = "scribble_lora_adapter", "scribble_lora_scale"
 """Attributes of the processing object that the axes of the X/Y/Z plot set."""
 
 
-Loader = Callable[[str | None], Library]
-"""Gives the library; with a name, read again first where it lacks that."""
+Loader = Callable[[str | None], Catalog]
+"""Gives the catalog; with a name, read again first where it lacks that."""
 
 MODELS = {"SD1": "Stable Diffusion 1.x", "SD2": "SD2", "SDXL": "SDXL", "SD3": "SD3"}
 """Kinds of model -> in words."""
@@ -43,7 +43,7 @@ def process(p: Any, args: Sequence[Any], load: Loader, model: str, say: Callable
 
     Args:
         p: the web UI's processing object, whose prompts are set up and not yet parsed.
-        load: gives the library.
+        load: gives the catalog.
         model: the loaded model's kind, as `Adapter.base` has it; "" where it is not known.
         say: tells the user one line.
     """
@@ -60,27 +60,27 @@ def process(p: Any, args: Sequence[Any], load: Loader, model: str, say: Callable
 
 
 def _apply(p: Any, request: Request, load: Loader, model: str, say: Callable[[str], None]) -> Applied:
-    library = load(request.adapter)
-    request = replace(request, adapter=library.name_of(request.adapter))
-    adapter = library.find(request.adapter)
+    catalog = load(request.adapter)
+    request = replace(request, adapter=catalog.name_of(request.adapter))
+    adapter = catalog.find(request.adapter)
     if adapter is None:
-        raise BadRequest(library.why_missing(request.adapter))
+        raise BadRequest(catalog.why_missing(request.adapter))
     problem = why_not(adapter, model)
     if problem:
         raise BadRequest(f"nothing was applied: {adapter.name}: {problem}")
     if adapter.use is Use.UNCHECKED:
         say(f"{adapter.name}: {adapter.why}")
     scale = recommended(adapter) if request.scale is None else request.scale
-    _rewrite(p, request, scale, adapter.card.trigger_words if request.use_trigger_words else "", library)
+    _rewrite(p, request, scale, adapter.card.trigger_words if request.use_trigger_words else "", catalog)
     infotext.write(p.extra_generation_params, request, scale)
     return Applied(request.adapter, scale)
 
 
-def _rewrite(p: Any, request: Request, scale: float, trigger: str, library: Library) -> None:
+def _rewrite(p: Any, request: Request, scale: float, trigger: str, catalog: Catalog) -> None:
     tag = prompts.tag(request.adapter, scale)
 
     def rewritten(prompt: str) -> str:
-        return prompts.rewrite(prompt, tag, lambda tagged: library.resolve(tagged) == request.adapter, trigger)
+        return prompts.rewrite(prompt, tag, lambda tagged: catalog.resolve(tagged) == request.adapter, trigger)
 
     p.all_prompts = [rewritten(prompt) for prompt in p.all_prompts]
     p.main_prompt = rewritten(p.main_prompt)
@@ -105,11 +105,11 @@ def why_not(adapter: Adapter, model: str) -> str | None:
 def _warn_of_tags(p: Any, applied: Applied | None, load: Loader, model: str, say: Callable[[str], None]) -> None:
     """Tags that somebody wrote by hand and that the web UI would drop without a word."""
     tagged = prompts.all_names([*p.all_prompts, *(getattr(p, "all_hr_prompts", None) or ())])
-    library = load(None) if tagged else None
-    for name in tagged if library is not None else ():
+    catalog = load(None) if tagged else None
+    for name in tagged if catalog is not None else ():
         if applied is not None and name == applied.name:
             continue
-        adapter = library.find(library.resolve(name) or "")
+        adapter = catalog.find(catalog.resolve(name) or "")
         problem = why_not(adapter, model) if adapter is not None else None
         if problem:
             say(f"<lora:{name}:…> has no effect: the file {problem}")

@@ -34,7 +34,7 @@ def _setter(attribute: str) -> Any:
 
 
 def _names() -> list[str]:
-    return [NOBODY, *sorted(host.library().paths, key=str.casefold)]
+    return [NOBODY, *sorted(host.catalog().paths, key=str.casefold)]
 
 
 def _confirm_scales(p: Any, values: list[float]) -> None:
@@ -47,6 +47,6 @@ def _confirm_scales(p: Any, values: list[float]) -> None:
 
 def _confirm_adapters(p: Any, values: list[str]) -> None:
     for value in values:
-        known = host.library(value if value != NOBODY else None)
+        known = host.catalog(value if value != NOBODY else None)
         if value != NOBODY and value not in known.paths:
             raise RuntimeError(f"{TITLE}: {known.why_missing(value)}")

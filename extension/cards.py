@@ -1,23 +1,16 @@
-"""The web UI's card of a LoRA, `<name>.json` beside the file, and its picture.
-
-What the owner wrote there goes before the file's own metadata (`scribble_scale`, written by our trainer, and ModelSpec's
-`modelspec.trigger_phrase`).
-"""
+"""The web UI's card of a LoRA, `<name>.json` beside the file, and its picture: read, written, found."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..convert.card import LIMIT, advice, card_path
 from ..convert.errors import JobError
 from ..convert.files import write_json
-
-LIMIT = 1 << 20
-"""Bytes of a card that are read; the web UI's are some hundred."""
 
 PICTURES = (".png", ".preview.png", ".jpg", ".preview.jpg", ".jpeg", ".preview.jpeg", ".webp", ".preview.webp",
             ".gif", ".preview.gif")  # fmt: skip
@@ -36,11 +29,6 @@ class Card:
     """why the card could not be read"""
 
 
-def card_path(lora: Path) -> Path:
-    """Where the web UI keeps what its user wrote about a LoRA."""
-    return lora.with_suffix(".json")
-
-
 def read(lora: Path, metadata: Mapping[str, str]) -> Card:
     """The card beside `lora`, completed from the file's metadata. A broken card is described, not raised."""
     fields, problem = {}, ""
@@ -48,17 +36,9 @@ def read(lora: Path, metadata: Mapping[str, str]) -> Card:
         fields = load(card_path(lora))
     except JobError as error:
         problem = str(error)
-    words = fields.get("activation text")
-    if not isinstance(words, str) or not words.strip():
-        words = metadata.get("modelspec.trigger_phrase", "")
-    scale = _positive(fields.get("preferred weight"))  # the web UI writes 0 for "not set"
+    advised = advice(fields, metadata)
     description = fields.get("description")
-    return Card(
-        " ".join(words.split()),
-        scale if scale is not None else _positive(metadata.get("scribble_scale")),
-        description if isinstance(description, str) else "",
-        problem,
-    )
+    return Card(advised.trigger_words, advised.scale, description if isinstance(description, str) else "", problem)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -88,13 +68,3 @@ def picture(lora: Path) -> Path | None:
     """The picture that the web UI shows for `lora`."""
     places = (lora.with_suffix("").with_name(lora.stem + ending) for ending in PICTURES)
     return next((place for place in places if place.is_file()), None)
-
-
-def _positive(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) and number > 0 else None

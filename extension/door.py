@@ -47,12 +47,12 @@ def _tabs() -> list[tuple[Any, str, str]]:
 
 def _pasted(text: str, params: dict[str, Any]) -> None:
     def work() -> None:
-        library = host.library()
-        missing = infotext.pasted(params, library.resolve, library.by_hash)
+        catalog = host.catalog()
+        missing = infotext.pasted(params, catalog.resolve, catalog.by_hash)
         if missing:
             host.tell(missing)
         else:  # the dropdown knows it by its entry
-            params[infotext.ADAPTER] = library.entry(params[infotext.ADAPTER])
+            params[infotext.ADAPTER] = catalog.entry(params[infotext.ADAPTER])
 
     if infotext.ADAPTER in params:
         _tried("the pasted infotext was not read", work)

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from . import applying, cards
-from .library import Library
+from .catalog import Catalog
 
 PREFIX = "Scribble LoRA: "
 
@@ -32,7 +32,7 @@ def networks() -> ModuleType | None:
     return found if hasattr(found, "available_networks") else None
 
 
-def library(name: str | None = None) -> Library:
+def catalog(name: str | None = None) -> Catalog:
     """What the web UI lists now; where it lacks `name`, after it has looked again."""
     lora = networks()
     if lora is None:
@@ -40,7 +40,7 @@ def library(name: str | None = None) -> Library:
     if name is not None and name not in lora.available_networks:
         lora.list_available_networks()
     files = dict(lora.available_networks)
-    return Library(
+    return Catalog(
         {key: Path(item.filename) for key, item in files.items()},
         {alias: item.name for alias, item in dict(lora.available_network_aliases).items()
          if alias.lower() not in lora.forbidden_network_aliases},
@@ -48,12 +48,12 @@ def library(name: str | None = None) -> Library:
     )  # fmt: skip
 
 
-def refreshed() -> Library:
-    """The library after the web UI has read its folders again."""
+def refreshed() -> Catalog:
+    """The catalog after the web UI has read its folders again."""
     lora = networks()
     if lora is not None:
         lora.list_available_networks()
-    return library()
+    return catalog()
 
 
 def is_loaded(name: str) -> bool:

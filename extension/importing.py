@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.api import Report, convert_file
+from ..convert.card import card_path
 from ..convert.check import check, table
 from ..convert.errors import JobError
 from ..convert.files import atomic_path
@@ -76,7 +77,7 @@ def conversion_of(path: Path, taken: Collection[str]) -> Path:
 
 def _copy_companions(path: Path, target: Path) -> None:
     picture = cards.picture(path)
-    pairs = [(cards.card_path(path), cards.card_path(target))]
+    pairs = [(card_path(path), card_path(target))]
     if picture is not None:
         pairs.append((picture, target.with_name(f"{target.stem}{picture.suffix}")))
     for source, copy in pairs:

@@ -12,7 +12,7 @@ from modules.ui_components import ToolButton
 from ..convert.errors import JobError, UsageError
 from . import applying, host, importing, infotext, panel
 from .adapters import Adapter, Use, in_words
-from .library import Library
+from .catalog import Catalog
 from .request import LEAST, MOST, NOBODY, USUAL
 
 TITLE = "Scribble LoRA"
@@ -45,7 +45,7 @@ class ScribbleLora(scripts.Script):
         p.scribble_lora_applied = None
         try:
             p.scribble_lora_applied = applying.process(
-                p, args, host.library, host.model_kind(), lambda text: host.comment(p, text)
+                p, args, host.catalog, host.model_kind(), lambda text: host.comment(p, text)
             )
         except Exception as error:  # noqa: BLE001 - the web UI would go on in silence
             host.comment(p, f"nothing was applied: {type(error).__name__}: {error}")
@@ -61,7 +61,7 @@ def accordion(elem_id: Callable[[str], str]) -> list[Any]:
     with gr.Accordion(TITLE, open=False, elem_id=elem_id("accordion"), elem_classes=["scribble-lora"]):
         enabled = gr.Checkbox(False, label="Enable", elem_id=elem_id("enable"), elem_classes=["scribble-lora-enable"])
         with gr.Row():
-            choices = host.library().choices(LISTING_SECONDS)
+            choices = host.catalog().choices(LISTING_SECONDS)
             adapter = gr.Dropdown(choices, value=NOBODY, label="Adapter", elem_id=elem_id("adapter"))
             refresh = ToolButton(value=REFRESH, elem_id=elem_id("refresh"), tooltip="Read the LoRA folder again")
         scale = gr.Slider(LEAST, MOST, value=USUAL, step=0.05, label="Scale", elem_id=elem_id("scale"))
@@ -81,52 +81,52 @@ def accordion(elem_id: Callable[[str], str]) -> list[Any]:
 
 def show(name: str) -> tuple[Any, Any]:
     """The facts of the chosen file, and whether there is something to convert."""
-    return _shown(_found(host.library(), name))
+    return _shown(_found(host.catalog(), name))
 
 
 def remark(name: str) -> Any:
     """The dropdown with the marks that were not known at start."""
-    library = host.library()
-    adapter = _found(library, name)
-    return gr.update(choices=library.choices(1.0), value=name if adapter is None else library.entry(adapter.name))
+    catalog = host.catalog()
+    adapter = _found(catalog, name)
+    return gr.update(choices=catalog.choices(1.0), value=name if adapter is None else catalog.entry(adapter.name))
 
 
 def start_scale(name: str) -> Any:
     """The slider at what the file that was just chosen recommends."""
-    adapter = _found(host.library(), name)
+    adapter = _found(host.catalog(), name)
     return gr.update() if adapter is None else gr.update(value=applying.recommended(adapter))
 
 
 def reload(name: str) -> tuple[Any, ...]:
     """The dropdown from the folders as they are now."""
-    library = host.refreshed()
-    adapter = _found(library, name)
-    kept = library.entry(adapter.name) if adapter is not None else NOBODY
-    return (gr.update(choices=library.choices(), value=kept), *_shown(adapter))
+    catalog = host.refreshed()
+    adapter = _found(catalog, name)
+    kept = catalog.entry(adapter.name) if adapter is not None else NOBODY
+    return (gr.update(choices=catalog.choices(), value=kept), *_shown(adapter))
 
 
 def convert_chosen(name: str) -> tuple[Any, ...]:
     """Convert the chosen file beside itself and choose the result."""
-    library = host.library()
-    adapter = _found(library, name)
+    catalog = host.catalog()
+    adapter = _found(catalog, name)
     if adapter is None:
         return gr.update(), gr.update(), gr.update(), gr.update()
     try:
-        report = importing.convert_beside(adapter.path, library.paths)
+        report = importing.convert_beside(adapter.path, catalog.paths)
     except (JobError, UsageError) as error:
         text = in_words(error, adapter.path)
         host.tell(text)
         facts, button = _shown(adapter)
         return gr.update(), gr.update(), panel.message(text) + facts, button
     host.tell(f"{adapter.path.name} -> {report.target.name}: {report.form} -> {report.to}")
-    library = host.refreshed()
-    made = _found(library, report.target.stem)
-    chosen = gr.update(choices=library.choices(), value=report.target.stem)
+    catalog = host.refreshed()
+    made = _found(catalog, report.target.stem)
+    chosen = gr.update(choices=catalog.choices(), value=report.target.stem)
     return (chosen, start_scale(report.target.stem), *_shown(made))
 
 
-def _found(library: Library, entry: str | None) -> Adapter | None:
-    return library.find(library.name_of(entry)) if entry and entry != NOBODY else None
+def _found(catalog: Catalog, entry: str | None) -> Adapter | None:
+    return catalog.find(catalog.name_of(entry)) if entry and entry != NOBODY else None
 
 
 def _shown(adapter: Adapter | None) -> tuple[str, Any]:

@@ -70,7 +70,7 @@ def convert_file(name: str | None) -> tuple[Any, str]:
     if adapter.use is adapters.Use.READY:
         return gr.update(), panel.message(f"{adapter.name} is in the web UI's form already: nothing to do", good=True)
     try:
-        report = importing.convert_beside(path, host.library().paths)
+        report = importing.convert_beside(path, host.catalog().paths)
     except (JobError, UsageError) as error:
         host.tell(adapters.in_words(error, path))
         return gr.update(), panel.message(adapters.in_words(error, path))

@@ -5,23 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from convert.errors import JobError, UsageError
+from convert.errors import exit_status
 from trainer.cli import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the job failed, 2 bad usage, 130 stopped by the user (saved; the same command goes on)."""
-    try:
+
+    def work() -> int:
         recipe, job = parse(argv)
         from trainer.job import run
 
         return run(recipe, job)
-    except (JobError, UsageError) as error:
-        print(f"trainer: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("trainer: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+
+    return exit_status("trainer", work, stopped="stopped; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -62,13 +62,9 @@ def check_base(recipe: Recipe) -> None:
 
     Raises as `load_base` does.
     """
-    path = Path(recipe.base).expanduser()
-    if recipe.base == MINIATURE or path.is_dir():
-        return
-    if path.is_file():
+    path = _local(recipe.base)
+    if path and path.is_file():
         single_file.inspect(path)
-    elif _looks_like_path(recipe.base):
-        raise UsageError(f"--base {recipe.base}: there is no such file or folder")
 
 
 def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
@@ -80,16 +76,11 @@ def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
         UsageError: `--base` names nothing, or something that is no Stable Diffusion 1.5; `--tokenizer` is none.
         JobError: a damaged or incomplete file, no tokenizer on this machine, the hub unreachable.
     """
-    check_base(recipe)
-    path = MINIATURE_FOLDER if recipe.base == MINIATURE else Path(recipe.base).expanduser()
+    path = _local(recipe.base)
+    if path is None:
+        return _from_hub(recipe, dtype, say)
     with quiet():
-        if path.is_file():
-            return _from_file(recipe, path, dtype, say)
-        if path.is_dir():
-            return _from_folder(recipe, path, "", dtype, say)
-        if recipe.base == MINIATURE:
-            raise JobError(f"{path}: the embedded model is missing from this installation: install the project again")
-    return _from_hub(recipe, dtype, say)
+        return _from_file(recipe, path, dtype, say) if path.is_file() else _from_folder(recipe, path, "", dtype, say)
 
 
 def _from_file(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Base:
@@ -152,6 +143,18 @@ def _assemble(name: str, identity: str, family: str, parts: dict[str, Any]) -> B
                        f"UNet reads {unet.config.in_channels}")
     side = (unet.config.sample_size or 64) * 2 ** (len(vae.config.block_out_channels) - 1)
     return Base(name=name, identity=identity, family=family, resolution=side, **parts)
+
+
+def _local(name: str) -> Path | None:
+    """The file or folder that `name` stands for; None for a model of the hub."""
+    path = MINIATURE_FOLDER if name == MINIATURE else Path(name).expanduser()
+    if path.exists():
+        return path
+    if name == MINIATURE:
+        raise JobError(f"{path}: the embedded model is missing from this installation: install the project again")
+    if _looks_like_path(name):
+        raise UsageError(f"--base {name}: there is no such file or folder")
+    return None
 
 
 def _looks_like_path(name: str) -> bool:

@@ -20,6 +20,9 @@ EXAMPLES = """examples:
   accelerate launch --num_processes 2 -m trainer --out scribble.safetensors
 """
 
+METAVARS: dict[type, str] = {int: "N", float: "X", str: "WORD"}
+CACHE = Path.home() / ".cache" / "scribble-lora"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -58,27 +61,38 @@ def parser() -> argparse.ArgumentParser:
                    "no network, no GPU")
     p.add_argument("--recipe", type=Path, metavar="FILE", help="repeat a run: a recipe.json or a LoRA made by this program; "
                    "other flags change it")
-    _recipe_options(p.add_argument_group("recipe (decides the result)"))
+    add_fields(p.add_argument_group("recipe (decides the result)"), Recipe)
     _job_options(p.add_argument_group("job (where and how)"))
     return p
 
 
-def _recipe_options(group: argparse._ArgumentGroup) -> None:
-    for f in dataclasses.fields(Recipe):
-        help = f"{f.metadata['help']} (default {f.default!r})".replace("(default '')", "(default: none)")
-        if isinstance(f.default, bool):
+def add_fields(group: Any, settings: Any) -> None:
+    """A flag for every field of a dataclass made with `recipe.option`; None where the user does not give it."""
+    for f in dataclasses.fields(settings):
+        silent = "(default" in f.metadata["help"] or f.default == ()
+        told = "" if silent else f" (default {f.default!r})".replace("(default '')", "(default: none)")
+        kind, help = type(f.default), f.metadata["help"] + told
+        if kind is bool:
             group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=help)
+        elif kind is tuple:
+            group.add_argument(flag(f.name), action="append", default=None, metavar=f.metadata["metavar"], help=help)
         else:
             choices = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else ""
-            metavar = choices or {int: "N", float: "X", str: "WORD"}[type(f.default)]
-            group.add_argument(flag(f.name), type=type(f.default), default=None, help=help, metavar=metavar)
+            group.add_argument(flag(f.name), type=kind, default=None, help=help, metavar=choices or METAVARS[kind])
+
+
+def place_options(group: Any) -> None:
+    """Where a command computes and keeps things."""
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
+    group.add_argument("--cache", type=Path, default=CACHE, metavar="DIR",
+                       help="folder for downloads and encodings (default ~/.cache/scribble-lora)")
 
 
 def _job_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--run", type=Path, metavar="DIR", help="folder for checkpoints, metrics and the diffusers file "
         "(default: runs/<stem of --out>)")
-    add("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
+    place_options(group)
     add("--micro-batch", type=int, default=0, metavar="N", help="pictures computed at once; the result is the same up to "
         "rounding (default: as many as memory holds, found once and kept in the run)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile: on a CUDA GPU, anywhere, nowhere "
@@ -87,8 +101,6 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
         "losses (default 500)")
     add("--sample-every", type=int, default=0, metavar="N", help="optimizer steps between sample pictures (default 0: none)")
     add("--track", default="", metavar="NAME", help="also log to tensorboard or wandb (default: neither)")
-    add("--cache", type=Path, default=Path.home() / ".cache" / "scribble-lora", metavar="DIR",
-        help="folder for downloads and encodings (default ~/.cache/scribble-lora)")
     add("--contact-sheet", type=Path, metavar="PNG", help="write the data as figures 1 and 2 of the paper; without --out, "
         "only that")
     add("--preview", action=argparse.BooleanOptionalAction, default=True, help="draw the picture beside --out (default: yes)")

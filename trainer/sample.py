@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.errors import JobError, UsageError
+from convert.errors import UsageError, exit_status
 from trainer.cli import Parser
 from trainer.evaluate.settings import parse_scales
 
@@ -43,16 +43,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the job failed, 2 bad usage."""
-    try:
+
+    def work() -> int:
         options = parser().parse_args(argv)
         _check(options)
         return _draw(options)
-    except (JobError, UsageError) as error:
-        print(f"trainer.sample: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("trainer.sample: stopped", file=sys.stderr)
-        return 130
+
+    return exit_status("trainer.sample", work)
 
 
 def _check(options: argparse.Namespace) -> None:

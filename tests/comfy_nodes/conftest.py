@@ -42,11 +42,8 @@ def part(pack):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """For all tests here."""
 
 
 class Network(torch.nn.Module):

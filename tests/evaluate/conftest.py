@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,28 +18,13 @@ CARD = {"description": "mine", "notes": "kept", "activation text": "a scribble o
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """For all tests here."""
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature's architecture with random weights, diffusers layout."""
-    from trainer.miniature import models
-    from trainer.miniature.vocabulary import build_tokenizer
-
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(folder / "tokenizer")
-    models.unet().save_pretrained(folder / "unet")
-    models.vae().save_pretrained(folder / "vae")
-    models.text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
-    models.noise_scheduler().save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    return folder
+def base(random_miniature: Path) -> Path:
+    return random_miniature
 
 
 @pytest.fixture(scope="session")

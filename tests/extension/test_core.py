@@ -23,7 +23,7 @@ def core():
     spec = importlib.machinery.ModuleSpec("scribble_lora", None, is_package=True)
     spec.submodule_search_locations = [str(ROOT)]
     sys.modules["scribble_lora"] = importlib.util.module_from_spec(spec)
-    names = ("adapters", "applying", "library", "prompts", "request")
+    names = ("adapters", "applying", "catalog", "prompts", "request")
     yield SimpleNamespace(**{name: importlib.import_module(f"scribble_lora.extension.{name}") for name in names})
     for name in [name for name in sys.modules if name.split(".")[0] == "scribble_lora"]:
         del sys.modules[name]
@@ -42,16 +42,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def library(core, folder):
-    return core.library.Library({path.stem: path for path in folder.glob("*.safetensors")}, {"Alias": "scribble"})
+def catalog(core, folder):
+    return core.catalog.Catalog({path.stem: path for path in folder.glob("*.safetensors")}, {"Alias": "scribble"})
 
 
 def processing(prompt: str, **more) -> SimpleNamespace:
     return SimpleNamespace(all_prompts=[prompt] * 2, main_prompt=prompt, extra_generation_params={}, **more)
 
 
-def test_the_adapters_own_tag_goes_and_others_stay(core, library) -> None:
-    rewrite, refers = core.prompts.rewrite, lambda name: library.resolve(name) == "scribble"
+def test_the_adapters_own_tag_goes_and_others_stay(core, catalog) -> None:
+    rewrite, refers = core.prompts.rewrite, lambda name: catalog.resolve(name) == "scribble"
     tag = core.prompts.tag("scribble", 0.80)
     assert tag == "<lora:scribble:0.8>"
     assert rewrite("cat", tag, refers) == f"cat {tag}"
@@ -63,18 +63,18 @@ def test_the_adapters_own_tag_goes_and_others_stay(core, library) -> None:
     assert rewrite("a scribble often", tag, refers, "a scribble of").startswith("a scribble of a scribble often")
 
 
-def test_every_prompt_of_a_generation_is_rewritten(core, library) -> None:
+def test_every_prompt_of_a_generation_is_rewritten(core, catalog) -> None:
     p, said = processing("cat", all_hr_prompts=["cat", "dog"]), []
-    applied = core.applying.process(p, [True, "scribble", 0.5, True], lambda name: library, "SD1", said.append)
+    applied = core.applying.process(p, [True, "scribble", 0.5, True], lambda name: catalog, "SD1", said.append)
     assert (applied.name, applied.scale, said) == ("scribble", 0.5, [])
     assert p.all_prompts == [p.main_prompt] * 2 == ["a scribble of cat <lora:scribble:0.5>"] * 2
     assert p.all_hr_prompts[1] == "a scribble of dog <lora:scribble:0.5>"
     assert p.extra_generation_params["Scribble LoRA scale"] in (0.5, "0.5")
 
 
-def test_no_scale_is_the_files_own(core, library) -> None:
+def test_no_scale_is_the_files_own(core, catalog) -> None:
     p = processing("cat")
-    core.applying.process(p, [True, "scribble", None, False], lambda name: library, "SD1", print)
+    core.applying.process(p, [True, "scribble", None, False], lambda name: catalog, "SD1", print)
     assert p.main_prompt == "cat <lora:scribble:0.7>"
 
 
@@ -85,29 +85,29 @@ def test_no_scale_is_the_files_own(core, library) -> None:
     ([True], "no adapter"),
     ([True, "theirs", 0.8, False], "convert it first"), ([True, "broken", 0.8, False], "broken"),
 ])  # fmt: skip
-def test_bad_requests_have_no_effect_and_one_line(core, library, arguments, named) -> None:
+def test_bad_requests_have_no_effect_and_one_line(core, catalog, arguments, named) -> None:
     p, said = processing("cat"), []
-    assert core.applying.process(p, arguments, lambda name: library, "SD1", said.append) is None
+    assert core.applying.process(p, arguments, lambda name: catalog, "SD1", said.append) is None
     assert p.main_prompt == "cat" and p.all_prompts == ["cat", "cat"]
     assert named in said[0] and "\n" not in said[0] and p.extra_generation_params["Scribble LoRA error"] == said[0]
 
 
-def test_a_hand_written_tag_without_effect_is_told(core, library) -> None:
+def test_a_hand_written_tag_without_effect_is_told(core, catalog) -> None:
     p, said = processing("cat <lora:theirs:1>"), []
-    assert core.applying.process(p, [False], lambda name: library, "SD1", said.append) is None
+    assert core.applying.process(p, [False], lambda name: catalog, "SD1", said.append) is None
     assert len(said) == 1 and "<lora:theirs:…> has no effect" in said[0] and not p.extra_generation_params
 
 
-def test_another_kind_of_model_is_refused(core, library) -> None:
+def test_another_kind_of_model_is_refused(core, catalog) -> None:
     p, said = processing("cat"), []
-    assert core.applying.process(p, [True, "scribble", 0.8, False], lambda name: library, "SDXL", said.append) is None
+    assert core.applying.process(p, [True, "scribble", 0.8, False], lambda name: catalog, "SDXL", said.append) is None
     assert "is a LoRA of Stable Diffusion 1.5 and the loaded model is SDXL" in said[0]
 
 
-def test_the_list_marks_what_cannot_be_used(core, library) -> None:
+def test_the_list_marks_what_cannot_be_used(core, catalog) -> None:
     """Plain strings, and each leads back to its file."""
-    shown = library.choices()
-    assert shown[0] == "None" and [library.name_of(entry) for entry in shown[1:]] == ["broken", "scribble", "theirs"]
+    shown = catalog.choices()
+    assert shown[0] == "None" and [catalog.name_of(entry) for entry in shown[1:]] == ["broken", "scribble", "theirs"]
     assert "damaged" in shown[1] and shown[2] == "scribble" and "convert first" in shown[3]
 
 

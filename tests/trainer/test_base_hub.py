@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,10 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
-
-from trainer.miniature import models
-from trainer.miniature.vocabulary import build_tokenizer
 
 COMMIT = "c0ffee" + "0" * 34
 NAME = "someone/a-model"
@@ -34,15 +31,10 @@ print("loaded", base.family, base.identity)
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tmp_path_factory: pytest.TempPathFactory, random_miniature: Path) -> Path:
     """Files as a model on the hub has them: also those that training does not need."""
-    folder = tmp_path_factory.mktemp("repository")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(folder / "tokenizer")
-    models.unet().save_pretrained(folder / "unet")
-    models.vae().save_pretrained(folder / "vae")
-    models.text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
-    models.noise_scheduler().save_pretrained(folder / "scheduler")
+    folder = tmp_path_factory.mktemp("hub") / "repository"
+    shutil.copytree(random_miniature, folder)
     for name in ("safety_checker/model.safetensors", "unet/diffusion_pytorch_model.bin", "model.ckpt",
                  "unet/diffusion_pytorch_model.fp16.safetensors", "feature_extractor/preprocessor_config.json"):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)

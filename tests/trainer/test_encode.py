@@ -17,24 +17,15 @@ from trainer.base import Base, load_base
 from trainer.data.records import Drawing
 from trainer.encode import encode_captions, encode_dataset
 from trainer.encoders import Posterior, picture_batch
-from trainer.miniature import models
-from trainer.miniature.vocabulary import build_tokenizer
 from trainer.recipe import Recipe
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+def base(random_miniature: Path) -> Base:
     """The miniature's architecture with random weights."""
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(folder / "tokenizer")
-    models.unet().save_pretrained(folder / "unet")
-    models.vae().save_pretrained(folder / "vae")
-    models.text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
-    models.noise_scheduler().save_pretrained(folder / "scheduler")
-    return load_base(Recipe(base=str(folder)), dtype=torch.float32, say=print)
+    return load_base(Recipe(base=str(random_miniature)), dtype=torch.float32, say=print)
 
 
 def drawings(count: int, seed: int = 0) -> list[Drawing]:

@@ -24,13 +24,7 @@ from trainer.objective import Objective
 from trainer.processes import Processes
 from trainer.recipe import Recipe
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_unet(width: int = 8, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:

@@ -20,13 +20,7 @@ from trainer.objective import Objective
 from trainer.processes import Processes
 from trainer.recipe import Recipe
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def narrow_unet(seed: int = 0) -> UNet2DConditionModel:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.errors import JobError, UsageError
-from trainer.cli import Parser
+from convert.errors import UsageError, exit_status
+from trainer.cli import CACHE, Parser
 
 NAMES = ("sd15", "quarter", "tiny")
 
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch's CPU threads (default: torch's choice)")
     p.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="as in training (default auto)")
     p.add_argument("--no-plain", action="store_true", help="leave the diffusers step out: it needs the most memory")
-    p.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "scribble-lora", metavar="DIR",
+    p.add_argument("--cache", type=Path, default=CACHE, metavar="DIR",
                    help="folder of compiled kernels (default ~/.cache/scribble-lora)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
@@ -38,22 +38,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 1 not possible here, 2 bad usage."""
-    try:
-        options = parser().parse_args(argv)
-        for name in ("batch", "accumulation"):
-            if getattr(options, name) < 1:
-                raise UsageError(f"--{name} {getattr(options, name)}: expected 1 or more")
-        if options.resolution % 64 or options.resolution < 0:
-            raise UsageError(f"--resolution {options.resolution}: expected a multiple of 64")
-        sizes = _numbers(options.micro_batch)
-        from trainer.benchmark.report import as_text, measure
+    return exit_status("trainer.benchmark", lambda: _run(parser().parse_args(argv)))
 
-        result: dict[str, Any] = measure(options, sizes, say=lambda text: print(text, file=sys.stderr, flush=True))
-        print(json.dumps(result, indent=2) if options.json else as_text(result))
-        return 0
-    except (JobError, UsageError) as error:
-        print(f"trainer.benchmark: {error}", file=sys.stderr)
-        return error.exit_code
+
+def _run(options: argparse.Namespace) -> int:
+    for name in ("batch", "accumulation"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} {getattr(options, name)}: expected 1 or more")
+    if options.resolution % 64 or options.resolution < 0:
+        raise UsageError(f"--resolution {options.resolution}: expected a multiple of 64")
+    sizes = _numbers(options.micro_batch)
+    from trainer.benchmark.report import as_text, measure
+
+    result: dict[str, Any] = measure(options, sizes, say=lambda text: print(text, file=sys.stderr, flush=True))
+    print(json.dumps(result, indent=2) if options.json else as_text(result))
+    return 0
 
 
 def _numbers(text: str) -> list[int]:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from convert.errors import JobError, UsageError
+from convert.errors import exit_status
 from trainer.evaluate.cli import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the job failed, 2 bad usage, 130 stopped by the user (the same command goes on)."""
-    try:
+
+    def work() -> int:
         settings, job = parse(argv)
         from trainer.evaluate.run import run
 
         return run(settings, job)
-    except (JobError, UsageError) as error:
-        print(f"trainer.evaluate: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("trainer.evaluate: stopped; the same command goes on with the pictures that are there", file=sys.stderr)
-        return 130
+
+    return exit_status("trainer.evaluate", work, stopped="stopped; the same command goes on with the pictures that are there")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import UsageError
-from trainer.cli import Parser
+from trainer.cli import METAVARS, Parser, add_fields, place_options
 from trainer.evaluate.settings import Settings
 from trainer.recipe import Recipe, flag
 
@@ -51,34 +51,13 @@ def parser() -> argparse.ArgumentParser:
         if f.name in DATA_FLAGS:
             kind: Any = type(f.default)
             data.add_argument(flag(f.name), type=kind, default=None, help=f.metadata["help"],
-                              metavar={int: "N", float: "X", str: "WORD"}[kind])
+                              metavar=METAVARS[kind])
     add_fields(p.add_argument_group("what is measured (decides the numbers)"), Settings)
     job = p.add_argument_group("job (where and how)")
-    job_options(job)
+    place_options(job)
     job.add_argument("--batch", type=int, default=0, metavar="N", help="pictures drawn at once, scales mixed; halved when "
                      "memory runs out (default 16 on a GPU, 8 elsewhere)")
     return p
-
-
-def add_fields(group: Any, settings: Any) -> None:
-    """A flag for every field of a dataclass made with `recipe.option`."""
-    for f in dataclasses.fields(settings):
-        told = "" if "(default" in f.metadata["help"] or f.default in ((), "") else f" (default {f.default})"
-        kind, help = type(f.default), f.metadata["help"] + told
-        if kind is bool:
-            group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=help)
-        elif kind is tuple:
-            group.add_argument(flag(f.name), action="append", default=None, metavar=f.metadata["metavar"], help=help)
-        else:
-            group.add_argument(flag(f.name), type=kind, default=None, help=help,
-                               metavar={int: "N", float: "X", str: "WORD"}[kind])
-
-
-def job_options(group: Any) -> None:
-    """Where a command computes and keeps things."""
-    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
-    group.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "scribble-lora", metavar="DIR",
-                       help="folder for downloads and encodings (default ~/.cache/scribble-lora)")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Settings, Job]:

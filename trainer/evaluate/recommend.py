@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from convert import set_metadata
+from convert.card import card_path
 from convert.errors import JobError, UsageError
 from convert.files import write_json
 from trainer.evaluate.curves import peak
@@ -57,11 +58,6 @@ def write(lora: Path, recommended: dict[str, Any], trigger: str) -> list[Path]:
     set_metadata(lora, {"scribble_scale": scale, "scribble_scale_interval": [recommended["low"], recommended["high"]]})
     write_json(card_path(lora), card | {"preferred weight": scale})
     return [lora, card_path(lora)]
-
-
-def card_path(lora: Path) -> Path:
-    """The web UI's card: the LoRA's name with .json."""
-    return lora.with_suffix(".json")
 
 
 def _read_card(lora: Path) -> dict[str, Any] | None:

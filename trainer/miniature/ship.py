@@ -28,6 +28,10 @@ def ship(folder: Path) -> None:
     for name, kind in kinds.items():
         if (folder / name).exists():
             kind.from_pretrained(folder / name, torch_dtype=torch.float16).save_pretrained(WEIGHTS / name)
+    for config in WEIGHTS.glob("*/config.json"):  # diffusers notes the folder that it was read from
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        if fields.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in (*(folder / "clip").glob("tokenizer*.json"), *(folder / "clip").glob("p*processor_config.json")):
         shutil.copy(file, WEIGHTS / "clip" / file.name)
     for name in ("tokenizer", "scheduler"):

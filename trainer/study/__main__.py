@@ -5,23 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from convert.errors import JobError, UsageError
+from convert.errors import exit_status
 from trainer.study.cli import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a row failed, 2 bad usage, 130 stopped by the user (the same command goes on)."""
-    try:
+
+    def work() -> int:
         study, job = parse(argv)
         from trainer.study.run import run
 
         return run(study, job)
-    except (JobError, UsageError) as error:
-        print(f"trainer.study: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("trainer.study: stopped; the same command goes on", file=sys.stderr)
-        return 130
+
+    return exit_status("trainer.study", work, stopped="stopped; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import UsageError
-from trainer.cli import Parser
-from trainer.evaluate.cli import add_fields, job_options
+from trainer.cli import Parser, add_fields, place_options
 from trainer.recipe import PRESETS, Recipe
 from trainer.study.table import Study, known_tables, read_table
 
@@ -45,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--demo", action="store_true", help="the demo's recipe under all rows: the miniature and doodles")
     p.add_argument("--lora", type=Path, default=None, metavar="FILE", help="measure this LoRA in every row and train nothing: "
                    "for rows that differ in `on`, the base measured on")
-    job_options(p.add_argument_group("job (where and how)"))
+    place_options(p.add_argument_group("job (where and how)"))
     add_fields(p.add_argument_group("recipe of all rows (over the table's [recipe], under its rows)"), Recipe)
     return p
 

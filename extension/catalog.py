@@ -22,7 +22,7 @@ _NO_BUDGET = float("inf")
 
 
 @dataclass(frozen=True)
-class Library:
+class Catalog:
     """A snapshot of the web UI's list of LoRA files."""
 
     paths: Mapping[str, Path]
