@@ -28,7 +28,10 @@ def missing(device: torch.device) -> str:
 
 
 class Compiled:
-    """Calls `unet` through torch.compile, its transformer blocks one by one: one kernel set serves all of a width.
+    """Calls `unet` through torch.compile, its residual and transformer blocks one by one: one kernel set serves all of a size.
+
+    Both kinds begin with group norms, which CUDA's own kernel computes in NCHW only: between channels_last convolutions
+    each would cost two transposes forward and three backward. The compiler's norms keep the layout.
 
     wish: `on`; `auto`, on a CUDA GPU only (on CPUs it did not pay, see docs/PERFORMANCE.md); `off`. Kernels are kept in
     `cache` between runs. Should compiling fail, the step is computed plainly and so are all others; `say` gets one line.
@@ -44,11 +47,12 @@ class Compiled:
             say(f"not compiled: {lacking}; training goes on without, slower")
             return
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
-        from diffusers.models.attention import BasicTransformerBlock
+        from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
         torch._dynamo.config.recompile_limit = 64  # each block's projections are objects of their own
         torch._functorch.config.force_non_lazy_backward_lowering = True  # or a failure would come in backward()
-        blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+        blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D | Transformer2DModel)]
         self.blocks = [(block, torch.compile(block._call_impl, dynamic=False)) for block in blocks]
 
     @property

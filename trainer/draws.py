@@ -31,6 +31,8 @@ class Draw:
     """(B, 4, h, w) float32: the noise to be predicted"""
     timestep: Tensor
     """(B,) int64"""
+    dropped: Tensor
+    """(B,) bool: train on the empty caption instead"""
 
     def __len__(self) -> int:
         return len(self.picture)
@@ -52,7 +54,8 @@ def draw_step(recipe: Recipe, step: int, *, pictures: int, views: int, latent: t
     whole = recipe.batch * recipe.accumulation
     order = np.random.default_rng([recipe.seed, 0, epoch]).permutation(pictures)
     rows = torch.from_numpy(order[place * whole : (place + 1) * whole])
-    return _draw(generator_of(recipe.seed, 1, step), rows, views, latent, timesteps, recipe.noise_offset)
+    return _draw(generator_of(recipe.seed, 1, step), rows, views, latent, timesteps, offset=recipe.noise_offset,
+                 dropout=recipe.caption_dropout)
 
 
 class Ahead:
@@ -80,7 +83,8 @@ class Ahead:
 
 def draw_held_out(recipe: Recipe, *, pictures: int, latent: tuple[int, int, int], timesteps: int) -> Draw:
     """Fixed noise and timesteps for the held-out loss, one for each picture; timesteps spread evenly over the schedule."""
-    draw = _draw(generator_of(recipe.seed, 2), torch.arange(pictures), 1, latent, timesteps, recipe.noise_offset)
+    draw = _draw(generator_of(recipe.seed, 2), torch.arange(pictures), 1, latent, timesteps, offset=recipe.noise_offset,
+                 dropout=0)
     spread = ((torch.arange(pictures) + 0.5) * timesteps / max(pictures, 1)).long()
     object.__setattr__(draw, "timestep", spread)
     return draw
@@ -92,8 +96,8 @@ def generator_of(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed((int(high) << 32 | int(low)) & (2**63 - 1))
 
 
-def _draw(generator: torch.Generator, rows: Tensor, views: int, latent: tuple[int, int, int], timesteps: int,
-          offset: float) -> Draw:  # fmt: skip
+def _draw(generator: torch.Generator, rows: Tensor, views: int, latent: tuple[int, int, int], timesteps: int, *,
+          offset: float, dropout: float) -> Draw:  # fmt: skip
     count = len(rows)
     view = torch.randint(views, (count,), generator=generator)
     timestep = torch.randint(timesteps, (count,), generator=generator)
@@ -101,4 +105,5 @@ def _draw(generator: torch.Generator, rows: Tensor, views: int, latent: tuple[in
     eps = torch.randn(count, *latent, generator=generator)
     if offset:
         eps = eps + offset * torch.randn(count, latent[0], 1, 1, generator=generator)
-    return Draw(picture=rows, view=view, posterior=posterior, eps=eps, timestep=timestep)
+    dropped = torch.rand(count, generator=generator) < dropout
+    return Draw(picture=rows, view=view, posterior=posterior, eps=eps, timestep=timestep, dropped=dropped)

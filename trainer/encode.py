@@ -39,7 +39,7 @@ SHARE = 0.25
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """N pictures and C distinct captions, all that a training loop touches.
+    """N pictures and C distinct captions, the last of them empty: all that a training loop touches.
 
     V views of each picture: itself, and its mirror image where the recipe flips. The latents' numbers are multiplied by
     the VAE's scaling factor, and fp16 for a GPU, fp32 for the CPU.
@@ -69,12 +69,16 @@ class EncodedSet:
             return replace(self, mean=self.mean.pin_memory(), std=self.std.pin_memory(), **captions)
         return replace(self, mean=self.mean.to(device), std=self.std.to(device), **captions)
 
-    def take(self, picture: Tensor, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, std (B, 4, h, w), embeddings (B, tokens, width) for (B,) int64 `picture` and `view`, on the device."""
+    def take(self, picture: Tensor, view: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, std (B, 4, h, w), embeddings (B, tokens, width) for (B,) int64 `picture` and `view`, on the device.
+
+        dropped: (B,) bool, whose caption is the empty one instead.
+        """
         device, place = self.embeddings.device, self.mean.device
         picture, view = picture.to(place), view.to(place)
         mean, std = (t[picture, view].to(device, non_blocking=True) for t in (self.mean, self.std))
-        return mean, std, self.embeddings[self.caption_index[picture.to(device)]]
+        caption = self.caption_index[picture.to(device)].masked_fill(dropped.to(device), len(self.embeddings) - 1)
+        return mean, std, self.embeddings[caption]
 
 
 def _free(device: torch.device) -> int:
@@ -98,7 +102,7 @@ def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, d
     if side % (8 * down):  # the UNet halves the latents three times
         raise UsageError(f"--resolution {side}: a multiple of {8 * down} was expected for this base")
     mean, std = _pictures(list(examples), base, side, recipe.flip, device, cache / "encoded", say)
-    captions = list(dict.fromkeys(example.caption for example in examples))
+    captions = [*dict.fromkeys(example.caption for example in examples if example.caption), ""] if examples else []
     row = {caption: index for index, caption in enumerate(captions)}
     index = torch.tensor([row[example.caption] for example in examples], dtype=torch.int64)
     embeddings = _captions(captions, base, device, cache / "encoded", say)

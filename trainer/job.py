@@ -99,7 +99,7 @@ def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Com
         sample_every=job.sample_every)
     if job.sample_every:
         training.sample = _sampling(Sampler(base, compute, resolution=recipe.resolution), dataset, RunFolder(job.run))
-    training.micro_batch = micro_batch.settle(training, job.micro_batch)
+    micro_batch.settle(training, job.micro_batch)
     first = checkpoints.restore(job.run / "checkpoints", factors, training.optimizer)
     numbers = sum(p.numel() for p in training.parameters)
     tell(f"{len(encoded)} pictures, {training.micro_batch} at once, {len(factors) // 2} modules, {numbers:,} numbers to learn, "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from convert.errors import JobError
-from trainer import checkpoints
+from trainer import checkpoints, micro_batch
 from trainer.devices import Compute
 from trainer.draws import Ahead, Draw, draw_held_out, draw_step
 from trainer.encode import EncodedSet
@@ -144,6 +144,7 @@ def _update(t: Training, rate: float) -> torch.Tensor:
 
 def _keep(t: Training, metrics: Metrics | None, done: int) -> None:
     held = held_out_loss(t) if t.held_out is not None else None
+    micro_batch.record(t)  # it may have been halved since
     if t.processes.main:
         checkpoints.save(t.run / "checkpoints", done, t.factors, t.optimizer)
     if metrics:

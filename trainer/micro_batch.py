@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from torch import Tensor
 from convert.errors import JobError
 from convert.files import write_json
 from trainer.draws import Draw, draw_held_out
-from trainer.loop import Training
+
+if TYPE_CHECKING:
+    from trainer.loop import Training
 
 FILE = "micro_batch.json"
 MOST = 32
@@ -28,19 +30,24 @@ SHARE = 0.6
 
 def settle(t: Training, wish: int) -> int:
     """The micro-batch of this run: `wish` (0: none), else the recorded one, else what fits. Writes it down."""
-    file, device = t.run / FILE, _device_name(t.compute.device)
     whole = len(range(*t.processes.slice_of(t.recipe.batch * t.recipe.accumulation).indices(1 << 30)))
-    recorded = _read(file)
+    recorded = _read(t.run / FILE)
     if wish:
         size = wish
-    elif recorded.get("device") == device:
+    elif recorded.get("device") == _device_name(t.compute.device):
         size = int(recorded["micro_batch"])
     else:
         size = even(max(whole, 1), min(MOST, int(SHARE * _free(t.compute.device) / max(activation_bytes(t), 1))))
-    size = t.processes.least(size, t.compute.device)
+    t.micro_batch = t.processes.least(size, t.compute.device)
+    record(t)
+    return t.micro_batch
+
+
+def record(t: Training) -> None:
+    """Write the micro-batch into the run folder, for the next command that goes on with this run."""
     if t.processes.main:
-        write_json(file, {"micro_batch": size, "device": device})
-    return size
+        t.run.mkdir(parents=True, exist_ok=True)
+        write_json(t.run / FILE, {"micro_batch": t.micro_batch, "device": _device_name(t.compute.device)})
 
 
 def even(whole: int, limit: int) -> int:

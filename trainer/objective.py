@@ -33,7 +33,7 @@ class Objective:
 
     def loss(self, unet: Any, encoded: EncodedSet, draw: Draw) -> Tensor:
         """Each picture's loss, (B,) float32, for `draw` on the device."""
-        mean, std, embedding = encoded.take(draw.picture, draw.view)
+        mean, std, embedding = encoded.take(draw.picture, draw.view, draw.dropped)
         x_0 = mean.float() + std.float() * draw.posterior
         alpha_bar = self.alphas_cumprod[draw.timestep].view(-1, 1, 1, 1)
         # DDPM (Ho et al. 2020), equation 4: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps

@@ -49,6 +49,8 @@ class Recipe:
     per_category: int = option(20, "training drawings per category, drawn from its 70%% part")
     trigger: str = option("", "words put before own pictures' captions and into the card (drawings: 'a scribble of')")
     held_out: float = option(0.0, "share of own pictures kept from training for the held-out loss (drawings: always 0.3)")
+    caption_dropout: float = option(0.0, "share of captions left out at random, so that pictures drawn without one, and with "
+                                         "them guidance, learn the style too; 0.1 is usual")
     flip: bool = option(True, "mirror half of the pictures at random")
     resolution: int = option(0, "side of a training picture in pixels, a multiple of 64; 0: the base's own (SD1.5: 512)")
     # the adapter
@@ -84,6 +86,7 @@ class Recipe:
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, "more than 0", value)
         _require(0 <= self.held_out < 1, "held_out", "a share from 0 to below 1", self.held_out)
+        _require(0 <= self.caption_dropout < 1, "caption_dropout", "a share from 0 to below 1", self.caption_dropout)
         _require(0 < self.scale <= 2, "scale", "above 0, at most 2", self.scale)
         _require(self.resolution % 64 == 0 and self.resolution >= 0, "resolution", "a multiple of 64", self.resolution)
         for f in dataclasses.fields(self):

@@ -50,7 +50,7 @@ class RunFolder:
         stored = _read(self.path / RECIPE) if self.begun else None
         if stored is None:
             return
-        mine, theirs = json.loads(json.dumps(recipe.as_dict())), stored.get("recipe", {})
+        mine, theirs = json.loads(json.dumps(recipe.as_dict())), Recipe().as_dict() | stored.get("recipe", {})
         changed = [f"{flag(k)} was {theirs.get(k)!r}, now {mine.get(k)!r}"
                    for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
         if changed:

@@ -78,7 +78,7 @@ def test_agrees_with_the_pipelines_prompt_embeddings(base, tmp_path) -> None:
     examples = drawings(7)
     result = encoded(examples, base, tmp_path)
     wanted = encode_captions([example.caption for example in examples], base, "cpu")
-    assert len(result.embeddings) == 3 and torch.equal(result.embeddings[result.caption_index], wanted)
+    assert len(result.embeddings) == 4 and torch.equal(result.embeddings[result.caption_index], wanted)
 
 
 def test_without_flip_there_is_one_view(base, tmp_path) -> None:
@@ -222,10 +222,11 @@ def test_resolution_must_fit_the_base(base, tmp_path) -> None:
 
 def test_take_gathers_views_and_captions(base, tmp_path) -> None:
     result = encoded(drawings(6), base, tmp_path)
-    mean, std, embeddings = result.take(torch.tensor([4, 0]), torch.tensor([1, 0]))
+    mean, std, embeddings = result.take(torch.tensor([4, 0]), torch.tensor([1, 0]), torch.tensor([False, True]))
     assert torch.equal(mean, torch.stack([result.mean[4, 1], result.mean[0, 0]]))
     assert torch.equal(std[0], result.std[4, 1]) and torch.equal(embeddings[0], result.embeddings[1])
-    assert result.nbytes == 2 * 6 * 2 * 4 * 16 * 16 * 4 + 6 * 8 + 3 * 32 * 96 * 4
+    assert torch.equal(embeddings[1], encode_captions([""], base, "cpu")[0])  # dropped: the empty caption's
+    assert result.nbytes == 2 * 6 * 2 * 4 * 16 * 16 * 4 + 6 * 8 + 4 * 32 * 96 * 4
     assert same(result.to("cpu"), result)
 
 
@@ -239,8 +240,8 @@ def test_on_a_gpu(base, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(encode, "SHARE", 0.0)
     pinned = encode_dataset(drawings(6), base, recipe=recipe, device="cuda", cache=tmp_path, say=print)
     assert pinned.mean.is_pinned() and pinned.embeddings.is_cuda
-    picture, view = torch.tensor([4, 0]), torch.tensor([1, 0])
-    assert all(torch.equal(a, b) for a, b in zip(pinned.take(picture, view), there.take(picture, view), strict=True))
+    rows = torch.tensor([4, 0]), torch.tensor([1, 0]), torch.tensor([False, True])
+    assert all(torch.equal(a, b) for a, b in zip(pinned.take(*rows), there.take(*rows), strict=True))
 
 
 def test_the_cache_folder_may_be_deleted_at_any_time(base, tmp_path) -> None:

@@ -180,6 +180,8 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_gradient(tmp_
         _gradients(training, draw)
     assert t.micro_batch == 1
     torch.testing.assert_close(t.sums, calm.sums, rtol=1e-4, atol=1e-6)
+    train(t, None, 2)  # the last step, and its checkpoint: the next command starts with the halved number
+    assert json.loads((tmp_path / "micro_batch.json").read_text())["micro_batch"] == 1
     t.objective.loss = lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
     with pytest.raises(JobError, match="micro-batch of 1"):
         _gradients(t, draw)

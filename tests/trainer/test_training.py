@@ -59,6 +59,14 @@ def test_an_epoch_visits_every_picture_once_and_draws_depend_on_the_step_alone()
     assert not torch.equal(draws[0].eps, draws[1].eps)
 
 
+def test_caption_dropout_leaves_out_its_share_and_changes_no_other_draw() -> None:
+    sizes = {"pictures": 3000, "views": 2, "latent": (4, 2, 2), "timesteps": 1000}
+    plain, dropping = (draw_step(Recipe(batch=3000, accumulation=1, caption_dropout=p), 0, **sizes) for p in (0.0, 0.25))
+    assert not plain.dropped.any()
+    assert 0.2 < dropping.dropped.float().mean() < 0.3
+    assert torch.equal(plain.eps, dropping.eps) and torch.equal(plain.timestep, dropping.timestep)
+
+
 def test_loss_is_the_diffusers_recipes() -> None:
     """As train_text_to_image_lora.py computes it: scheduler.add_noise, the UNet, mean squared error."""
     encoded, unet = encoded_set(), narrow_unet()
