@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ class _Entry:
     """(3,) float32 on the host, once `ready`: loss, whether a process asks to stop, norm"""
     ready: Any
     """CUDA event, or None where the numbers are there"""
+    written: float
+    """when the host was through with the step, a time of `time.perf_counter()`"""
 
 
 class Journal:
@@ -46,7 +49,8 @@ class Journal:
             host.copy_(numbers, non_blocking=True)
             numbers, ready = host, torch.cuda.Event()
             ready.record()
-        before, self._open = self._open, _Entry(step, learning_rate, pictures, numbers, ready)
+        entry = _Entry(step, learning_rate, pictures, numbers, ready, time.perf_counter())
+        before, self._open = self._open, entry
         asked = self._report(before) if before else False
         return asked if self.training.processes.count > 1 else self.training.stopped
 
@@ -56,13 +60,15 @@ class Journal:
         return self._report(before) if before else False
 
     def _report(self, entry: _Entry) -> bool:
+        ended = entry.written
         if entry.ready is not None:
             entry.ready.synchronize()
+            ended = time.perf_counter()
         loss, stopping, norm = entry.numbers.tolist()
         if not math.isfinite(loss):
             raise JobError(f"step {entry.step}: the loss is {loss}: training stopped; the last checkpoint is kept. "
                            f"Lower --learning-rate ({self.training.recipe.learning_rate})")
         if self.metrics:
             self.metrics.step(entry.step, loss=loss, learning_rate=entry.learning_rate, grad_norm=norm,
-                              pictures=entry.pictures)
+                              pictures=entry.pictures, ended=ended)
         return stopping > 0

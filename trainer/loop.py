@@ -95,6 +95,7 @@ def train(t: Training, metrics: Metrics | None, first: int) -> int:
                 stopping = journal.flush() or stopping
                 _keep(t, metrics, done)
             if metrics and t.sample_every and done % t.sample_every == 0:
+                stopping = journal.flush() or stopping
                 with t.fused.paused():
                     t.sample(done)
                 metrics.pause()

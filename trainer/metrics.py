@@ -28,9 +28,9 @@ class Metrics:
         self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=None)
         self._clock = time.perf_counter()
 
-    def step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float, pictures: int) -> None:
-        now = time.perf_counter()
-        pace, self._clock = pictures / (now - self._clock), now
+    def step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float, pictures: int, ended: float) -> None:
+        """Note a step that ended at `ended`, a time of `time.perf_counter()`."""
+        pace, self._clock = pictures / (ended - self._clock), ended
         self._write({"step": step, "loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm,
                      "pictures_per_second": round(pace, 3)})
         self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}", pictures_s=f"{pace:.1f}", refresh=False)

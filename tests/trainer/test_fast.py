@@ -20,6 +20,7 @@ from trainer.fused import Fused
 from trainer.fused.attention import attend
 from trainer.fused.lora import _Folded
 from trainer.loop import Training, _gradients, train
+from trainer.metrics import Metrics, read_lines
 from trainer.objective import Objective
 from trainer.processes import Processes
 from trainer.recipe import Recipe
@@ -266,3 +267,15 @@ def test_four_processes_train_what_one_trains_and_send_one_buffer_a_step(tmp_pat
     assert result["sent"] == [alone.sums.nbytes] * 3
     for mine, theirs in zip(result["factors"], alone.parameters, strict=True):
         torch.testing.assert_close(mine, theirs.data, rtol=1e-3, atol=1e-4)
+
+
+def test_the_pace_of_every_step_is_its_own_though_steps_are_read_late(tmp_path: Path) -> None:
+    t = make_training(tmp_path, total=6, sample_every=2)
+    drawn = []
+    t.sample = drawn.append
+    metrics = Metrics(tmp_path / "metrics.jsonl", first=0, total=6)
+    train(t, metrics, 0)
+    metrics.close()
+    paces = sorted(line["pictures_per_second"] for line in read_lines(tmp_path / "metrics.jsonl"))
+    assert drawn == [2, 4, 6] and len(paces) == 6
+    assert paces[0] > 0 and paces[-1] < 50 * paces[3]  # a step timed by its reading has thousands of times the pace
