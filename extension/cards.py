@@ -17,6 +17,10 @@ PICTURES = (".png", ".preview.png", ".jpg", ".preview.jpg", ".jpeg", ".preview.j
 """Endings under which the web UI finds the picture of a file."""
 
 
+VERSIONS = ("SD1", "SD2", "SDXL")
+"""What the web UI's own editor of cards offers as "sd version", beside "Unknown"."""
+
+
 @dataclass(frozen=True)
 class Card:
     """What is known of a LoRA's use; None and "" where nobody said anything."""
@@ -55,10 +59,16 @@ def load(path: Path) -> dict[str, Any]:
     return fields
 
 
-def write(lora: Path, *, trigger_words: str, scale: float, description: str) -> Path:
-    """Write the card beside `lora`, keeping every field that is not named here. 0 as a scale means none is recommended."""
+def write(lora: Path, *, base: str, trigger_words: str, scale: float, description: str) -> Path:
+    """Write the card beside `lora`, keeping every field that is not named here.
+
+    Args:
+        base: the kind of model the file is for, written where the card names none.
+        scale: the recommended one; 0 means none is.
+    """
     path = card_path(lora)
-    fields: dict[str, Any] = {"sd version": "SD1", "negative text": "", "notes": "", **load(path)}
+    version = base if base in VERSIONS else "Unknown"
+    fields: dict[str, Any] = {"sd version": version, "negative text": "", "notes": "", **load(path)}
     fields |= {"activation text": trigger_words.strip(), "preferred weight": scale, "description": description.strip()}
     write_json(path, fields)
     return path

@@ -14,10 +14,10 @@ STYLE = """<style>
 .scribble-lora-facts table {flex: 1 1 16em; border-collapse: collapse; margin: 0}
 .scribble-lora-facts td {padding: .1em .8em .1em 0; border: 0; vertical-align: top; overflow-wrap: anywhere}
 .scribble-lora-facts td:first-child {white-space: nowrap; opacity: .7}
-.scribble-lora-bad {color: #c62828; font-weight: 600}
-.dark .scribble-lora-bad {color: #ff8a80}
-.scribble-lora-good {color: #2e7d32}
-.dark .scribble-lora-good {color: #a5d6a7}
+.scribble-lora-bad {color: #c62828 !important; font-weight: 600}
+.dark .scribble-lora-bad {color: #ff8a80 !important}
+.scribble-lora-good {color: #2e7d32 !important}
+.dark .scribble-lora-good {color: #a5d6a7 !important}
 .scribble-lora-table {white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85em; margin: 0}
 .scribble-lora:has(.scribble-lora-enable input:checked) > .label-wrap > span:first-child::after {content: " ●"; color: #2e7d32}
 </style>"""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 from modules import scripts  # never `from modules.scripts import Script`: the web UI would register that class as ours
 from modules.ui_components import ToolButton
 
@@ -18,8 +19,10 @@ from .request import LEAST, MOST, NOBODY, USUAL
 TITLE = "Scribble LoRA"
 REFRESH = "\U0001f504"
 
-LISTING_SECONDS = 0.03
-"""What start-up may spend on looking into files it does not know; refresh looks into all."""
+GRADIO = int(gr.__version__.partition(".")[0])
+
+MARKING_SECONDS = 1.0
+"""What opening the page may spend on looking into files; start-up looks into none, refresh into all."""
 
 
 class ScribbleLora(scripts.Script):
@@ -61,8 +64,11 @@ def accordion(elem_id: Callable[[str], str]) -> list[Any]:
     with gr.Accordion(TITLE, open=False, elem_id=elem_id("accordion"), elem_classes=["scribble-lora"]):
         enabled = gr.Checkbox(False, label="Enable", elem_id=elem_id("enable"), elem_classes=["scribble-lora-enable"])
         with gr.Row():
-            choices = host.catalog().choices(LISTING_SECONDS)
-            adapter = gr.Dropdown(choices, value=NOBODY, label="Adapter", elem_id=elem_id("adapter"))
+            choices = host.catalog().choices(seconds=0)
+            # Gradio 4 refuses a value that is in no list, such as the entry that a paste brings before the marks are there
+            adapter = gr.Dropdown(
+                choices, value=NOBODY, label="Adapter", elem_id=elem_id("adapter"), allow_custom_value=GRADIO > 3
+            )
             refresh = ToolButton(value=REFRESH, elem_id=elem_id("refresh"), tooltip="Read the LoRA folder again")
         scale = gr.Slider(LEAST, MOST, value=USUAL, step=0.05, label="Scale", elem_id=elem_id("scale"))
         trigger = gr.Checkbox(
@@ -71,9 +77,9 @@ def accordion(elem_id: Callable[[str], str]) -> list[Any]:
         facts = gr.HTML(panel.facts(None, ""), elem_id=elem_id("facts"))
         convert = gr.Button("Convert it for the web UI", visible=False, elem_id=elem_id("convert"))
     shown = [facts, convert]
+    Context.root_block.load(marked, outputs=[adapter], show_progress=False, queue=False)
     adapter.change(show, inputs=[adapter], outputs=shown, show_progress=False)
     adapter.input(start_scale, inputs=[adapter], outputs=[scale], show_progress=False)
-    enabled.change(remark, inputs=[adapter], outputs=[adapter], show_progress=False)
     refresh.click(reload, inputs=[adapter], outputs=[adapter, *shown])
     convert.click(convert_chosen, inputs=[adapter], outputs=[adapter, scale, *shown])
     return [enabled, adapter, scale, trigger]
@@ -84,11 +90,9 @@ def show(name: str) -> tuple[Any, Any]:
     return _shown(_found(host.catalog(), name))
 
 
-def remark(name: str) -> Any:
-    """The dropdown with the marks that were not known at start."""
-    catalog = host.catalog()
-    adapter = _found(catalog, name)
-    return gr.update(choices=catalog.choices(1.0), value=name if adapter is None else catalog.entry(adapter.name))
+def marked() -> Any:
+    """The dropdown with the marks that start-up had no time for."""
+    return gr.update(choices=host.catalog().choices(MARKING_SECONDS))
 
 
 def start_scale(name: str) -> Any:

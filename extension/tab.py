@@ -11,7 +11,7 @@ from modules.ui_components import ToolButton
 from ..convert.errors import JobError, UsageError
 from . import adapters, applying, cards, host, importing, panel
 from .request import LEAST, MOST
-from .script import REFRESH
+from .script import GRADIO, REFRESH
 
 INTRODUCTION = (
     "Import: put a LoRA of any form into the LoRA folder, choose it here, see what it is, and convert it for the web UI. "
@@ -26,8 +26,7 @@ def build() -> Any:
         with gr.Row():
             with gr.Column(scale=3):
                 with gr.Row():
-                    names = list(importing.files(host.folders()))
-                    file = gr.Dropdown(names, label="File", elem_id="scribble_lora_file")
+                    file = gr.Dropdown([], label="File", elem_id="scribble_lora_file", allow_custom_value=GRADIO > 3)
                     refresh = ToolButton(value=REFRESH, elem_id="scribble_lora_file_refresh", tooltip="Read the folders again")
                 found = gr.HTML(elem_id="scribble_lora_check")
                 convert = gr.Button("Convert for the web UI", variant="primary", elem_id="scribble_lora_convert")
@@ -43,22 +42,28 @@ def build() -> Any:
                 write = gr.Button("Write the card", elem_id="scribble_lora_card_write")
                 written = gr.HTML(elem_id="scribble_lora_card_written")
         card = [trigger, scale, text]
-        file.change(look, inputs=[file], outputs=[found, *card, converted, written])
-        refresh.click(lambda: gr.update(choices=list(importing.files(host.folders()))), outputs=[file])
+        file.change(look, inputs=[file], outputs=[found, *card, image, replace, converted, written])
+        refresh.click(listed, outputs=[file])
+        tab.load(listed, outputs=[file], show_progress=False, queue=False)
         convert.click(convert_file, inputs=[file], outputs=[file, converted])
         write.click(write_card, inputs=[file, *card, image, replace], outputs=[written])
     return tab
 
 
+def listed() -> Any:
+    """The dropdown's entries as the folders are now."""
+    return gr.update(choices=list(importing.files(host.folders())))
+
+
 def look(name: str | None) -> tuple[Any, ...]:
-    """`convert --check`'s table and the card of a file."""
+    """`convert --check`'s table and the card of a file; a picture chosen for another file goes."""
     path = _path(name)
     if path is None:
-        return "", "", 0, "", "", ""
+        return "", "", 0, "", None, False, "", ""
     sound, table = importing.describe(path, str(name))
     card = adapters.examine(path).card
-    scale = min(card.scale or 0, MOST)
-    return panel.preformatted(table, sound=sound), card.trigger_words, scale, card.description, panel.message(card.problem), ""
+    fields = card.trigger_words, min(card.scale or 0, MOST), card.description
+    return panel.preformatted(table, sound=sound), *fields, None, False, panel.message(card.problem), ""
 
 
 def convert_file(name: str | None) -> tuple[Any, str]:
@@ -78,7 +83,7 @@ def convert_file(name: str | None) -> tuple[Any, str]:
     notes = "".join(f"<br>{panel.escape(note)}" for note in report.notes)
     tag = f"<lora:{report.target.stem}:{applying.recommended(adapters.examine(report.target)):g}>"
     done = f"written: {report.target.name}, {report.size:,} bytes; use it as {tag}"
-    return gr.update(choices=list(importing.files(host.folders()))), panel.message(done, good=True) + notes
+    return listed(), panel.message(done, good=True) + notes
 
 
 def write_card(name: str | None, trigger: str, scale: float, text: str, image: Any, replace: bool) -> str:
@@ -86,14 +91,17 @@ def write_card(name: str | None, trigger: str, scale: float, text: str, image: A
     path = _path(name)
     if path is None:
         return panel.message("choose a file first")
+    done, failed = [], ""
     try:
-        done = [cards.write(path, trigger_words=trigger, scale=scale, description=text)]
+        base = adapters.examine(path).base
+        done.append(cards.write(path, base=base, trigger_words=trigger, scale=scale, description=text))
         if image is not None:
             done.append(importing.write_picture(path, image, overwrite=replace))
     except (JobError, OSError) as error:
-        host.tell(adapters.in_words(error, path))
-        return panel.message(adapters.in_words(error, path))
-    return panel.message(f"written: {', '.join(place.name for place in done)}", good=True)
+        failed = adapters.in_words(error, path)
+        host.tell(failed)
+    said = panel.message(f"written: {', '.join(place.name for place in done)}", good=True) if done else ""
+    return "<br>".join(filter(None, (said, panel.message(failed) if failed else "")))
 
 
 def _path(name: str | None) -> Path | None:
