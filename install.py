@@ -4,7 +4,15 @@ A host that runs this file at its start gives no arguments: then it does nothing
 only; nothing is ever installed into a host's Python.
 """
 
+# ruff: noqa: E402 - a host waits for this file at its start: it does not pay for the imports
+
 from __future__ import annotations
+
+import sys
+
+AT_A_HOSTS_START = len(sys.argv) == 1 and not (sys.stdout and sys.stdout.isatty() and sys.stdin and sys.stdin.isatty())
+if __name__ == "__main__" and AT_A_HOSTS_START:
+    sys.exit(0)
 
 import argparse
 import hashlib
@@ -12,7 +20,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -227,19 +234,22 @@ def place_file(source: Path, target: Path) -> None:
 
 
 def check_lora(path: Path) -> None:
-    """Refuse what the hosts would not apply: damaged files, and forms that a web UI skips in silence. UsageError says which."""
+    """Refuse what a host would not apply: damaged files, other bases, forms that a web UI skips. UsageError says which."""
     sys.path.insert(0, str(HERE))
     from convert import JobError, read
 
     if not path.is_file():
         raise UsageError(f"--lora {path}: there is no such file")
     try:
-        form = read(path).form
+        lora = read(path)
     except JobError as error:
         raise UsageError(f"--lora {error}") from error
-    if form != "kohya":
-        raise UsageError(f"--lora {path}: is a file in the form {form}, which a web UI skips in silence: convert it first with "
-                         f"python -m convert {path}")
+    if any(module.shape != module.module.shape for module in lora.modules.values()):
+        raise UsageError(f"--lora {path}: is a LoRA of {lora.base}, not of Stable Diffusion 1.5, and no host has that model: "
+                         "train one with python -m trainer, without --demo")
+    if lora.form != "kohya":
+        raise UsageError(f"--lora {path}: is a file in the form {lora.form}, which a web UI skips in silence: convert it first "
+                         f"with python -m convert {path}")
 
 
 def uninstall_steps(host: Host, home: Path) -> list[Step]:
@@ -309,9 +319,8 @@ def run(argv: list[str]) -> int:
 
 def main() -> int:
     if len(sys.argv) == 1:
-        if sys.stdout.isatty() and sys.stdin.isatty():
-            parser().print_help()
-        return 0  # a host at its start
+        parser().print_help()
+        return 0
     try:
         return run(sys.argv[1:])
     except UsageError as error:

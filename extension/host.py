@@ -17,13 +17,17 @@ PREFIX = "Scribble LoRA: "
 def tell(text: str) -> None:
     """One line in the console, whatever characters that can show."""
     encoding = getattr(sys.stderr, "encoding", None) or "ascii"
-    print(f"{PREFIX}{text}".encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
+    print(_line(text).encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
 
 
 def comment(p: Any, text: str) -> None:
     """One line in the console and under the picture."""
     tell(text)
-    p.comment(f"{PREFIX}{text}")
+    p.comment(_line(text))
+
+
+def _line(text: str) -> str:
+    return f"{PREFIX}{' '.join(text.splitlines())}"
 
 
 def networks() -> ModuleType | None:

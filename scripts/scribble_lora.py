@@ -40,7 +40,5 @@ try:
         _door.register()
         ScribbleLora = _door.ScribbleLora
 except Exception as error:  # noqa: BLE001 - the web UI goes on without us
-    print(
-        f"Scribble LoRA: is off, its folder is damaged ({type(error).__name__}: {error}): install it again into {_ROOT}",
-        file=sys.stderr,
-    )
+    _why = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"Scribble LoRA: is off, its folder is damaged ({_why}): install it again into {_ROOT}", file=sys.stderr)
