@@ -105,11 +105,13 @@ def why_not(adapter: Adapter, model: str) -> str | None:
 def _warn_of_tags(p: Any, applied: Applied | None, load: Loader, model: str, say: Callable[[str], None]) -> None:
     """Tags that somebody wrote by hand and that the web UI would drop without a word."""
     tagged = prompts.all_names([*p.all_prompts, *(getattr(p, "all_hr_prompts", None) or ())])
-    catalog = load(None) if tagged else None
-    for name in tagged if catalog is not None else ():
+    if not tagged:
+        return
+    catalog = load(None)
+    for name in tagged:
         if applied is not None and name == applied.name:
             continue
         adapter = catalog.find(catalog.resolve(name) or "")
         problem = why_not(adapter, model) if adapter is not None else None
-        if problem:
-            say(f"<lora:{name}:…> has no effect: the file {problem}")
+        if adapter is not None and problem:
+            say(f"<lora:{name}:…> has no effect: {adapter.name}: {problem}")

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.machinery
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[2]
-UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-@pytest.fixture(scope="module")
-def core():
-    spec = importlib.machinery.ModuleSpec("scribble_lora", None, is_package=True)
-    spec.submodule_search_locations = [str(ROOT)]
-    sys.modules["scribble_lora"] = importlib.util.module_from_spec(spec)
-    names = ("adapters", "applying", "catalog", "prompts", "request")
-    yield SimpleNamespace(**{name: importlib.import_module(f"scribble_lora.extension.{name}") for name in names})
-    for name in [name for name in sys.modules if name.split(".")[0] == "scribble_lora"]:
-        del sys.modules[name]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    down, up = torch.ones(4, 320), torch.ones(320, 4)
-    kohya = "lora_unet_" + UNET.replace(".", "_")
-    metadata = {"scribble_scale": "0.7", "modelspec.trigger_phrase": "a scribble of"}
-    save_file({f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up, f"{kohya}.alpha": torch.tensor(4.0)},
-              tmp_path / "scribble.safetensors", metadata=metadata)
-    save_file({f"unet.{UNET}.lora.down.weight": down, f"unet.{UNET}.lora.up.weight": up}, tmp_path / "theirs.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"<html>")
-    return tmp_path
 
 
 @pytest.fixture
@@ -118,8 +89,12 @@ def test_a_replaced_file_is_looked_into_again(core, folder) -> None:
     assert core.adapters.examine(path).use is core.adapters.Use.READY
 
 
-def test_the_door_takes_no_general_name_and_survives_damage(tmp_path) -> None:
-    """In a process of its own: another extension owns `convert` and `trainer`, and our folder has lost a file."""
+@pytest.mark.parametrize("left", [None, "", "(", "raise ValueError('two\\nlines')", "\0"], ids=lambda left: repr(left)[:9])
+def test_the_door_takes_no_general_name_and_survives_damage(tmp_path, left) -> None:
+    """In a process of its own: another extension owns `convert` and `trainer`, and of our folder this is left."""
+    if left is not None:
+        (tmp_path / "extension").mkdir()
+        (tmp_path / "extension/door.py").write_text(left)
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/scribble_lora.py").write_bytes((ROOT / "scripts/scribble_lora.py").read_bytes())
     code = (

@@ -105,6 +105,9 @@ def test_wrong_places_are_one_line(webui, comfyui, lora, tmp_path) -> None:
     theirs = tmp_path / "theirs.safetensors"
     save_file({"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight": torch.ones(4, 320),
                "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.up.weight": torch.ones(320, 4)}, theirs)
+    miniature = tmp_path / "miniature.safetensors"
+    save_file({f"{MODULE}.lora_down.weight": torch.ones(4, 64), f"{MODULE}.lora_up.weight": torch.ones(64, 4)}, miniature,
+              metadata={"ss_base_model_version": "scribble_miniature"})
     before = tree(tmp_path)
     for arguments, said in (
         (("--webui", tmp_path / "no"), "there is no such folder"), (("--webui", tmp_path / "empty"), "has no webui.py"),
@@ -113,6 +116,7 @@ def test_wrong_places_are_one_line(webui, comfyui, lora, tmp_path) -> None:
         (("--webui", webui, "--lora", webui / "webui.py"), "webui.py"),
         (("--webui", webui, "--lora", "no.safetensors"), "no such file"),
         (("--webui", webui, "--lora", theirs), "python -m convert"),
+        (("--webui", webui, "--lora", miniature), "is a LoRA of scribble_miniature, not of Stable Diffusion 1.5"),
         (("--webui", webui, "--lora", lora, "--uninstall"), "--lora"),
         (("--webui", webui, "--comfyui", tmp_path / "empty"), "has no main.py"),
     ):  # fmt: skip
@@ -139,7 +143,15 @@ def test_a_host_at_its_start_gets_silence_and_nothing_heavy(webui) -> None:
     command = [sys.executable, "-X", "importtime", str(ROOT / "install.py")]
     result = subprocess.run(command, cwd=webui, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert (result.returncode, result.stdout) == (0, "") and not imported & {"convert", "torch", "numpy"}
+    assert (result.returncode, result.stdout) == (0, "") and not imported & {"argparse", "convert", "hashlib", "torch"}
+
+
+def test_no_arguments_on_a_terminal_is_help() -> None:
+    ours, theirs = os.openpty()
+    process = subprocess.run([sys.executable, str(ROOT / "install.py")], stdin=theirs, stdout=theirs, timeout=60)
+    os.close(theirs)
+    assert process.returncode == 0 and b"usage: python install.py" in os.read(ours, 4096)
+    os.close(ours)
 
 
 def test_where_no_link_is_allowed_the_tracked_files_are_copied(webui, tmp_path, monkeypatch) -> None:

@@ -1,0 +1,159 @@
+"""The extension's pure modules, and a web UI as far as the extension sees one: Gradio that records, `modules`, `networks`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import inspect
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[2]
+UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+COMPONENTS = ("Accordion", "Blocks", "Button", "Checkbox", "Column", "Dropdown", "HTML", "Image", "Row", "Slider", "Textbox")
+PURE = ("adapters", "applying", "cards", "catalog", "importing", "infotext", "panel", "prompts", "request")
+"""The modules that import no host."""
+
+
+class Component:
+    """Any Gradio component, container or Blocks: what it was given, and the events bound to it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.arguments, self.options, self.events = arguments, options, {}
+
+    def __enter__(self) -> Component:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __getattr__(self, event: str) -> Any:
+        if event not in ("change", "input", "click", "load"):
+            raise AttributeError(event)
+        return lambda handler, **options: self.events.setdefault(event, []).append((handler, options))
+
+
+class Script:
+    """`modules.scripts.Script`"""
+
+    def elem_id(self, name: str) -> str:
+        return f"script_{name}"
+
+
+class Processing(SimpleNamespace):
+    """What the hooks get, with its prompts set up."""
+
+    def __init__(self, prompt: str) -> None:
+        super().__init__(all_prompts=[prompt], main_prompt=prompt, extra_generation_params={}, comments=[])
+
+    def comment(self, text: str) -> None:
+        self.comments.append(text)
+
+
+class WebUI:
+    """The stand-in's modules, to be put into `sys.modules`, and what the extension has told it."""
+
+    def __init__(self, folder: Path, gradio: str = "3.41.2") -> None:
+        self.folder, self.root = folder, Component()
+        self.callbacks: dict[str, Any] = {}
+        self.stack_depths: list[int] = []
+        self.gradio = _module("gradio", update=lambda **changes: changes, __version__=gradio)
+        vars(self.gradio).update(dict.fromkeys(COMPONENTS, Component))
+        self.scripts = _module("modules.scripts", Script=Script, AlwaysVisible=object(), scripts_data=[])
+        self.networks = _module(
+            "networks", available_networks={}, available_network_aliases={}, forbidden_network_aliases={},
+            available_network_hash_lookup={}, loaded_networks=[], list_available_networks=self.list_networks,
+        )  # fmt: skip
+        self.model = SimpleNamespace(is_sd1=True, is_sd2=False, is_sdxl=False, is_sd3=False)
+        self.list_networks()
+
+    def list_networks(self) -> None:
+        networks = self.networks.available_networks
+        networks.clear()
+        for path in sorted(self.folder.rglob("*.safetensors")):
+            networks[path.stem] = SimpleNamespace(name=path.stem, filename=str(path))
+
+    def modules(self) -> dict[str, ModuleType]:
+        callbacks = {f"on_{name}": self._recorder(name) for name in ("before_ui", "ui_tabs", "infotext_pasted")}
+        parts = {
+            "scripts": self.scripts,
+            "script_callbacks": _module("modules.script_callbacks", **callbacks),
+            "ui_components": _module("modules.ui_components", ToolButton=Component),
+            "shared": _module("modules.shared", cmd_opts=SimpleNamespace(lora_dir=str(self.folder))),
+            "sd_models": _module("modules.sd_models", model_data=SimpleNamespace(sd_model=self.model)),
+        }
+        context = _module("gradio.context", Context=SimpleNamespace(root_block=self.root))
+        return {
+            "gradio": self.gradio, "gradio.context": context, "networks": self.networks,
+            "modules": _module("modules", **parts), **{f"modules.{name}": part for name, part in parts.items()},
+        }  # fmt: skip
+
+    def _recorder(self, name: str) -> Any:
+        def record(callback: Any) -> None:
+            self.callbacks[name] = callback
+            self.stack_depths.append(len(inspect.stack(0)))
+
+        return record
+
+
+    def start(self) -> SimpleNamespace:
+        """What the web UI does at its start and at "Reload UI": run our script; its names, and the extension's modules."""
+        names = runpy.run_path(str(ROOT / "scripts/scribble_lora.py"))
+        parts = {name.rpartition(".")[2]: part for name, part in sys.modules.items() if name.startswith("scribble_lora.ext")}
+        return SimpleNamespace(names=names, Script=names.get("ScribbleLora"), **parts)
+
+    @staticmethod
+    def processing(prompt: str) -> Processing:
+        return Processing(prompt)
+
+
+def _module(name: str, **content: Any) -> ModuleType:
+    module = ModuleType(name)
+    vars(module).update(content)
+    return module
+
+
+@pytest.fixture(scope="module")
+def core() -> Iterator[SimpleNamespace]:
+    """The pure modules, loaded as the web UI loads them: by path, as `scribble_lora`, with no host installed."""
+    spec = importlib.machinery.ModuleSpec("scribble_lora", None, is_package=True)
+    spec.submodule_search_locations = [str(ROOT)]
+    sys.modules["scribble_lora"] = importlib.util.module_from_spec(spec)
+    yield SimpleNamespace(**{name: importlib.import_module(f"scribble_lora.extension.{name}") for name in PURE})
+    for name in [name for name in sys.modules if name.split(".")[0] == "scribble_lora"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A LoRA folder: one that works, one to be converted, one that is a web page."""
+    down, up = torch.ones(4, 320), torch.ones(320, 4)
+    kohya = "lora_unet_" + UNET.replace(".", "_")
+    metadata = {"scribble_scale": "0.7", "modelspec.trigger_phrase": "a scribble of"}
+    save_file({f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up, f"{kohya}.alpha": torch.tensor(4.0)},
+              tmp_path / "scribble.safetensors", metadata=metadata)
+    save_file({f"unet.{UNET}.lora.down.weight": down, f"unet.{UNET}.lora.up.weight": up}, tmp_path / "theirs.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"<html>")
+    return tmp_path
+
+
+@pytest.fixture
+def webui(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebUI]:
+    """A web UI with `folder`, in `sys.modules` for one test."""
+    stand_in = WebUI(folder)
+    for name, module in stand_in.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    yield stand_in
+    for name in [name for name in sys.modules if name.split(".")[0] == "scribble_lora"]:
+        del sys.modules[name]

@@ -1,0 +1,138 @@
+"""What the extension knows and writes of files: adapters, cards, pictures, conversions, and what it shows of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+
+def pair(name: str, width: int = 320, inner: int = 320) -> dict[str, torch.Tensor]:
+    return {f"{name}.lora_down.weight": torch.ones(4, inner), f"{name}.lora_up.weight": torch.ones(width, 4)}
+
+
+Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+@pytest.mark.parametrize(("tensors", "metadata", "use", "said"), [
+    (pair(Q), {}, "READY", ""),
+    (pair(Q), {"ss_base_model_version": "sdxl_base_v1-0"}, "OTHER_BASE", "a LoRA of SDXL"),
+    (pair(Q.replace("attn1_to_q", "attn2_to_k"), inner=1024), {}, "OTHER_BASE", "a LoRA of SD2"),
+    (pair(Q, 64, 64), {"ss_base_model_version": "scribble_miniature"}, "OTHER_BASE", "miniature model"),
+    ({**pair(Q), "bundle_emb.word.string_to_param.*": torch.ones(1, 768)}, {}, "UNCHECKED", "embedding inside"),
+    ({f"{Q}.hada_w1_a": torch.ones(320, 4)}, {}, "UNCHECKED", "LoHa"),
+    ({"some.layer": torch.ones(4)}, {}, "BROKEN", ""),
+], ids=["kohya", "sdxl", "sd2", "miniature", "embedding", "loha", "no LoRA"])  # fmt: skip
+def test_what_a_file_is(core, tmp_path, tensors, metadata, use, said) -> None:
+    path = tmp_path / "file.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    adapter = core.adapters.examine(path)
+    assert adapter.use.name == use and said in adapter.why and str(tmp_path) not in adapter.why and "\n" not in adapter.why
+
+
+def test_a_folder_a_pickle_and_nothing_are_no_error(core, tmp_path) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    assert core.adapters.examine(tmp_path / "folder.safetensors").use is core.adapters.Use.BROKEN
+    assert core.adapters.examine(tmp_path / "gone.safetensors").use is core.adapters.Use.BROKEN
+    assert core.adapters.examine(tmp_path / "old.pt").use is core.adapters.Use.UNCHECKED
+
+
+def test_a_preferred_weight_of_0_is_unset(core, folder) -> None:
+    card = folder / "scribble.json"
+    card.write_text(json.dumps({"preferred weight": 0, "activation text": " in  mystyle "}))
+    adapter = core.adapters.examine(folder / "scribble.safetensors")
+    assert adapter.card.scale == 0.7 and adapter.card.trigger_words == "in mystyle"
+    card.write_text(json.dumps({"preferred weight": 9}))
+    assert core.applying.recommended(core.adapters.examine(folder / "scribble.safetensors")) == 1.5
+
+
+def test_a_card_keeps_what_it_does_not_know(core, folder) -> None:
+    lora, card = folder / "scribble.safetensors", folder / "scribble.json"
+    card.write_text(json.dumps({"notes": "mine", "sd version": "Unknown", "description": "old"}))
+    core.cards.write(lora, base="SD1", trigger_words=" words ", scale=0.5, description="new")
+    assert json.loads(card.read_text()) == {
+        "notes": "mine", "sd version": "Unknown", "description": "new", "negative text": "", "activation text": "words",
+        "preferred weight": 0.5,
+    }  # fmt: skip
+    card.write_text("{")
+    with pytest.raises(Exception, match=r"scribble\.json: the card cannot be read"):
+        core.cards.write(lora, base="SD1", trigger_words="", scale=0, description="")
+    assert card.read_text() == "{" and "cannot be read" in core.adapters.examine(lora).card.problem
+
+
+@pytest.mark.parametrize(("base", "version"), [("SD1", "SD1"), ("SDXL", "SDXL"), ("scribble_miniature", "Unknown")])
+def test_a_new_card_names_the_files_own_base(core, folder, base, version) -> None:
+    core.cards.write(folder / "theirs.safetensors", base=base, trigger_words="", scale=0, description="")
+    assert json.loads((folder / "theirs.json").read_text())["sd version"] == version
+
+
+def test_a_conversion_stands_beside_the_original_with_card_and_picture(core, folder) -> None:
+    theirs, before = folder / "theirs.safetensors", (folder / "theirs.safetensors").read_bytes()
+    theirs.with_suffix(".json").write_text("{}")
+    Image.new("RGB", (8, 8)).save(folder / "theirs.preview.jpg")
+    report = core.importing.convert_beside(theirs, ["theirs"])
+    assert report.target == folder / "theirs.kohya.safetensors" and theirs.read_bytes() == before
+    made = core.adapters.examine(report.target)
+    assert made.use is core.adapters.Use.READY and core.cards.picture(report.target) == folder / "theirs.kohya.jpg"
+    assert (folder / "theirs.kohya.json").read_text() == "{}"
+
+
+def test_a_peft_folder_gives_its_name(core, folder) -> None:
+    style = folder / "my style"
+    style.mkdir()
+    assert core.importing.conversion_of(style / "adapter_model.safetensors", ["other"]).name == "my style.safetensors"
+    taken = core.importing.conversion_of(style / "adapter_model.safetensors", ["my style"])
+    assert taken.name == "adapter_model.kohya.safetensors"
+
+
+def test_only_lora_files_below_the_folders_are_listed(core, folder) -> None:
+    (folder / "sub").mkdir()
+    (folder / ".hidden").mkdir()
+    for name in ("sub/deep.PT", ".hidden/a.pt", ".part.safetensors", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    found = core.importing.files([folder, folder / "not there"])
+    assert list(found) == ["broken.safetensors", "scribble.safetensors", "sub/deep.PT", "theirs.safetensors"]
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".preview.webp"])
+def test_a_picture_is_replaced_in_its_own_form(core, folder, ending) -> None:
+    lora, present = folder / "scribble.safetensors", folder / f"scribble{ending}"
+    Image.new("RGB", (8, 8)).save(present)
+    assert core.importing.write_picture(lora, Image.new("RGBA", (3000, 1000)), overwrite=True) == present
+    with Image.open(present) as image:
+        assert image.size == (1024, 341) and image.format == {".png": "PNG", ".jpg": "JPEG"}.get(ending, "WEBP")
+
+
+def test_an_animation_is_not_replaced(core, folder) -> None:
+    (folder / "scribble.gif").write_bytes(b"GIF89a")
+    with pytest.raises(Exception, match="delete it first"):
+        core.importing.write_picture(folder / "scribble.safetensors", Image.new("RGB", (8, 8)), overwrite=True)
+
+
+def test_what_a_file_says_is_escaped(core, folder) -> None:
+    (folder / "scribble.json").write_text(json.dumps({"description": "<script>", "activation text": "<b>"}))
+    html = core.panel.facts(core.adapters.examine(folder / "scribble.safetensors"), "SD1", '"><u')
+    assert "&lt;script&gt;" in html and "&lt;b&gt;" in html and "<script>" not in html and '"><u' not in html
+    assert "&lt;lora:scribble:0.7&gt;" in html and "1 modules of the UNet" in html
+    assert "&lt;pre&gt;" in core.panel.preformatted("<pre>", sound=True)
+
+
+def test_one_plot_cell_does_not_mark_the_next(core) -> None:
+    params = {"Scribble LoRA adapter": "a", "Scribble LoRA error": "b", "Scribble LoRA trigger words": "True", "Steps": 2}
+    core.infotext.write(params, core.request.Request("scribble", 0.5, False), 0.5)
+    assert params == {"Steps": 2, "Scribble LoRA adapter": "scribble", "Scribble LoRA scale": "0.5"}
+    core.infotext.write(params, None)
+    assert params == {"Steps": 2}
+
+
+def test_a_renamed_file_is_found_by_its_hash(core) -> None:
+    params = {"Scribble LoRA adapter": "a:b", "Prompt": "x <lora:a:1>", "Hires prompt": "y <lora:new:0.5>",
+              "Lora hashes": "other: 11, ab: 22"}  # fmt: skip
+    resolve = {"new": "new"}.get
+    assert core.infotext.pasted(params, resolve, {"22": "new"}) is None
+    assert params["Scribble LoRA adapter"] == "new" and params["Hires prompt"] == "y"
+    gone = {"Scribble LoRA adapter": "gone", "Scribble LoRA scale": "1", "Prompt": "x <lora:gone:1>"}
+    assert "gone" in core.infotext.pasted(gone, resolve, {}) and gone == {"Prompt": "x <lora:gone:1>"}
