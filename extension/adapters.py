@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..convert import foreign, write
 from ..convert.card import card_path
+from ..convert.check import check
 from ..convert.container import Container, open_container
 from ..convert.errors import JobError
 from ..convert.lora import SD15, Lora
@@ -83,7 +84,20 @@ def stamp(path: Path) -> Stamp:
 
 def examine(path: Path) -> Adapter:
     """What `path` is; read anew only when it or its card has changed. Raises nothing for a bad file."""
-    return _examine(path, stamp(path))
+    now = stamp(path)
+    adapter = _examine(path, now)
+    flaw = _FLAWS.get((path, now))
+    return replace(adapter, use=Use.BROKEN, why=flaw) if flaw else adapter
+
+
+def examine_numbers(path: Path) -> Adapter:
+    """`examine`, and where the header is sound every number too, which takes seconds for a large file; known from then on."""
+    now = stamp(path)
+    adapter = _examine(path, now)
+    if adapter.use in (Use.READY, Use.CONVERT) and (path, now) not in _FLAWS:
+        audit = check(path)
+        _FLAWS[path, now] = "" if audit.sound else in_words(JobError(audit.problem), path)
+    return examine(path)
 
 
 def known(path: Path) -> Adapter | None:
@@ -92,6 +106,8 @@ def known(path: Path) -> Adapter | None:
 
 
 _SEEN: dict[tuple[Path, Stamp], Adapter] = {}
+_FLAWS: dict[tuple[Path, Stamp], str] = {}
+"""Files whose numbers were looked at -> what is wrong with them; few, as each was chosen by somebody."""
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from modules import scripts  # never `from modules.scripts import Script`: the w
 from modules.ui_components import ToolButton
 
 from ..convert.errors import JobError, UsageError
-from . import applying, host, importing, infotext, panel
+from . import adapters, applying, host, importing, infotext, panel
 from .adapters import Adapter, Use, in_words
 from .catalog import Catalog
 from .request import LEAST, MOST, NOBODY, USUAL
@@ -78,7 +78,8 @@ def accordion(elem_id: Callable[[str], str]) -> list[Any]:
         convert = gr.Button("Convert it for the web UI", visible=False, elem_id=elem_id("convert"))
     shown = [facts, convert]
     Context.root_block.load(marked, outputs=[adapter], show_progress=False, queue=False)
-    adapter.change(show, inputs=[adapter], outputs=shown, show_progress=False)
+    chosen = adapter.change(show, inputs=[adapter], outputs=shown, show_progress=False)
+    chosen.then(show_whole, inputs=[adapter], outputs=shown, show_progress=False)
     adapter.input(start_scale, inputs=[adapter], outputs=[scale], show_progress=False)
     refresh.click(reload, inputs=[adapter], outputs=[adapter, *shown])
     convert.click(convert_chosen, inputs=[adapter], outputs=[adapter, scale, *shown])
@@ -93,6 +94,12 @@ def show(name: str) -> tuple[Any, Any]:
 def marked() -> Any:
     """The dropdown with the marks that start-up had no time for."""
     return gr.update(choices=host.catalog().choices(MARKING_SECONDS))
+
+
+def show_whole(name: str) -> tuple[Any, Any]:
+    """`show` once more, after every number of the file was looked at; a generation then knows of it too."""
+    adapter = _found(host.catalog(), name)
+    return _shown(adapters.examine_numbers(adapter.path) if adapter is not None else None)
 
 
 def start_scale(name: str) -> Any:

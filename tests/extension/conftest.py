@@ -41,7 +41,12 @@ class Component:
     def __getattr__(self, event: str) -> Any:
         if event not in ("change", "input", "click", "load"):
             raise AttributeError(event)
-        return lambda handler, **options: self.events.setdefault(event, []).append((handler, options))
+
+        def bind(handler: Any, **options: Any) -> SimpleNamespace:
+            self.events.setdefault(event, []).append((handler, options))
+            return SimpleNamespace(then=bind)
+
+        return bind
 
 
 class Script:

@@ -33,6 +33,21 @@ def test_what_a_file_is(core, tmp_path, tensors, metadata, use, said) -> None:
     assert adapter.use.name == use and said in adapter.why and str(tmp_path) not in adapter.why and "\n" not in adapter.why
 
 
+def test_numbers_are_looked_at_when_asked_and_known_from_then_on(core, tmp_path, monkeypatch) -> None:
+    path, bad = tmp_path / "file.safetensors", pair(Q)
+    bad[f"{Q}.lora_up.weight"][0, 0] = float("nan")
+    save_file(bad, path)
+    assert core.adapters.examine(path).use is core.adapters.Use.READY, "only the header is read"
+    found = core.adapters.examine_numbers(path)
+    assert found.use is core.adapters.Use.BROKEN and "NaN or infinite" in found.why and str(tmp_path) not in found.why
+    assert core.adapters.examine(path) == found and "NaN" in core.applying.why_not(core.adapters.examine(path), "SD1")
+    monkeypatch.setattr(core.adapters, "check", lambda path: pytest.fail("read twice"))
+    assert core.adapters.examine_numbers(path) == found
+    monkeypatch.undo()
+    save_file(pair(Q, 320, 320) | {f"{Q}.alpha": torch.tensor(4.0)}, path)
+    assert core.adapters.examine_numbers(path).use is core.adapters.Use.READY
+
+
 def test_a_folder_a_pickle_and_nothing_are_no_error(core, tmp_path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     assert core.adapters.examine(tmp_path / "folder.safetensors").use is core.adapters.Use.BROKEN

@@ -133,6 +133,7 @@ def test_choosing_converting_and_reading_again(webui, folder) -> None:
     entry = "theirs  ⚠ convert first: diffusers"
     html, button = script.show(entry)
     assert "convert it first" in html and button == {"visible": True}
+    assert script.show_whole(entry) == (html, button) and script.show_whole("None") == script.show("None")
     assert script.start_scale("scribble") == {"value": 0.7} and script.start_scale("None") == {}
     chosen, scale, html, button = script.convert_chosen(entry)
     assert chosen["value"] == "theirs.kohya" and "theirs.kohya" in chosen["choices"] and "ready" in html
