@@ -101,8 +101,8 @@ def examine_numbers(path: Path) -> Adapter:
 
 
 def known(path: Path) -> Adapter | None:
-    """`examine(path)` where that costs nothing, else None."""
-    return _SEEN.get((path, stamp(path)))
+    """`examine(path)` where that costs nothing, else None. At the host's start not even the disk is asked."""
+    return _SEEN.get((path, stamp(path))) if _SEEN else None
 
 
 _SEEN: dict[tuple[Path, Stamp], Adapter] = {}

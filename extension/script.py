@@ -77,7 +77,8 @@ def accordion(elem_id: Callable[[str], str]) -> list[Any]:
         facts = gr.HTML(panel.facts(None, ""), elem_id=elem_id("facts"))
         convert = gr.Button("Convert it for the web UI", visible=False, elem_id=elem_id("convert"))
     shown = [facts, convert]
-    Context.root_block.load(marked, outputs=[adapter], show_progress=False, queue=False)
+    if Context.root_block is not None:
+        Context.root_block.load(marked, outputs=[adapter], show_progress=False, queue=False)
     chosen = adapter.change(show, inputs=[adapter], outputs=shown, show_progress=False)
     chosen.then(show_whole, inputs=[adapter], outputs=shown, show_progress=False)
     adapter.input(start_scale, inputs=[adapter], outputs=[scale], show_progress=False)

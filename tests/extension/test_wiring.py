@@ -71,12 +71,19 @@ def test_the_axes_set_and_check_their_values(webui) -> None:
 def test_the_page_looks_into_no_file_until_it_is_opened(webui, monkeypatch) -> None:
     extension, script = script_of(webui)
     with monkeypatch.context() as patch:
-        patch.setattr(extension.adapters, "examine", lambda path: pytest.fail(f"looked into {path} at start"))
+        for name in ("examine", "stamp"):
+            patch.setattr(extension.adapters, name, lambda path: pytest.fail(f"looked at {path} at start"))
         enabled, adapter, scale, trigger = script.ui(False)
     assert adapter.arguments[0] == ["None", "broken", "scribble", "theirs"]
     [(marked, options)] = webui.root.events["load"]
     assert options["outputs"] == [adapter]
     assert marked()["choices"] == ["None", "broken  ⚠ damaged", "scribble", "theirs  ⚠ convert first: diffusers"]
+
+
+def test_controls_built_outside_of_a_page_are_controls_too(webui, monkeypatch) -> None:
+    """The web UI builds them once more to ask for the defaults of its API."""
+    monkeypatch.setattr(sys.modules["gradio.context"].Context, "root_block", None)
+    assert len(script_of(webui)[1].ui(False)) == 4
 
 
 def test_gradio_4_takes_an_entry_that_is_in_no_list(webui) -> None:
