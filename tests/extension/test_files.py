@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 
@@ -93,6 +94,8 @@ def test_a_conversion_stands_beside_the_original_with_card_and_picture(core, fol
     made = core.adapters.examine(report.target)
     assert made.use is core.adapters.Use.READY and core.cards.picture(report.target) == folder / "theirs.kohya.jpg"
     assert (folder / "theirs.kohya.json").read_text() == "{}"
+    with safe_open(report.target, "pt") as file:
+        assert file.metadata()["ss_output_name"] == "theirs.kohya", "the web UI switches an alias of two files off"
 
 
 def test_a_peft_folder_gives_its_name(core, folder) -> None:
