@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an --out that exists")
     add("--base", default="", metavar="WORD", help="hub id, folder or checkpoint (default: what the LoRA was trained on)")
     add("--steps", type=int, default=0, metavar="N", help="sampling steps (default 25)")
-    add("--guidance", type=float, default=0.0, metavar="X", help="classifier-free guidance (default 7.5; the miniature 2)")
+    add("--guidance", type=float, default=0.0, metavar="X", help="classifier-free guidance (default 7.5; the miniature 3)")
     add("--resolution", type=int, default=0, metavar="N", help="side in pixels, a multiple of 64 (default: the base's own)")
     add("--batch", type=int, default=8, metavar="N", help="pictures drawn at once (default 8)")
     add("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")

@@ -16,7 +16,7 @@ from trainer.draws import generator_of
 from trainer.encode import encode_captions
 
 GUIDANCE, STEPS = 7.5, 25
-MINIATURE_GUIDANCE = 2.0  # above, strokes take the colours that the base gives the word
+MINIATURE_GUIDANCE = 3.0  # above, its things grow heavy; below, the base's are pale
 _NOISE = 4  # draws.generator_of's key for starting noise
 
 

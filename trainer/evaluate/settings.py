@@ -36,7 +36,7 @@ class Settings:
     image_clip: str = option("", "CLIP of the image-image similarity (default: ViT-L/14; the miniature's own)")
     noises: int = option(2, "noise levels per held-out drawing in the denoising loss")
     steps: int = option(0, "sampling steps (default 25; the miniature 12)")
-    guidance: float = option(0.0, "classifier-free guidance (default 7.5; the miniature 2)")
+    guidance: float = option(0.0, "classifier-free guidance (default 7.5; the miniature 3)")
     seed: int = option(0, "seed of pictures, of what is chosen, and of the resampling behind every interval")
 
     def __post_init__(self) -> None:

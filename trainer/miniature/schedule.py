@@ -25,13 +25,14 @@ class Progress:
     """Prints the mean loss and the pace every 20 steps."""
 
     def __init__(self, name: str, steps: int) -> None:
-        self.name, self.steps, self.start = name, steps, time.monotonic()
+        self.name, self.steps, self.start, self.done = name, steps, time.monotonic(), 0
         self.losses: list[float] = []
 
     def __call__(self, step: int, loss: torch.Tensor) -> None:
         self.losses.append(loss.item())
+        self.done += 1  # not `step`: a stage may have gone on from a kept state
         if (step + 1) % 20 == 0 or step + 1 == self.steps:
-            pace = (time.monotonic() - self.start) / (step + 1)
+            pace = (time.monotonic() - self.start) / self.done
             mean = sum(self.losses) / len(self.losses)
             print(f"{self.name} {step + 1}/{self.steps} loss {mean:.4f} {pace:.2f} s/step", flush=True)
             self.losses = []
