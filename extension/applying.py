@@ -112,6 +112,8 @@ def _warn_of_tags(p: Any, applied: Applied | None, load: Loader, model: str, say
         if applied is not None and name == applied.name:
             continue
         adapter = catalog.find(catalog.resolve(name) or "")
-        problem = why_not(adapter, model) if adapter is not None else None
-        if adapter is not None and problem:
+        if adapter is None or (adapter.use is Use.CONVERT and catalog.many_forms):
+            continue
+        problem = why_not(adapter, model)
+        if problem:
             say(f"<lora:{name}:…> has no effect: {adapter.name}: {problem}")

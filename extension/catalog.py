@@ -31,6 +31,8 @@ class Catalog:
     """what a tag may say -> file name"""
     by_hash: Mapping[str, str] = field(default_factory=dict)
     """short hash -> file name"""
+    many_forms: bool = False
+    """the web UI reads other forms than kohya's too, which ones is not known here"""
 
     def resolve(self, tagged: str) -> str | None:
         """The file name that a tag's name stands for."""

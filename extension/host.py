@@ -49,6 +49,7 @@ def catalog(name: str | None = None) -> Catalog:
         {alias: item.name for alias, item in dict(lora.available_network_aliases).items()
          if alias.lower() not in lora.forbidden_network_aliases},
         {short: item.name for short, item in dict(lora.available_network_hash_lookup).items()},
+        many_forms=hasattr(lora, "load_lora_for_models"),  # Forge and reForge: ComfyUI's loader
     )  # fmt: skip
 
 

@@ -125,6 +125,17 @@ def test_what_the_web_ui_did_not_load_is_told(webui) -> None:
     assert p.comments == []
 
 
+def test_a_tag_that_forge_may_read_is_not_called_without_effect(webui) -> None:
+    _, script = script_of(webui)
+    for many_forms, told in ((False, 1), (True, 0)):
+        if many_forms:
+            webui.networks.load_lora_for_models = print
+        p = webui.processing("cat <lora:theirs:1>")
+        webui.networks.available_network_aliases["theirs"] = SimpleNamespace(name="theirs")
+        script.process(p, False)
+        assert len(p.comments) == told
+
+
 @pytest.mark.parametrize(("flag", "kind"), [("is_sdxl", "SDXL"), ("is_sd2", "SD2"), ("is_sd3", "SD3"), ("", "another kind")])
 def test_the_loaded_model_decides(webui, flag, kind) -> None:
     webui.model.is_sd1 = False
