@@ -25,12 +25,15 @@ class UsageError(Exception):
 
 
 def exit_status(name: str, run: Callable[[], int], *, stopped: str = "stopped") -> int:
-    """What `run` returns; the two errors and Ctrl-C as one line of program `name` on stderr and an exit status."""
+    """What `run` returns; the two errors, the system's own and Ctrl-C as one line of `name` on stderr and an exit status."""
     try:
         return run()
     except (JobError, UsageError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"{name}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return JobError.exit_code
     except KeyboardInterrupt:
         print(f"{name}: {stopped}", file=sys.stderr)
         return 130

@@ -40,7 +40,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     finally:
         if os.path.exists(temporary):
             temporary.unlink()
-    _flush_folder(place.parent)
+    flush_folder(place.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -64,7 +64,7 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make the rename itself durable, where the system can open a folder (Windows cannot)."""
     if not hasattr(os, "O_DIRECTORY"):
         return

@@ -10,34 +10,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from convert import sd15
 from convert.errors import JobError, UsageError
 from trainer.draws import generator_of
 from trainer.quiet import quiet
 from trainer.recipe import TARGETS, Recipe
+from trainer.streams import Stream
 
 NAME = "default"
 
 
-def attach(unet: Any, recipe: Recipe) -> list[tuple[str, torch.nn.Parameter]]:
-    """Put a fresh LoRA on `unet` (a diffusers UNet2DConditionModel); its factors by peft's names, float32, in order.
+def layers(unet: Any, recipe: Recipe) -> list[str]:
+    """Names of the layers of `unet` (a diffusers UNet2DConditionModel) that `recipe` makes learn.
 
     Raises:
-        UsageError: `--targets` matches no linear or convolution layer.
+        UsageError: `--targets` matches no linear or convolution layer, or one that has no place in a LoRA file.
     """
-    from peft import LoraConfig
-
-    layers = [name for name, module in unet.named_modules()
+    found = [name for name, module in unet.named_modules()
               if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and re.fullmatch(recipe.target_pattern, name)]
-    if not layers:
+    if not found:
         raise UsageError(f"--targets {recipe.targets!r} matches none of the UNet's layers: use one of "
                          f"{', '.join(TARGETS)} or an expression for names like 'down_blocks.0.attentions.0.….to_q'")
+    placeless = sorted(set(found) - {module.name for module in sd15.modules().values()})
+    if placeless:
+        raise UsageError(f"--targets {recipe.targets!r} matches {placeless[0]} ({len(placeless)} such), which has no name in a "
+                         "LoRA file: no host would find it")
+    return found
+
+
+def attach(unet: Any, recipe: Recipe) -> list[tuple[str, torch.nn.Parameter]]:
+    """Put a fresh LoRA on `unet`; its factors by peft's names, float32, in order. Raises as `layers`."""
+    from peft import LoraConfig
+
     # the list, not the expression: peft would also wrap what it cannot train, and fail on it
-    unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.true_alpha, target_modules=layers, lora_dropout=0.0,
-                                init_lora_weights="gaussian"), adapter_name=NAME)
+    unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.true_alpha, target_modules=layers(unet, recipe),
+                                lora_dropout=0.0, init_lora_weights="gaussian"), adapter_name=NAME)
     factors = [(name, p) for name, p in unet.named_parameters() if ".lora_" in name]
-    generator = generator_of(recipe.seed, 3)
+    generator = generator_of(recipe.seed, Stream.FACTORS)
     for name, factor in factors:
         factor.data = factor.data.float()
         factor.requires_grad_(True)
@@ -60,7 +72,12 @@ def save(unet: Any, folder: Path) -> Path:
         from peft.utils import get_peft_model_state_dict
 
     weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=NAME))
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights, **_collate_lora_metadata({"unet": unet}))
+    weights = {name: weight.contiguous() for name, weight in weights.items()}  # convolutions' may be channels_last
+    try:
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights, **_collate_lora_metadata({"unet": unet}))
+    except SafetensorError as error:
+        raise JobError(f"{folder}: the LoRA cannot be written ({error}): make room on this disk; the same command goes on "
+                       "from the last checkpoint") from error
     return folder / "pytorch_lora_weights.safetensors"
 
 

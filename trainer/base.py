@@ -18,7 +18,7 @@ from convert.errors import JobError, UsageError
 from trainer import diffusers_folder, hub, single_file
 from trainer.families import family_of
 from trainer.quiet import quiet
-from trainer.recipe import MINIATURE, Recipe
+from trainer.recipe import MINIATURE, Recipe, home
 from trainer.tokenizers import clip_tokenizer, own_tokenizer
 
 Say = Callable[[str], None]
@@ -35,7 +35,7 @@ class Base:
     identity: str
     """digest of the weights: of a single file its sha256, which hosts show too"""
     family: str
-    """`sd_v1`, `sd_v1_like` (its block layout at another width) or `scribble_miniature`"""
+    """`sd_v1`, `like_sd_v1` (its block layout at another width) or `scribble_miniature`"""
     unet: Any
     """diffusers' UNet2DConditionModel, in the dtype asked for"""
     vae: Any
@@ -147,7 +147,7 @@ def _assemble(name: str, identity: str, family: str, parts: dict[str, Any]) -> B
 
 def _local(name: str) -> Path | None:
     """The file or folder that `name` stands for; None for a model of the hub."""
-    path = MINIATURE_FOLDER if name == MINIATURE else Path(name).expanduser()
+    path = MINIATURE_FOLDER if name == MINIATURE else home(name)
     if path.exists():
         return path
     if name == MINIATURE:

@@ -114,7 +114,13 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     values: dict[str, Any] = dict(PRESETS["demo"]) if options["demo"] else {}
     if options["recipe"]:
         values |= read_recipe(options["recipe"])
-    values |= {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options[f.name] is not None}
+    given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options[f.name] is not None}
+    for name in ("base", "data"):  # a slash that a shell's completion put at the end makes no other recipe
+        if given.get(name, "").strip("/\\"):
+            given[name] = given[name].rstrip("/\\")
+    if options["demo"] and "data" in given:  # the demo's categories are the doodles'
+        values = {name: value for name, value in values.items() if name not in ("categories", "per_category")}
+    values |= given
     for name, least in (("micro_batch", 0), ("checkpoint_every", 1), ("sample_every", 0)):
         if options[name] < least:
             raise UsageError(f"{flag(name)} {options[name]}: expected {least} or more")
@@ -138,10 +144,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
         else:
             loaded = json.loads(path.read_text(encoding="utf-8"))
             stored = loaded.get("recipe", loaded)
-    except (OSError, ValueError, KeyError) as error:
+        if not isinstance(stored, dict):
+            raise ValueError("no fields")
+    except (OSError, ValueError, KeyError, AttributeError, JobError) as error:
         raise JobError(f"--recipe {path}: holds no recipe ({type(error).__name__}: {error}): give the recipe.json of a run "
                        "or a LoRA that this program made") from error
     unknown = sorted(set(stored) - {f.name for f in dataclasses.fields(Recipe)})
     if unknown:
         raise JobError(f"--recipe {path}: unknown fields {', '.join(unknown)}: it was written by another version")
+    for f in dataclasses.fields(Recipe):
+        kinds = (int, float) if isinstance(f.default, float) else (type(f.default),)
+        if f.name in stored and type(stored[f.name]) not in kinds:
+            raise JobError(f"--recipe {path}: {f.name} is {stored[f.name]!r}: expected {type(f.default).__name__}")
     return stored

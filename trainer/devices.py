@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ def choose(name: str, local_rank: int = 0) -> Compute:
                          "pytorch.org (on Windows pip's own torch is CPU-only), or give --device cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError(f"--device {name}: this torch sees no Apple GPU: give --device cpu")
-    if kind not in ("cuda", "mps", "cpu"):
+    if kind not in ("cuda", "mps", "cpu") or not re.fullmatch(r"(cuda|cpu|mps)(:\d+)?", name):
         raise UsageError(f"--device {name}: expected auto, cuda, cuda:N, mps or cpu")
     if kind != "cuda":
         return Compute(torch.device(name), torch.float32, None, False)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.recipe import Recipe
+from trainer.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def draw_step(recipe: Recipe, step: int, *, pictures: int, views: int, latent: t
     """The draws of optimizer step `step` (from 0) over `pictures` pictures; `latent` is (4, h, w)."""
     epoch, place = divmod(step, recipe.steps_per_epoch(pictures))
     whole = recipe.batch * recipe.accumulation
-    order = np.random.default_rng([recipe.seed, 0, epoch]).permutation(pictures)
+    order = np.random.default_rng([recipe.seed, Stream.ORDER, epoch]).permutation(pictures)
     rows = torch.from_numpy(order[place * whole : (place + 1) * whole])
-    return _draw(generator_of(recipe.seed, 1, step), rows, views, latent, timesteps, offset=recipe.noise_offset,
+    return _draw(generator_of(recipe.seed, Stream.STEP, step), rows, views, latent, timesteps, offset=recipe.noise_offset,
                  dropout=recipe.caption_dropout)
 
 
@@ -83,11 +84,10 @@ class Ahead:
 
 def draw_held_out(recipe: Recipe, *, pictures: int, latent: tuple[int, int, int], timesteps: int) -> Draw:
     """Fixed noise and timesteps for the held-out loss, one for each picture; timesteps spread evenly over the schedule."""
-    draw = _draw(generator_of(recipe.seed, 2), torch.arange(pictures), 1, latent, timesteps, offset=recipe.noise_offset,
-                 dropout=0)
+    generator = generator_of(recipe.seed, Stream.HELD_OUT)
+    draw = _draw(generator, torch.arange(pictures), 1, latent, timesteps, offset=recipe.noise_offset, dropout=0)
     spread = ((torch.arange(pictures) + 0.5) * timesteps / max(pictures, 1)).long()
-    object.__setattr__(draw, "timestep", spread)
-    return draw
+    return replace(draw, timestep=spread)
 
 
 def generator_of(*key: int) -> torch.Generator:

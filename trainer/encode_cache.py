@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from convert.container import open_container
@@ -56,7 +57,7 @@ class EncodingCache:
         path = self.folder / f"{hashlib.sha256(names.encode()).hexdigest()[:24]}.safetensors"
         try:
             _write(path, names, tensors)
-        except (OSError, JobError) as error:
+        except (OSError, JobError, SafetensorError) as error:
             self.writable = False
             self.say(f"encodings are not kept for the next run: {error}")
 

@@ -28,9 +28,10 @@ def storage_dtype(device: torch.device) -> torch.dtype:
 def versions(device: torch.device) -> dict[str, str]:
     """What, besides the models and their input, decides an encoding's bits."""
     import diffusers
+    import PIL
     import transformers
 
-    return {"device": device.type, "kept": str(storage_dtype(device)), "torch": torch.__version__,
+    return {"pillow": PIL.__version__, "device": device.type, "kept": str(storage_dtype(device)), "torch": torch.__version__,
             "diffusers": diffusers.__version__, "transformers": transformers.__version__, "format": "1"}  # fmt: skip
 
 

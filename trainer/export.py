@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from convert.files import write_json
 from trainer import adapter
 from trainer.base import Base
 from trainer.data.records import Dataset
+from trainer.families import SCRIBBLE_MINIATURE, SD_V1
 from trainer.grid import draw_grid, write_png
 from trainer.recipe import Recipe
 from trainer.sampler import Sampler
@@ -29,15 +31,21 @@ def outputs(out: Path) -> tuple[Path, Path, Path]:
     return out, out.with_suffix(".json"), out.with_suffix(".png")
 
 
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuse an `--out` that cannot be written or that would replace somebody's file. UsageError says which."""
+def check_out(out: Path, *, overwrite: bool, mine: bool) -> None:
+    """Refuse an `--out` that cannot be written or that would replace somebody's file. UsageError says which.
+
+    mine: what is there is of this run.
+    """
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: expected a name ending in .safetensors, which is what hosts list")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}: make it first")
+    folders = [str(path) for path in outputs(out) if path.is_dir()]
+    if folders:
+        raise UsageError(f"--out: {', '.join(folders)} is a folder: give another name")
     taken = [str(path) for path in outputs(out) if path.exists()]
-    if taken and not overwrite:
-        raise UsageError(f"--out: {', '.join(taken)} exists and is not from this run: give another name or --overwrite")
+    if taken and not (overwrite or mine):
+        raise UsageError(f"--out: {', '.join(taken)}: exists and is not from this run: give another name or --overwrite")
 
 
 def write_lora(unet: Any, run: Path, out: Path, recipe: Recipe, base: Base, dataset: Dataset, *, steps: int,
@@ -54,21 +62,22 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
     values: dict[str, Any] = {
         "ss_output_name": name, "ss_training_started_at": started, "ss_training_finished_at": datetime.now(UTC).timestamp(),
         "ss_steps": steps, "ss_max_train_steps": steps, "ss_num_train_images": len(dataset.train),
-        "ss_num_epochs": recipe.epochs, "ss_total_batch_size": recipe.batch * recipe.accumulation,
+        "ss_num_epochs": math.ceil(steps / recipe.steps_per_epoch(len(dataset.train))),
+        "ss_total_batch_size": recipe.batch * recipe.accumulation,
         "ss_gradient_accumulation_steps": recipe.accumulation, "ss_learning_rate": recipe.learning_rate,
         "ss_unet_lr": recipe.learning_rate, "ss_text_encoder_lr": "None", "ss_lr_scheduler": "cosine",
         "ss_lr_warmup_steps": recipe.warmup, "ss_optimizer": "torch.optim.AdamW", "ss_seed": recipe.seed,
         "ss_max_grad_norm": recipe.clip_norm, "ss_min_snr_gamma": recipe.min_snr_gamma or "None",
         "ss_noise_offset": recipe.noise_offset or "None", "ss_caption_dropout_rate": recipe.caption_dropout,
         "ss_resolution": f"({resolution}, {resolution})",
-        "ss_sd_model_name": base.name if base.family == "scribble_miniature" else Path(base.name).name,
+        "ss_sd_model_name": base.name if base.family == SCRIBBLE_MINIATURE else Path(base.name).name,
         "ss_cache_latents": True, "ss_tag_frequency": {name: _frequency(dataset)},
         "modelspec.trigger_phrase": dataset.trigger, "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.date": datetime.now(UTC).date().isoformat(),
         "scribble_recipe": recipe.as_dict(), "scribble_scale": recipe.scale,
         "scribble_versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft")},
     }
-    if base.family == "scribble_miniature":
+    if base.family != SD_V1:  # else convert says what the tensors' shapes say
         values["ss_base_model_version"] = base.family
     if dataset.attribution:
         values["scribble_data"] = dataset.attribution
@@ -92,7 +101,7 @@ def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset) -> None:
             card |= json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, TypeError):
             path.replace(path.with_suffix(".json.bak"))
-    card |= {"sd version": "SD1" if base.family == "sd_v1" else "Unknown", "activation text": dataset.trigger,
+    card |= {"sd version": "SD1" if base.family == SD_V1 else "Unknown", "activation text": dataset.trigger,
              "preferred weight": recipe.scale}
     card["description"] = card["description"] or description(base, dataset)
     write_json(path, card)
@@ -100,7 +109,7 @@ def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset) -> None:
 
 def description(base: Base, dataset: Dataset) -> str:
     what = f"LoRA trained on {len(dataset.train)} pictures."
-    if base.family == "scribble_miniature":
+    if base.family == SCRIBBLE_MINIATURE:
         what += " For Scribble LoRA's own miniature Stable Diffusion, not for SD1.5."
     return f"{what} {dataset.attribution}".strip()
 

@@ -8,7 +8,7 @@ from typing import Any
 from convert.errors import UsageError
 from trainer.sd15_configs import CONTEXT, UNET_LAYOUT, UNET_WIDTHS
 
-SD_V1, SD_V1_LIKE, SCRIBBLE_MINIATURE = "sd_v1", "sd_v1_like", "scribble_miniature"
+SD_V1, SD_V1_LIKE, SCRIBBLE_MINIATURE = "sd_v1", "like_sd_v1", "scribble_miniature"
 MINIATURE_CONTEXT, MINIATURE_LATENT = 96, 16
 
 WANTED = "a Stable Diffusion 1.5 was expected"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from convert.errors import JobError
@@ -11,7 +10,8 @@ from trainer import adapter, checkpoints, devices, export, micro_batch, plan
 from trainer.base import Base, check_base, load_base
 from trainer.cli import Job
 from trainer.compiling import Compiled
-from trainer.data import load_dataset
+from trainer.data import check_data, load_dataset
+from trainer.data.contact_sheet import check_sheet
 from trainer.data.records import Dataset, count_long_captions
 from trainer.devices import Compute
 from trainer.encode import encode_dataset
@@ -35,28 +35,24 @@ def quiet(text: str) -> None:
 
 def run(recipe: Recipe, job: Job) -> int:
     """Do the job; returns the exit status. Raises JobError and UsageError for what the user can mend."""
-    processes = join(cpu=job.device == "cpu")
+    processes = join(job.device)
     tell = say if processes.main else quiet
     if job.dry_run:
         return _dry_run(recipe, job, tell)
     if job.out is None:
         return _contact_sheet(recipe, job, tell)
-    folder = RunFolder(job.run)
-    done = folder.finished()
-    if done and job.out.exists() and Path(done["out"]) == job.out.resolve():
-        folder.check(recipe)
-        tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
-        return 0
     compute = devices.choose(job.device, processes.local_rank)
-    if processes.main:
-        export.check_out(job.out, overwrite=job.overwrite)
-        folder.check(recipe)
-    check_tracker(job.track)
-    check_base(recipe)
-    _check_device(recipe, job, compute, plan.expected_pictures(recipe))
+    folder = RunFolder(job.run)
+    pictures = _check(recipe, job)
+    if folder.finished(job.out):
+        tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
+        return _contact_sheet(recipe, job, tell) if job.contact_sheet else 0
+    _check_device(recipe, job, compute, pictures)
+    lock = folder.lock() if processes.main else None  # held until this function ends
     processes.wait()
     started = time.time()
-    dataset = load_dataset(recipe, cache=job.cache, say=tell)
+    with processes.main_first():
+        dataset = load_dataset(recipe, cache=job.cache, say=tell)
     for note in dataset.notes:
         tell(note)
     _check_device(recipe, job, compute, len(dataset.train))
@@ -64,10 +60,31 @@ def run(recipe: Recipe, job: Job) -> int:
         _write_contact_sheet(dataset, recipe, job, tell)
     base = load_base(recipe, dtype=compute.base_dtype, say=tell)
     _check_captions(dataset, base, tell)
+    adapter.layers(base.unet, recipe)
     if processes.main:
         folder.bind(recipe, base, dataset)
     training, first = prepare(recipe, job, base, dataset, compute, processes, tell)
-    return _train_and_export(training, first, job, base, dataset, started, tell)
+    try:
+        return _train_and_export(training, first, job, base, dataset, started, tell)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _check(recipe: Recipe, job: Job) -> int | None:
+    """What can be seen to be wrong before anything is fetched or computed. Raises UsageError and JobError.
+
+    Returns the number of training pictures where it is known already.
+    """
+    folder = RunFolder(job.run)
+    if job.contact_sheet:
+        check_sheet(job.contact_sheet, overwrite=job.overwrite)
+    if job.out is not None:
+        folder.check(recipe)
+        export.check_out(job.out, overwrite=job.overwrite, mine=folder.owns(job.out))
+    check_tracker(job.track)
+    check_base(recipe)
+    return check_data(recipe)
 
 
 def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | None) -> None:
@@ -81,12 +98,9 @@ def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Com
             tell: Any) -> tuple[Training, int]:  # fmt: skip
     """Encode, attach the LoRA, restore; returns the training and the steps already done."""
     encode = {"recipe": recipe, "device": compute.device, "cache": job.cache, "say": tell}
-    if not processes.main:
-        processes.wait()  # the first process fills the cache, the others read it
-    encoded = encode_dataset(dataset.train, base, **encode)
-    held_out = encode_dataset(dataset.held_out, base, **encode) if dataset.held_out else None
-    if processes.main:
-        processes.wait()
+    with processes.main_first():
+        encoded = encode_dataset(dataset.train, base, **encode)
+        held_out = encode_dataset(dataset.held_out, base, **encode) if dataset.held_out else None
     if not job.sample_every:
         base.release_encoders()
     factors = adapter.attach(base.unet, recipe)
@@ -100,7 +114,7 @@ def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Com
     if job.sample_every:
         training.sample = _sampling(Sampler(base, compute, resolution=recipe.resolution), dataset, RunFolder(job.run))
     micro_batch.settle(training, job.micro_batch)
-    first = checkpoints.restore(job.run / "checkpoints", factors, training.optimizer)
+    first = checkpoints.restore(job.run / "checkpoints", factors, training.optimizer, training.scaler)
     numbers = sum(p.numel() for p in training.parameters)
     tell(f"{len(encoded)} pictures, {training.micro_batch} at once, {len(factors) // 2} modules, {numbers:,} numbers to learn, "
          f"{training.total} steps"
@@ -127,6 +141,7 @@ def _train_and_export(training: Training, first: int, job: Job, base: Base, data
     if reached < training.total:
         tell(f"stopped and saved at step {reached} of {training.total}: the same command goes on")
         return 130
+    folder.claim(job.out)
     report = export.write_lora(base.unet, job.run, job.out, recipe, base, dataset, steps=training.total, started=started)
     export.write_card(job.out, recipe, base, dataset)
     if job.preview:
@@ -136,7 +151,7 @@ def _train_and_export(training: Training, first: int, job: Job, base: Base, data
         tell("drawing the preview")
         export.write_preview(Sampler(base, training.compute, resolution=recipe.resolution), dataset,
                              export.outputs(job.out)[2])
-    folder.finish(job.out, report.model_hash)
+    folder.finish(report.model_hash)
     tell(f"wrote {job.out} ({report.size / 1e6:.1f} MB, {report.unet} modules, sshs_model_hash {report.model_hash[:10]}); "
          f"beside it the card{' and the picture' if job.preview else ''}; run folder {job.run}")
     return 0
@@ -159,6 +174,7 @@ def _sampling(sampler: Sampler, dataset: Dataset, folder: RunFolder) -> Any:
 
 
 def _contact_sheet(recipe: Recipe, job: Job, tell: Any) -> int:
+    _check(recipe, job)
     dataset = load_dataset(recipe, cache=job.cache, say=tell)
     for note in dataset.notes:
         tell(note)
@@ -176,7 +192,7 @@ def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Any) 
 
 
 def _dry_run(recipe: Recipe, job: Job, tell: Any) -> int:
-    pictures = plan.expected_pictures(recipe)
+    pictures = _check(recipe, job)
     if pictures is None:
         pictures = len(load_dataset(recipe, cache=job.cache, say=tell).train)
     if not pictures:

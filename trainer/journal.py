@@ -11,6 +11,7 @@ import torch
 
 from convert.errors import JobError
 from trainer.metrics import Metrics
+from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     from trainer.loop import Training
@@ -29,6 +30,13 @@ class _Entry:
     """when the host was through with the step, a time of `time.perf_counter()`"""
 
 
+def not_finite(recipe: Recipe, step: int, what: str) -> JobError:
+    """The error that ends a run whose numbers are lost, with what to change."""
+    mend = ("look at the base's weights, and at --noise-offset if you gave it" if step == 1
+            else f"lower --learning-rate ({recipe.learning_rate:g})")
+    return JobError(f"step {step}: {what}: training stopped; checkpoints of earlier steps are kept: {mend}")
+
+
 class Journal:
     """Writes each step's metrics, a step late. All processes read the same numbers at the same step."""
 
@@ -40,7 +48,7 @@ class Journal:
         """Note step `step`, then report the one before; True if training is to stop now.
 
         Raises:
-            JobError: the loss of the step before is not finite.
+            JobError: the loss or the gradient of the step before is not finite.
         """
         numbers = torch.cat([self.training.told, norm.reshape(1)])
         ready = None
@@ -65,10 +73,12 @@ class Journal:
             entry.ready.synchronize()
             ended = time.perf_counter()
         loss, stopping, norm = entry.numbers.tolist()
+        t, whole = self.training, math.isfinite(norm)
         if not math.isfinite(loss):
-            raise JobError(f"step {entry.step}: the loss is {loss}: training stopped; the last checkpoint is kept. "
-                           f"Lower --learning-rate ({self.training.recipe.learning_rate})")
+            raise not_finite(t.recipe, entry.step, f"the loss is {loss}")
+        if not whole and not t.compute.scaled:  # with a scaled loss the scaler leaves this step out and lowers its scale
+            raise not_finite(t.recipe, entry.step, f"the gradient's norm is {norm}")
         if self.metrics:
-            self.metrics.step(entry.step, loss=loss, learning_rate=entry.learning_rate, grad_norm=norm,
+            self.metrics.step(entry.step, loss=loss, learning_rate=entry.learning_rate, grad_norm=norm if whole else None,
                               pictures=entry.pictures, ended=ended)
         return stopping > 0

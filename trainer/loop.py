@@ -17,7 +17,7 @@ from trainer.devices import Compute
 from trainer.draws import Ahead, Draw, draw_held_out, draw_step
 from trainer.encode import EncodedSet
 from trainer.fused import Fused
-from trainer.journal import Journal
+from trainer.journal import Journal, not_finite
 from trainer.metrics import Metrics
 from trainer.objective import Objective
 from trainer.processes import Processes
@@ -53,6 +53,8 @@ class Training:
         self.forward = self.forward or self.unet
         self.fused = Fused(self.unet)
         self.parameters = [factor for _, factor in self.factors]
+        for factor in self.parameters:  # those of convolutions became channels_last with the UNet
+            factor.data = factor.data.contiguous()
         # one buffer for what processes add up: every gradient, then the loss and whether somebody asks to stop
         self.sums = torch.zeros(sum(p.numel() for p in self.parameters) + 2, device=self.compute.device)
         self.gradient, self.told = self.sums[:-2], self.sums[-2:]
@@ -79,7 +81,7 @@ def train(t: Training, metrics: Metrics | None, first: int) -> int:
     The host never waits for a step on the device: it reads a step's loss when the next one is under way.
 
     Raises:
-        JobError: the loss of a step is not finite.
+        JobError: a step's loss or gradient, a held-out loss or the LoRA is not finite. Nothing of that is saved.
     """
     pictures, views = len(t.encoded), t.encoded.mean.shape[1]
     draws = Ahead(lambda k: draw_step(t.recipe, k, pictures=pictures, views=views, **t.shape), first, t.total,
@@ -145,9 +147,13 @@ def _update(t: Training, rate: float) -> torch.Tensor:
 
 def _keep(t: Training, metrics: Metrics | None, done: int) -> None:
     held = held_out_loss(t) if t.held_out is not None else None
+    if not all(bool(factor.isfinite().all()) for factor in t.parameters):
+        raise not_finite(t.recipe, done, "the LoRA's numbers are not all finite")
+    if held is not None and not math.isfinite(held):
+        raise not_finite(t.recipe, done, f"the held-out loss is {held}")
     micro_batch.record(t)  # it may have been halved since
     if t.processes.main:
-        checkpoints.save(t.run / "checkpoints", done, t.factors, t.optimizer)
+        checkpoints.save(t.run / "checkpoints", done, t.factors, t.optimizer, t.scaler.state_dict())
     if metrics:
         if held is not None:
             metrics.held_out(done, held)

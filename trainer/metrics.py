@@ -28,7 +28,8 @@ class Metrics:
         self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=None)
         self._clock = time.perf_counter()
 
-    def step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float, pictures: int, ended: float) -> None:
+    def step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float | None, pictures: int,
+             ended: float) -> None:  # fmt: skip
         """Note a step that ended at `ended`, a time of `time.perf_counter()`."""
         pace, self._clock = pictures / (ended - self._clock), ended
         self._write({"step": step, "loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm,
@@ -50,10 +51,10 @@ class Metrics:
         if self.tracker:
             self.tracker.finish()
 
-    def _write(self, values: dict[str, float]) -> None:
+    def _write(self, values: dict[str, float | None]) -> None:
         self._file.write(json.dumps(values) + "\n")
         if self.tracker:
-            self.tracker.log({k: v for k, v in values.items() if k != "step"}, step=int(values["step"]))
+            self.tracker.log({k: v for k, v in values.items() if k != "step" and v is not None}, step=values["step"])
 
 
 def check_tracker(name: str) -> None:

@@ -83,7 +83,8 @@ def _free(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    memory = psutil.virtual_memory()  # half of all: what other programs hold is not to decide the bits of a run …
+    return min(memory.total // 2, memory.available)  # … unless there is really no room
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,7 +16,7 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Plan:
-    """pictures, total_steps, samples (pictures seen), seconds expected (None for the miniature: minutes)."""
+    """pictures, total_steps, samples (pictures seen), latent_bytes (of the encoded set in fp16)."""
 
     pictures: int
     total_steps: int
@@ -33,15 +33,6 @@ def plan(recipe: Recipe, pictures: int) -> Plan:
     side = (recipe.resolution or (64 if recipe.base == MINIATURE else 512)) // (4 if recipe.base == MINIATURE else 8)
     views = 2 if recipe.flip else 1
     return Plan(pictures=pictures, total_steps=steps, samples=samples, latent_bytes=pictures * views * 2 * 4 * side * side * 2)
-
-
-def expected_pictures(recipe: Recipe) -> int | None:
-    """Training pictures without reading any data: drawings by the recipe's count; None for a folder."""
-    if recipe.data not in ("quickdraw", "doodles"):
-        return None
-    wanted = recipe.categories.strip()
-    count = int(wanted) if wanted.isdigit() else len([c for c in wanted.split(",") if c.strip()])
-    return count * recipe.per_category
 
 
 def seconds(recipe: Recipe, samples: int, device: str, flops: float) -> float:
@@ -69,11 +60,13 @@ def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
 
 def report(recipe: Recipe, counted: Plan, device: str, flops: float) -> str:
     """The dry run's text."""
-    lines = [f"{name:<16} {value}" for name, value in recipe.as_dict().items()]
+    side = recipe.resolution or (64 if recipe.base == MINIATURE else 512)
+    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": side, "steps": counted.total_steps}
+    lines = [f"{name:<16} {value}" for name, value in settled.items()]
     lines += ["", f"pictures         {counted.pictures}", f"optimizer steps  {counted.total_steps}",
               f"samples          {counted.samples}", f"encoded set      {counted.latent_bytes / 2**20:.0f} MiB in fp16"]
     if recipe.base == MINIATURE:
-        lines.append("time             a few minutes on two CPU cores")
+        lines += ["memory           about 2 GiB", "time             a few minutes on two CPU cores"]
     else:
         memory = "about 5 GiB of GPU memory at --micro-batch 1, more above" if device == "cuda" else "about 12 GiB"
         lines += [f"memory           {memory} (estimate)",

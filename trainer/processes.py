@@ -6,10 +6,15 @@ Each process takes its slice of every step's batch; gradients are summed once pe
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import distributed
+
+from convert.errors import JobError
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,38 @@ class Processes:
         distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
         return int(least.item())
 
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The first process runs the body while the others wait, then they do: it fills a cache that they read."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
     def wait(self) -> None:
         if self.count > 1:
             distributed.barrier()
 
 
-def join(*, cpu: bool) -> Processes:
-    """Join the processes that a launcher (accelerate, torchrun) started; alone without one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+LONGEST_WAIT = timedelta(days=1)
+"""The first process may encode for hours while the others wait; torch's own limit is 10 to 30 minutes."""
+
+
+def join(device: str) -> Processes:
+    """Join the processes that a launcher (accelerate, torchrun) started; alone without one. `device`: as `devices.choose`.
+
+    Raises:
+        JobError: the launcher's processes do not find each other.
+    """
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted == 1:
         return Processes()
     from accelerate import PartialState
 
-    state = PartialState(cpu=cpu)
+    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
+    if state.num_processes != wanted:
+        raise JobError(f"the launcher started {wanted} processes and accelerate joined {state.num_processes}: give the same "
+                       "--device to all, and no other distributed settings of accelerate")
     return Processes(rank=state.process_index, count=state.num_processes, local_rank=state.local_process_index)

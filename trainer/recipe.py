@@ -11,6 +11,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from convert.errors import UsageError
@@ -82,9 +83,10 @@ class Recipe:
         for name in ("steps", "warmup", "seed", "alpha", "weight_decay", "min_snr_gamma", "noise_offset"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, name, "0 or more", value)
-        for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            _require(math.isfinite(value) and value > 0, name, "more than 0", value)
+        _require(math.isfinite(self.clip_norm) and self.clip_norm > 0, "clip_norm", "more than 0", self.clip_norm)
+        _require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self.learning_rate)
+        for name, most in (("rank", 1280), ("alpha", 65504), ("noise_offset", 10), ("weight_decay", 100)):
+            _require(getattr(self, name) <= most, name, f"at most {most}", getattr(self, name))
         _require(0 <= self.held_out < 1, "held_out", "a share from 0 to below 1", self.held_out)
         _require(0 <= self.caption_dropout < 1, "caption_dropout", "a share from 0 to below 1", self.caption_dropout)
         _require(0 < self.scale <= 2, "scale", "above 0, at most 2", self.scale)
@@ -128,6 +130,14 @@ PRESETS: dict[str, dict[str, Any]] = {
                  per_category=20, rank=16, learning_rate=5e-3, batch=16, accumulation=1, steps=360, warmup=10,
                  noise_offset=0.3, min_snr_gamma=5.0),
 }
+
+
+def home(path: str) -> Path:
+    """`path` with `~` and `~user` put in; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def flag(name: str) -> str:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.container import open_container
 from convert.errors import JobError, UsageError
 from convert.files import write_json
 from trainer.base import Base
 from trainer.data.records import Dataset
 from trainer.recipe import Recipe, flag
 
-RECIPE, FINISHED = "recipe.json", "finished.json"
+RECIPE, EXPORT, FINISHED, LOCK = "recipe.json", "export.json", "finished.json", ".lock"
+OURS = ("checkpoints", "metrics.jsonl", "pytorch_lora_weights.safetensors", "loss.png", FINISHED, "samples")
+"""What a run writes under names that somebody else may have used in that folder."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,19 @@ class RunFolder:
         """Make sure that the folder is free or this recipe's: a changed recipe would mix two runs.
 
         Raises:
-            UsageError: the folder holds a run of another recipe; the message lists the differing flags.
+            UsageError: it is a file, holds files that are not from a run, or a run of another recipe; the message lists
+                the differing flags.
         """
-        stored = _read(self.path / RECIPE) if self.begun else None
-        if stored is None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--run {self.path}: is a file: give a folder")
+        stored = _read(self.path / RECIPE)
+        if not (isinstance(stored, dict) and isinstance(stored.get("recipe"), dict)):
+            strange = [name for name in (RECIPE, *OURS) if (self.path / name).exists()]
+            if strange:
+                raise UsageError(f"--run {self.path}: holds {', '.join(strange)} and no run of this program: they would be "
+                                 "overwritten: give another folder")
+            return
+        if not self.begun:
             return
         mine, theirs = json.loads(json.dumps(recipe.as_dict())), Recipe().as_dict() | stored.get("recipe", {})
         changed = [f"{flag(k)} was {theirs.get(k)!r}, now {mine.get(k)!r}"
@@ -73,12 +86,54 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / RECIPE, {"recipe": recipe.as_dict(), **now})
 
-    def finished(self) -> dict[str, Any] | None:
-        """What `finish` wrote: the output and its hash; None while the run is not finished."""
-        return _read(self.path / FINISHED)
+    def finished(self, out: Path) -> bool:
+        """Whether the run is finished and `out` still holds its LoRA."""
+        return self._digest() is not None and self._digest() == _header(out).get("sshs_model_hash")
 
-    def finish(self, out: Path, digest: str) -> None:
-        write_json(self.path / FINISHED, {"out": str(out.resolve()), "sshs_model_hash": digest})
+    def owns(self, out: Path) -> bool:
+        """Whether `out`, its card and its picture are of this run, finished or cut short, and may be written again."""
+        if not out.exists():
+            return bool((_read(self.path / EXPORT) or {}).get("out") == str(out.resolve()))
+        header = _header(out)
+        mine = (_read(self.path / RECIPE) or {}).get("recipe")
+        if mine is None or header.get("scribble_recipe") is None or json.loads(header["scribble_recipe"]) != mine:
+            return False
+        claimed = (_read(self.path / EXPORT) or {}).get("out") == str(out.resolve())
+        return bool(claimed or self._digest() == header.get("sshs_model_hash"))
+
+    def claim(self, out: Path) -> None:
+        """Note that `out` is about to be written, so that a command that is cut short then can be run again."""
+        write_json(self.path / EXPORT, {"out": str(out.resolve())})
+
+    def finish(self, digest: str) -> None:
+        write_json(self.path / FINISHED, {"sshs_model_hash": digest})
+
+    def _digest(self) -> str | None:
+        stored = _read(self.path / FINISHED) or {}
+        return stored.get("sshs_model_hash") if isinstance(stored, dict) else None
+
+    def lock(self) -> Any:
+        """Keep other commands out of the folder until this process ends or closes what is returned.
+
+        Raises:
+            JobError: another command is at work in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = open(self.path / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the lock is held
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise JobError(f"{self.path}: another command is at work in this run folder: wait for it, or give --run "
+                           "another one") from error
+        return file
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -89,6 +144,14 @@ def fingerprint(dataset: Dataset) -> str:
             digest.update(f"{example.digest}\0{example.caption}\0".encode())
         digest.update(b"\1")
     return digest.hexdigest()
+
+
+def _header(lora: Path) -> dict[str, str]:
+    """A LoRA's metadata; empty where there is none to read."""
+    try:
+        return dict(open_container(lora).metadata)
+    except JobError:
+        return {}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -14,10 +14,10 @@ from trainer.base import Base
 from trainer.devices import Compute
 from trainer.draws import generator_of
 from trainer.encode import encode_captions
+from trainer.streams import Stream
 
 GUIDANCE, STEPS = 7.5, 25
 MINIATURE_GUIDANCE = 3.0  # above, its things grow heavy; below, the base's are pale
-_NOISE = 4  # draws.generator_of's key for starting noise
 
 
 class Sampler:
@@ -35,7 +35,8 @@ class Sampler:
 
     def noise(self, seed: int) -> Tensor:
         """(4, h, w) float32 starting noise of `seed`."""
-        return torch.randn(self.base.unet.config.in_channels, self.side, self.side, generator=generator_of(seed, _NOISE))
+        generator = generator_of(seed, Stream.STARTING_NOISE)
+        return torch.randn(self.base.unet.config.in_channels, self.side, self.side, generator=generator)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], seeds: list[int], *, scale: float | Sequence[float]) -> np.ndarray:

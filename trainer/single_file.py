@@ -46,13 +46,15 @@ def inspect(path: Path) -> Checkpoint:
     container = open_container(path)
     names = _ldm_names(container)
     shapes = {name: container.tensors[there].shape for name, there in names.items()}
-    _refuse_others(path, shapes)
-    _refuse_parts(path, shapes)
-    _refuse_dtypes(container, names)
     try:
+        _refuse_others(path, shapes)
+        _refuse_parts(path, shapes)
+        _refuse_dtypes(container, names)
         written_down = configs(shapes)
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise JobError(f"{path}: lacks {quote(str(error.args[0]))}: {WANTED}, whole; get the file again") from error
+    except (IndexError, ValueError) as error:
+        raise JobError(f"{path}: a tensor has too few dimensions: {WANTED}; get the file again") from error
     return Checkpoint(path, names, written_down)
 
 

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import JobError, UsageError
+from trainer.recipe import home
 
 CONTEXT = 77
 """Tokens that CLIP reads, start and end marks counted."""
+
+TOKENS = 49408
+"""Of CLIP, the last two of them the marks; a text encoder with more has words of its own, taught to it."""
 
 MERGES = 49152 - 256 - 2
 """Byte pairs that CLIP uses of its file's 262,144 (`SimpleTokenizer` of openai/CLIP)."""
@@ -46,8 +50,10 @@ def clip_tokenizer(path: str, *, max_positions: int, vocabulary: int) -> Any:
         UsageError: `path` is no tokenizer, or not one for this text encoder.
         JobError: none was found; the message names every place it may come from.
     """
-    tokenizer = read_tokenizer(Path(path).expanduser()) if path else _found()
-    if len(tokenizer) > vocabulary:
+    tokenizer = read_tokenizer(home(path)) if path else _found()
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    whole = vocabulary < TOKENS or (len(tokenizer) >= TOKENS and marks == (TOKENS - 2, TOKENS - 1))
+    if len(tokenizer) > vocabulary or not whole:
         raise UsageError(f"--tokenizer {path or 'found here'}: has {len(tokenizer)} tokens and the base's text encoder "
                          f"{vocabulary}: give the tokenizer that belongs to this base")
     tokenizer.pad_token = END
@@ -96,7 +102,10 @@ def from_byte_pairs(path: Path) -> Any:
         (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
         text = "\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges)]) + "\n"
         (Path(folder) / "merges.txt").write_text(text, encoding="utf-8")
-        return _read_folder(Path(folder))
+        try:
+            return _read_folder(Path(folder))
+        except JobError as error:
+            raise JobError(f"{path}: {str(error).partition(': ')[2]}") from error
 
 
 def _byte_characters() -> list[str]:

@@ -75,7 +75,7 @@ def test_a_checkpoint_as_a_file_is_the_run_at_that_step(base: Path, made: Path, 
     factors = adapter.attach(unet, recipe)
     for name, factor in factors:
         factor.data = torch.randn(factor.shape) if ".lora_B." in name else factor.data
-    checkpoints.save(tmp_path / "run" / "checkpoints", 7, factors, torch.optim.AdamW([p for _, p in factors]))
+    checkpoints.save(tmp_path / "run" / "checkpoints", 7, factors, torch.optim.AdamW([p for _, p in factors]), {})
     checkpoint_lora(tmp_path / "run", 7, recipe, made, tmp_path / "seven.safetensors")
     from convert import convert_file
 

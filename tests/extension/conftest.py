@@ -157,6 +157,7 @@ def folder(tmp_path: Path) -> Path:
 def webui(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebUI]:
     """A web UI with `folder`, in `sys.modules` for one test."""
     stand_in = WebUI(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the extension takes this folder out of it, in place
     for name, module in stand_in.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     yield stand_in

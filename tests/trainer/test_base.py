@@ -104,7 +104,7 @@ def test_a_single_file_is_the_folder_it_was_made_of(folder, tmp_path, dtype, no_
     single, parts = load(file, folder / "tokenizer", said=said), load(half)
     assert_equal_models(single, parts)
     for base in (single, parts):
-        assert base.family == "sd_v1_like" and base.resolution == 512
+        assert base.family == "like_sd_v1" and base.resolution == 512
         assert base.tokenizer.model_max_length == 77
         assert base.unet.dtype == base.vae.dtype == base.text_encoder.dtype == torch.float32
         assert not any(p.requires_grad or p.is_meta for m in (base.unet, base.vae, base.text_encoder) for p in m.parameters())
@@ -193,7 +193,7 @@ def test_families() -> None:
     assert family_of(UNET_CONFIG, "x") == ("sd_v1", "")
     assert family_of(dict(models.unet().config), "x") == ("scribble_miniature", "")
     narrow = UNET_CONFIG | {"block_out_channels": [80, 160, 320, 320]}
-    assert family_of(narrow, "x")[0] == "sd_v1_like"
+    assert family_of(narrow, "x")[0] == "like_sd_v1"
 
 
 @pytest.mark.parametrize(("change", "message"), [

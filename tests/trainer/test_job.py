@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 import convert
+from trainer import loop
 from trainer.__main__ import main
+from trainer.data.made_up import doodles_folder
 from trainer.miniature.doodles import write_doodles
+from trainer.recipe import Recipe
+from trainer.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +44,16 @@ def arguments(tmp_path: Path, random_miniature: Path, drawings: Path, cache: Pat
     return ["--out", str(tmp_path / "s.safetensors"), "--run", str(tmp_path / "run"), "--base", str(random_miniature),
             "--data", str(drawings), "--categories", "apple,star", "--per-category", "6", "--batch", "4", "--accumulation", "1",
             "--learning-rate", "1e-2", "--steps", "6", "--checkpoint-every", "2", "--cache", str(cache), "--device", "cpu"]
+
+
+@pytest.fixture
+def narrow_base(tmp_path: Path, random_miniature: Path) -> Path:
+    """SD1.5's blocks at other widths: what the miniature is to who does not know it."""
+    folder = tmp_path / "narrow"
+    shutil.copytree(random_miniature, folder)
+    config = folder / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 8}))
+    return folder
 
 
 def hash_of(path: Path) -> str:
@@ -85,9 +101,9 @@ def check_against_diffusers(tmp_path: Path, base: Path) -> None:
         torch.testing.assert_close(unet(x, 7, e).sample, expected, rtol=1e-4, atol=1e-5)
 
 
-def spawn(arguments: list[str], *launch: str) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launch, "-m", "trainer", *arguments, "--no-preview"]
+def spawn(arguments: list[str], **environment: str) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    command = [sys.executable, "-m", "trainer", *arguments, "--no-preview"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -113,13 +129,18 @@ def test_killed_and_run_again_is_the_same_file(arguments: list[str], tmp_path: P
 
 @pytest.mark.skipif(os.name == "nt", reason="gloo on Windows is not tried")
 def test_two_processes_train_what_one_trains(arguments: list[str], tmp_path: Path) -> None:
+    """As torchrun and, on GPUs, accelerate launch start them; accelerate on a CPU would want MPI for a second one."""
     one = spawn([*arguments, "--run", str(tmp_path / "one"), "--out", str(tmp_path / "one.safetensors")])
     assert one.wait(timeout=200) == 0, one.stdout and one.stdout.read()
-    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision",
-              "no", "--dynamo_backend", "no", "--main_process_port", "0")
-    two = spawn([*arguments, "--run", str(tmp_path / "two"), "--out", str(tmp_path / "two.safetensors")], *launch)
-    said, _ = two.communicate(timeout=300)
-    assert two.returncode == 0, said
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = [*arguments, "--run", str(tmp_path / "two"), "--out", str(tmp_path / "two.safetensors")]
+    two = [spawn(arguments, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+           for rank in "01"]
+    said = [process.communicate(timeout=300)[0] for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    assert "2 at once" in said[0] and "at once" not in said[1], said  # each computes half of 4, the first one speaks
     losses = []
     for run in ("one", "two"):
         lines = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
@@ -141,7 +162,9 @@ def test_a_changed_recipe_in_the_same_run_is_refused_with_the_difference(argumen
 @pytest.mark.parametrize(("more", "named"), [
     (["--out", "lora.pt"], "--out"), (["--out", "no/such/folder/a.safetensors"], "--out"), (["--data", "nowhere"], "--data"),
     (["--base", "nowhere/model.safetensors"], "--base"), (["--device", "tpu"], "--device"),
-    (["--categories", "aple"], "apple"), (["--categories", "99"], "--categories"),
+    (["--categories", "aple"], "apple"), (["--categories", "99"], "--categories"), (["--categories", "²"], "--categories"),
+    (["--targets", "nothing"], "--targets"), (["--device", "cpu:x"], "--device"), (["--data", "~nobody/x"], "--data"),
+    (["--rank", "1000000000"], "--rank"), (["--learning-rate", "1e39"], "--learning-rate"), (["--alpha", "1e39"], "--alpha"),
 ])
 def test_bad_input_is_one_line_that_names_the_flag(arguments: list[str], more: list[str], named: str,
                                                    capsys: pytest.CaptureFixture) -> None:  # fmt: skip
@@ -158,6 +181,87 @@ def test_a_file_from_elsewhere_is_not_overwritten(arguments: list[str], tmp_path
     assert (tmp_path / "s.png").read_bytes() == b"mine"
 
 
+def test_a_file_of_this_run_is_written_again_and_another_runs_is_not(arguments: list[str], tmp_path: Path,
+                                                                     capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    """Cut short while the card or the picture was written, the same command ends what it began."""
+    out, run = tmp_path / "s.safetensors", tmp_path / "run"
+    quick = [*arguments, "--no-preview", "--steps", "2"]
+    assert main(quick) == 0
+    (run / "finished.json").unlink()
+    assert main(quick) == 0
+    out.unlink()  # the card is still there
+    assert main(quick) == 0
+    theirs = [*quick, "--seed", "5", "--run", str(tmp_path / "theirs"), "--overwrite"]
+    assert main(theirs) == 0
+    theirs_hash = hash_of(out)
+    capsys.readouterr()
+    assert main(quick) == 2
+    assert "not from this run" in capsys.readouterr().err and hash_of(out) == theirs_hash
+
+
+def test_somebodys_folder_is_no_run(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "pytorch_lora_weights.safetensors").write_bytes(b"mine")
+    assert main(arguments) == 2
+    assert "pytorch_lora_weights.safetensors" in capsys.readouterr().err
+    assert main([*arguments, "--run", str(run / "pytorch_lora_weights.safetensors")]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (run / "pytorch_lora_weights.safetensors").read_bytes() == b"mine"
+
+
+def test_a_run_folder_serves_one_command_at_a_time(arguments: list[str], tmp_path: Path,
+                                                   capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    with RunFolder(tmp_path / "run").lock():
+        assert main(arguments) == 1
+    assert "another command is at work" in capsys.readouterr().err
+
+
+def test_numbers_that_are_lost_end_the_run_before_anything_is_saved(arguments: list[str], tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch,
+                                                                    capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    """A finite loss with an infinite gradient: only the norm and the factors show it."""
+    update = loop._update
+
+    def lost(t, rate):
+        t.gradient[0] = float("inf")
+        return update(t, rate)
+
+    monkeypatch.setattr(loop, "_update", lost)
+    assert main([*arguments, "--steps", "1"]) == 1
+    assert "step 1: the gradient's norm is inf" in capsys.readouterr().err
+    assert not (tmp_path / "run/checkpoints").exists() and not (tmp_path / "s.safetensors").exists()
+
+
+def test_a_base_of_other_widths_and_a_convolution_come_out_too(arguments: list[str], tmp_path: Path, narrow_base: Path) -> None:
+    there = arguments.index("--base") + 1
+    narrow = [*arguments[:there], str(narrow_base), *arguments[there + 1 :], "--steps", "2", "--no-preview"]
+    assert main([*narrow, "--targets", r".*(conv1|attn2\.to_q)"]) == 0
+    lora = convert.read(tmp_path / "s.safetensors")
+    assert lora.base == "like_sd_v1" and any(name.endswith("conv1") for name in lora.modules)
+
+
+def test_a_contact_sheet_replaces_only_a_contact_sheet(arguments: list[str], tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    (tmp_path / "precious.txt").write_text("mine")
+    (tmp_path / "precious.png").write_bytes(b"mine")
+    for name in ("precious.txt", "precious.png"):
+        assert main([*arguments[2:], "--contact-sheet", str(tmp_path / name)]) == 2
+        assert "--contact-sheet" in capsys.readouterr().err and (tmp_path / name).read_bytes() == b"mine"
+    for _ in range(2):
+        assert main([*arguments[2:], "--contact-sheet", str(tmp_path / "sheet.png")]) == 0
+
+
+def test_a_damaged_doodle_is_drawn_again(tmp_path: Path) -> None:
+    recipe = Recipe(base="miniature", data="doodles")
+    folder = doodles_folder(recipe, tmp_path)
+    apple = (folder / "apple.npy").read_bytes()
+    (folder / "apple.npy").write_bytes(apple[:-1] + b"x")
+    (folder / "star.npy").unlink()
+    assert doodles_folder(recipe, tmp_path) == folder
+    assert (folder / "apple.npy").read_bytes() == apple and (folder / "star.npy").exists()
+
+
 def test_sd15_on_a_cpu_asks_first(arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("this machine has a GPU")
@@ -170,3 +274,12 @@ def test_dry_run_counts_without_training(tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "optimizer steps  4410" in said and "samples          140000" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [
+    ["--base", "nowhere.safetensors"], ["--data-url", "ftp://x"], ["--categories", "nothing"], ["--out", "lora.pt"],
+    ["--data", "nowhere"], ["--demo", "--categories", "101"],
+])
+def test_dry_run_says_what_would_fail(wrong: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(["--dry-run", "--device", "cpu", *wrong]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

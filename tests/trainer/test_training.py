@@ -164,7 +164,7 @@ def test_stopped_and_resumed_equals_straight_through(tmp_path: Path) -> None:
     reached = train(stopping, None, 0)
     assert 0 < reached < 5
     resumed = training(tmp_path / "b", RECIPE, total=5)
-    first = checkpoints.restore(tmp_path / "b/checkpoints", resumed.factors, resumed.optimizer)
+    first = checkpoints.restore(tmp_path / "b/checkpoints", resumed.factors, resumed.optimizer, resumed.scaler)
     assert first == reached
     train(resumed, None, first)
     for (name, mine), (_, theirs) in zip(straight.factors, resumed.factors, strict=True):
@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints/step-000002/optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(JobError, match="step-000002"):
-        checkpoints.restore(tmp_path / "checkpoints", t.factors, t.optimizer)
+        checkpoints.restore(tmp_path / "checkpoints", t.factors, t.optimizer, t.scaler)
 
 
 def test_clipping_really_clips_and_learning_lowers_the_loss(tmp_path: Path) -> None:

@@ -7,11 +7,33 @@ from dataclasses import replace
 from pathlib import Path
 
 from convert.errors import UsageError
-from trainer.data.choice import HELD_OUT_ROWS
+from trainer.data.choice import HELD_OUT_ROWS, choose_categories, choose_of_folder
 from trainer.data.records import Dataset
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, home
 
 EXPECTED = "expected 'quickdraw', 'doodles', or a folder of .npy drawings or of pictures"
+
+
+def check_data(recipe: Recipe) -> int | None:
+    """Training pictures that `recipe` asks for, where they can be counted without reading any; None for a folder.
+
+    Raises:
+        UsageError: there is no such folder, address or category.
+    """
+    if recipe.data == "quickdraw":
+        from trainer.data.categories import QUICKDRAW
+        from trainer.data.quickdraw import checked_url
+
+        checked_url(recipe.data_url)
+        seen, _ = choose_categories(recipe.categories, list(QUICKDRAW), recipe.seed)
+    elif recipe.data == "doodles":
+        from trainer.miniature.shapes import CATEGORIES
+
+        seen, _ = choose_of_folder(recipe.categories, list(CATEGORIES), recipe.seed)
+    else:
+        _check(home(recipe.data), recipe.data)
+        return None
+    return len(seen) * recipe.per_category
 
 
 def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None],
@@ -31,7 +53,7 @@ def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None],
 
         folder = doodles_folder(recipe, cache)
         return _told(load_npy_folder(folder, recipe, attribution="", held_out_rows=held_out_rows), recipe)
-    folder = Path(recipe.data).expanduser()
+    folder = home(recipe.data)
     _check(folder, recipe.data)
     if npy_files(folder):
         return _told(load_npy_folder(folder, recipe, held_out_rows=held_out_rows), recipe)

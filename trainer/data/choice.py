@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from convert.errors import UsageError
+from trainer.recipe import Recipe
+from trainer.streams import Stream
 
 TRAIN_SHARE = 0.7
 HELD_OUT_ROWS = 2
@@ -26,11 +28,11 @@ def choose_categories(wanted: str, known: list[str], seed: int) -> tuple[list[st
         UsageError: a name is unknown, or there are not as many.
     """
     wanted = wanted.strip()
-    if wanted.isdigit():
+    if wanted.isdecimal():
         count = int(wanted)
         if not 1 <= count <= len(known):
             raise UsageError(f"--categories {count}: expected 1 to {len(known)}, as many as the data has")
-        order = np.random.default_rng([seed, 10]).permutation(len(known))
+        order = np.random.default_rng([seed, Stream.CATEGORIES]).permutation(len(known))
         seen = {sorted(known)[i] for i in order[:count]}
     else:
         names = {_plain(name): name for name in known}
@@ -44,6 +46,12 @@ def choose_categories(wanted: str, known: list[str], seed: int) -> tuple[list[st
                 raise UsageError(f"--categories {name!r}: no such category; {hint}")
         seen = {names[_plain(name)] for name in asked}
     return sorted(seen), sorted(set(known) - seen)
+
+
+def choose_of_folder(wanted: str, known: list[str], seed: int) -> tuple[list[str], list[str]]:
+    """As `choose_categories`; the recipe's default number, which is QuickDraw's, takes all where there are fewer."""
+    default = Recipe.__dataclass_fields__["categories"].default
+    return choose_categories(str(min(len(known), int(default))) if wanted == default else wanted, known, seed)
 
 
 def _plain(name: str) -> str:
@@ -69,6 +77,6 @@ def choose_rows(category: str, count: int, per_category: int, seed: int, held_ou
     More rows of a part begin with those that fewer would have been.
     """
     key = int.from_bytes(hashlib.sha256(category.encode()).digest()[:8], "little")
-    order = np.random.default_rng([seed, 11, key]).permutation(count)
+    order = np.random.default_rng([seed, Stream.ROWS, key]).permutation(count)
     border = max(1, round(TRAIN_SHARE * count))
     return Rows(order[:border][:per_category].tolist(), order[border:][:held_out].tolist())

@@ -9,18 +9,39 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import JobError
+from convert.errors import JobError, UsageError
 from convert.files import atomic_path
 from trainer.data.records import Dataset, Example
+from trainer.streams import Stream
 
 EXAMPLES, COLUMNS = 8, 4
 LINE, LINES = 30, 3  # characters and lines of a label
 MARK = "Scribble LoRA contact sheet"  # in the PNG's Description, so that a sheet in a data folder is never learnt
 
 
+def check_sheet(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place that is no PNG's, or that holds somebody's file. UsageError."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--contact-sheet {path}: expected a name ending in .png")
+    if not path.parent.is_dir() or path.is_dir():
+        raise UsageError(f"--contact-sheet {path}: expected a file in a folder that exists")
+    if path.exists() and not overwrite and not _is_sheet(path):
+        raise UsageError(f"--contact-sheet {path}: exists and is not a contact sheet: give another name or --overwrite")
+
+
+def _is_sheet(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Description") == MARK
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
 def choose_examples(dataset: Dataset, seed: int) -> list[Example]:
     """Up to eight training examples, drawn by the seed."""
-    order = np.random.default_rng([seed, 13]).permutation(len(dataset.train))
+    order = np.random.default_rng([seed, Stream.CONTACT_SHEET]).permutation(len(dataset.train))
     return [dataset.train[row] for row in order[:EXAMPLES]]
 
 

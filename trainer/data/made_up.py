@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -10,10 +11,12 @@ import tempfile
 from pathlib import Path
 
 from convert.errors import JobError
+from convert.files import write_json
 from trainer.data.choice import TRAIN_SHARE
 from trainer.miniature import doodles, shapes
 from trainer.recipe import Recipe
 
+SUMS = "sha256.json"
 FEWEST_ROWS = 60  # drawings of a category, so that the parts do not change with a small --per-category
 
 
@@ -26,19 +29,34 @@ def doodles_folder(recipe: Recipe, cache: Path) -> Path:
     rows = max(FEWEST_ROWS, math.ceil((recipe.per_category + 1) / TRAIN_SHARE))
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (doodles, shapes))
     folder = cache / f"doodles-{recipe.seed}-{rows}-{hashlib.sha256(code).hexdigest()[:12]}"
-    if folder.is_dir():
+    if _sound(folder):
         return folder
     try:
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there: it is made again
         cache.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(prefix=".doodles-", dir=cache))
         try:
             doodles.write_doodles(making, per_category=rows, seed=recipe.seed)
+            write_json(making / SUMS, _sums(making))
             _appear(making, folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)
     except OSError as error:
         raise JobError(f"{folder}: cannot be written: {error.strerror or error}: give another --cache") from error
     return folder
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """sha256 of every drawing file by its name."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.npy"))}
+
+
+def _sound(folder: Path) -> bool:
+    """Whether the folder is there with the very bytes that were written."""
+    try:
+        return bool(json.loads((folder / SUMS).read_text(encoding="utf-8")) == _sums(folder))
+    except (OSError, ValueError):
+        return False
 
 
 def _appear(making: Path, folder: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from convert.errors import JobError, UsageError
 from trainer.data.categories import ATTRIBUTION, QUICKDRAW
-from trainer.data.choice import HELD_OUT_ROWS, choose_categories, choose_rows
+from trainer.data.choice import HELD_OUT_ROWS, choose_of_folder, choose_rows
 from trainer.data.drawings import ROW_BYTES
 from trainer.data.npy_header import LONGEST_HEADER, header_length, parse_header
 from trainer.data.records import Dataset, Drawing, Example
@@ -33,9 +33,7 @@ def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = N
         JobError: a file is no uint8 (N, 784) or (N, 1, 784) array.
     """
     files = categories_of(folder)
-    default = recipe.categories == Recipe.__dataclass_fields__["categories"].default
-    wanted = str(min(len(files), int(recipe.categories))) if default else recipe.categories
-    seen, unseen = choose_categories(wanted, list(files), recipe.seed)
+    seen, unseen = choose_of_folder(recipe.categories, list(files), recipe.seed)
     train: list[Example] = []
     held_out: list[Example] = []
     few: list[str] = []
@@ -47,7 +45,7 @@ def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = N
         train += drawings(category, rows.train, bitmaps)
         held_out += drawings(category, rows.held_out, bitmaps)
     notes = [few_rows(few, recipe.per_category)] if few else []
-    if default and len(files) < int(recipe.categories):
+    if recipe.categories.isdecimal() and len(seen) < int(recipe.categories):
         notes.append(f"{folder} has {len(files)} categories, fewer than {recipe.categories}: all are trained on")
     if attribution is None and set(files) <= set(QUICKDRAW):
         attribution = ATTRIBUTION

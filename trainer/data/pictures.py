@@ -19,6 +19,7 @@ from trainer.data.contact_sheet import MARK
 from trainer.data.records import Dataset, Example
 from trainer.recipe import Recipe
 from trainer.run_folder import RECIPE, RunFolder
+from trainer.streams import Stream
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jfif", ".psd", ".svg")
@@ -96,7 +97,7 @@ def load_pictures(folder: Path, recipe: Recipe) -> Dataset:
 def held_out_rows(count: int, share: float, seed: int) -> set[int]:
     """`share` of `count` rows, drawn by the seed: none if it is 0, else at least one; one row at least stays."""
     wanted = min(max(1, round(share * count)), count - 1) if share else 0
-    return set(np.random.default_rng([seed, 12]).permutation(count)[:wanted].tolist())
+    return set(np.random.default_rng([seed, Stream.OWN_HELD_OUT]).permutation(count)[:wanted].tolist())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -60,7 +60,7 @@ def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say, held_out_rows: int 
         UsageError: a category is unknown, or --data-url is no web address.
         JobError: a file cannot be had or is no uint8 (N, 784) or (N, 1, 784) array.
     """
-    url = _checked(recipe.data_url)
+    url = checked_url(recipe.data_url)
     seen, unseen = choose_categories(recipe.categories, list(QUICKDRAW), recipe.seed)
     store = Store(cache / "quickdraw", url, _one_at_a_time(say))
     wanted = Wanted(recipe.per_category, held_out_rows, recipe.seed)
@@ -88,7 +88,7 @@ def _drawings(category: str, rows: Sequence[int], entry: Fetched) -> list[Drawin
                     source=f"{category}.npy row {row}") for row in rows]
 
 
-def _checked(data_url: str) -> str:
+def checked_url(data_url: str) -> str:
     """--data-url without a slash at its end."""
     try:
         parts = urlsplit(data_url)

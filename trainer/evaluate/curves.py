@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from trainer.streams import Stream
+
 RESAMPLES = 2000
 LEVEL = 0.95  # of every interval
 
@@ -62,7 +64,7 @@ def by_name(values: np.ndarray, names: list[str]) -> np.ndarray:
 
 def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
     """(RESAMPLES, scales): means of n rows drawn with replacement."""
-    rows = np.random.default_rng([seed, 30]).integers(len(values), size=(RESAMPLES, len(values)))
+    rows = np.random.default_rng([seed, Stream.RESAMPLES]).integers(len(values), size=(RESAMPLES, len(values)))
     return values[rows].mean(axis=1)
 
 

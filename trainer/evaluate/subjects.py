@@ -15,6 +15,7 @@ from trainer.data import load_dataset
 from trainer.data.records import Dataset, Example
 from trainer.evaluate.settings import Settings
 from trainer.recipe import Recipe
+from trainer.streams import Stream
 
 T = TypeVar("T")
 SEEN, UNSEEN, HELD_OUT = "seen", "unseen", "held-out captions"
@@ -86,7 +87,7 @@ def _drawn(settings: Settings, recipe: Recipe, dataset: Dataset, cache: Path, sa
     """Seen and unseen categories of drawings."""
     most = max(settings.prompts, settings.per_scale)
     chosen = {kind: _some(names, most, settings.seed, key)
-              for kind, names, key in ((SEEN, dataset.seen, 20), (UNSEEN, dataset.unseen, 21)) if names}
+              for kind, names, key in ((SEEN, dataset.seen, Stream.SEEN), (UNSEEN, dataset.unseen, Stream.UNSEEN)) if names}
     names = ",".join(name for part in chosen.values() for name in part)
     # all else as in training: the 30 % part must be the one that training held out
     real = load_dataset(replace(recipe, categories=names), cache=cache, say=say, held_out_rows=settings.drawings)
@@ -108,7 +109,7 @@ def _own(settings: Settings, recipe: Recipe, dataset: Dataset) -> list[Group]:
     if not held_out:
         raise JobError(f"--data {recipe.data}: no pictures were held out from training to compare with: train with "
                        "--held-out 0.3, or give --data and --held-out here for other pictures")
-    order = np.random.default_rng([settings.seed, 22]).permutation(len(held_out))
+    order = np.random.default_rng([settings.seed, Stream.PROMPTS]).permutation(len(held_out))
     by_category = _by_category(held_out)
     most = max(settings.prompts, settings.per_scale)
     chosen = [held_out[row] for row in order]

@@ -18,8 +18,8 @@ from typing import Any
 
 from convert.errors import JobError, UsageError
 from convert.files import write_json, write_text
+from trainer.data import check_data
 from trainer.evaluate.settings import Settings
-from trainer.plan import expected_pictures
 from trainer.recipe import Recipe, flag
 from trainer.study.checkpoint import checkpoint_lora
 from trainer.study.cli import Job
@@ -74,7 +74,7 @@ def _processes() -> Any:
 def _total_steps(recipe: Recipe) -> int:
     if recipe.steps:
         return recipe.steps
-    pictures = expected_pictures(recipe)
+    pictures = check_data(recipe)
     if pictures is None:
         raise UsageError(f"--data {recipe.data}: how many steps a run over this folder has is not known before: give --steps")
     return recipe.total_steps(pictures)
