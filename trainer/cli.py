@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   python -m trainer --out scribble.safetensors --demo                 the embedded miniature, minutes on a CPU
   python -m trainer --out scribble.safetensors                        the paper's recipe: SD1.5 and QuickDraw, on a GPU
   python -m trainer --out mystyle.safetensors --base v1-5-pruned-emaonly.safetensors --data my_pictures/ --steps 1500
-  accelerate launch --num_processes 2 -m trainer --out scribble.safetensors
+  accelerate launch --num_processes 2 -m trainer --out scribble.safetensors   two GPUs (torchrun for processes on CPUs)
 """
 
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "WORD"}

@@ -1,7 +1,7 @@
 """Build the miniature Stable Diffusion from nothing: `python -m trainer.miniature.build --work DIR [--stages ...]`.
 
 Stages, each from the files of those before it in DIR: `pictures` (the world, rendered), `vae`, `unet` (with its text
-encoder), `unet-on` (more of the same), `decoder` (of the VAE, again), `clip` (the judge), `ship` (fp16 into the package).
+encoder), `clip` (the judge), `unet-on` (more of the same), `decoder` (of the VAE, again), `ship` (fp16 into the package).
 Seeded: the same machine and versions give the same weights. The shipped weights took about three hours on two CPU cores.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.miniature import world
 
-STAGES = ("pictures", "vae", "unet", "unet-on", "decoder", "clip", "ship")
+STAGES = ("pictures", "vae", "unet", "clip", "unet-on", "decoder", "ship")
 PICTURES, STROKES, SEED = 8000, 1200, 20
 
 
