@@ -67,8 +67,10 @@ def open_tracker(name: str, run: Path, config: dict[str, Any]) -> Any:
     """accelerate's tracker `name` (tensorboard, wandb), logging into `run`; None for ""."""
     if not name:
         return None
+    from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
+    PartialState()  # the trackers' log lines ask it which process this is
     kinds = {"tensorboard": lambda: TensorBoardTracker("scribble", logging_dir=run),
              "wandb": lambda: WandBTracker("scribble", dir=str(run))}
     tracker = kinds[name]()

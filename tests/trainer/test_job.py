@@ -174,6 +174,16 @@ def test_bad_input_is_one_line_that_names_the_flag(arguments: list[str], more: l
     assert not (Path(arguments[3]) / "recipe.json").exists(), "the corrected command must find the run folder free"
 
 
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_tracker_gets_every_step(tracker: str, arguments: list[str], tmp_path: Path) -> None:
+    pytest.importorskip(tracker, reason=f"{tracker} is not installed")
+    process = spawn([*arguments, "--track", tracker], WANDB_MODE="offline")  # a process of its own: trackers keep state
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0 and (tmp_path / "s.safetensors").exists(), said
+    kept = list((tmp_path / "run").rglob("events.out.tfevents.*" if tracker == "tensorboard" else "run-*.wandb"))
+    assert kept and all(b"grad_norm" in file.read_bytes() for file in kept[:1])
+
+
 def test_a_file_from_elsewhere_is_not_overwritten(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "s.png").write_bytes(b"mine")
     assert main(arguments) == 2
