@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from convert.errors import JobError
@@ -22,6 +24,8 @@ from trainer.processes import Processes, join
 from trainer.recipe import MINIATURE, Recipe
 from trainer.run_folder import RunFolder
 from trainer.sampler import Sampler
+
+Say = Callable[[str], None]
 
 
 def say(text: str) -> None:
@@ -48,9 +52,14 @@ def run(recipe: Recipe, job: Job) -> int:
         tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
         return _contact_sheet(recipe, job, tell) if job.contact_sheet else 0
     _check_device(recipe, job, compute, pictures)
-    lock = folder.lock() if processes.main else None  # held until this function ends
-    processes.wait()
-    started = time.time()
+    with folder.lock() if processes.main else nullcontext():
+        processes.wait()
+        return _work(recipe, job, compute, processes, tell)
+
+
+def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, tell: Say) -> int:
+    """All of a job whose request is sound, with the run folder to itself; returns the exit status."""
+    started, folder = time.time(), RunFolder(job.run)
     with processes.main_first():
         dataset = load_dataset(recipe, cache=job.cache, say=tell)
     for note in dataset.notes:
@@ -64,11 +73,7 @@ def run(recipe: Recipe, job: Job) -> int:
     if processes.main:
         folder.bind(recipe, base, dataset)
     training, first = prepare(recipe, job, base, dataset, compute, processes, tell)
-    try:
-        return _train_and_export(training, first, job, base, dataset, started, tell)
-    finally:
-        if lock is not None:
-            lock.close()
+    return _train_and_export(training, first, job, base, dataset, started, tell)
 
 
 def _check(recipe: Recipe, job: Job) -> int | None:
@@ -95,9 +100,9 @@ def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | No
 
 
 def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Compute, processes: Processes,
-            tell: Any) -> tuple[Training, int]:  # fmt: skip
+            tell: Say) -> tuple[Training, int]:  # fmt: skip
     """Encode, attach the LoRA, restore; returns the training and the steps already done."""
-    encode = {"recipe": recipe, "device": compute.device, "cache": job.cache, "say": tell}
+    encode: dict[str, Any] = {"recipe": recipe, "device": compute.device, "cache": job.cache, "say": tell}
     with processes.main_first():
         encoded = encode_dataset(dataset.train, base, **encode)
         held_out = encode_dataset(dataset.held_out, base, **encode) if dataset.held_out else None
@@ -123,7 +128,7 @@ def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Com
 
 
 def _train_and_export(training: Training, first: int, job: Job, base: Base, dataset: Dataset, started: float,
-                      tell: Any) -> int:  # fmt: skip
+                      tell: Say) -> int:  # fmt: skip
     folder, recipe, main = RunFolder(job.run), training.recipe, training.processes.main
     assert job.out is not None
     metrics = None
@@ -157,7 +162,7 @@ def _train_and_export(training: Training, first: int, job: Job, base: Base, data
     return 0
 
 
-def _check_captions(dataset: Dataset, base: Base, tell: Any) -> None:
+def _check_captions(dataset: Dataset, base: Base, tell: Say) -> None:
     limit = base.tokenizer.model_max_length
     long = count_long_captions([*dataset.train, *dataset.held_out], base.tokenizer, limit)
     if long:
@@ -173,7 +178,7 @@ def _sampling(sampler: Sampler, dataset: Dataset, folder: RunFolder) -> Any:
     return sample
 
 
-def _contact_sheet(recipe: Recipe, job: Job, tell: Any) -> int:
+def _contact_sheet(recipe: Recipe, job: Job, tell: Say) -> int:
     _check(recipe, job)
     dataset = load_dataset(recipe, cache=job.cache, say=tell)
     for note in dataset.notes:
@@ -182,7 +187,7 @@ def _contact_sheet(recipe: Recipe, job: Job, tell: Any) -> int:
     return 0
 
 
-def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Any) -> None:
+def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Say) -> None:
     from trainer.data.contact_sheet import write_contact_sheet
 
     assert job.contact_sheet
@@ -191,7 +196,7 @@ def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Any) 
     tell(f"wrote {job.contact_sheet}")
 
 
-def _dry_run(recipe: Recipe, job: Job, tell: Any) -> int:
+def _dry_run(recipe: Recipe, job: Job, tell: Say) -> int:
     pictures = _check(recipe, job)
     if pictures is None:
         pictures = len(load_dataset(recipe, cache=job.cache, say=tell).train)

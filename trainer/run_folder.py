@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--run {self.path}: is a file: give a folder")
         stored = _read(self.path / RECIPE)
-        if not (isinstance(stored, dict) and isinstance(stored.get("recipe"), dict)):
+        if stored is None or not isinstance(stored.get("recipe"), dict):
             strange = [name for name in (RECIPE, *OURS) if (self.path / name).exists()]
             if strange:
                 raise UsageError(f"--run {self.path}: holds {', '.join(strange)} and no run of this program: they would be "
@@ -92,14 +94,14 @@ class RunFolder:
 
     def owns(self, out: Path) -> bool:
         """Whether `out`, its card and its picture are of this run, finished or cut short, and may be written again."""
-        if not out.exists():
-            return bool((_read(self.path / EXPORT) or {}).get("out") == str(out.resolve()))
-        header = _header(out)
-        mine = (_read(self.path / RECIPE) or {}).get("recipe")
-        if mine is None or header.get("scribble_recipe") is None or json.loads(header["scribble_recipe"]) != mine:
-            return False
         claimed = (_read(self.path / EXPORT) or {}).get("out") == str(out.resolve())
-        return bool(claimed or self._digest() == header.get("sshs_model_hash"))
+        if not out.exists():
+            return claimed
+        header, mine = _header(out), (_read(self.path / RECIPE) or {}).get("recipe")
+        # as convert writes a mapping into a header
+        if mine is None or header.get("scribble_recipe") != json.dumps(mine, ensure_ascii=False, sort_keys=True):
+            return False
+        return claimed or self._digest() == header.get("sshs_model_hash")
 
     def claim(self, out: Path) -> None:
         """Note that `out` is about to be written, so that a command that is cut short then can be run again."""
@@ -109,31 +111,30 @@ class RunFolder:
         write_json(self.path / FINISHED, {"sshs_model_hash": digest})
 
     def _digest(self) -> str | None:
-        stored = _read(self.path / FINISHED) or {}
-        return stored.get("sshs_model_hash") if isinstance(stored, dict) else None
+        return (_read(self.path / FINISHED) or {}).get("sshs_model_hash")
 
-    def lock(self) -> Any:
-        """Keep other commands out of the folder until this process ends or closes what is returned.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other commands out of the folder. A process that dies gives it free.
 
         Raises:
             JobError: another command is at work in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        file = open(self.path / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the lock is held
-        try:
-            if sys.platform == "win32":
-                import msvcrt
+        with open(self.path / LOCK, "w", encoding="utf-8") as file:
+            try:
+                if sys.platform == "win32":
+                    import msvcrt
 
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
+                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                else:
+                    import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise JobError(f"{self.path}: another command is at work in this run folder: wait for it, or give --run "
-                           "another one") from error
-        return file
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise JobError(f"{self.path}: another command is at work in this run folder: wait for it, or give --run "
+                               "another one") from error
+            yield
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -158,6 +159,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("no fields")
+        return stored
     except (OSError, ValueError) as error:
         raise JobError(f"{path}: cannot be read ({error}): delete the folder {path.parent} to start anew") from error
