@@ -18,6 +18,7 @@ from trainer.draws import Ahead, draw_step
 from trainer.encode import EncodedSet
 from trainer.fused import Fused
 from trainer.fused.attention import attend
+from trainer.fused.layers import small_map
 from trainer.fused.lora import _Folded
 from trainer.loop import Training, _gradients, train
 from trainer.metrics import Metrics, read_lines
@@ -56,12 +57,20 @@ def loss_and_gradients(unet: UNet2DConditionModel, factors) -> tuple[float, torc
     return loss.item(), torch.cat([factor.grad.flatten() for _, factor in factors])
 
 
+@pytest.fixture(params=[False, True], ids=["AVX2", "AVX-512"])
+def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ways of both kinds of CPU, whichever this one is."""
+    for module in ("layers", "attention"):
+        monkeypatch.setattr(f"trainer.fused.{module}.WIDE", request.param)
+
+
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize(("width", "recipe"), [
     (8, Recipe(rank=2)),  # narrow heads: our own attention
     (48, Recipe(rank=2, alpha=3.0)),  # heads of 24: torch's
     (8, Recipe(rank=2, targets="cross-attention")),
     (8, Recipe(rank=2, targets=r".*\.attn1\.to_(q|v)")),  # a projection without LoRA between two with one
-    (8, Recipe(rank=2, targets=r".*(proj_in|conv_shortcut|net\.0\.proj|net\.2|attn2\.to_q)")),  # what is not fused
+    (8, Recipe(rank=2, targets=r".*(proj_in|conv_shortcut|conv[12]|net\.0\.proj|net\.2|attn2\.to_q)")),  # in what is not joined
 ])  # fmt: skip
 def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Recipe, tmp_path: Path) -> None:
     unet = make_unet(width)
@@ -78,6 +87,16 @@ def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Reci
     after, _ = loss_and_gradients(unet, factors)
     assert (between, after) == (pytest.approx(loss, abs=1e-6),) * 2
     assert list(unet.state_dict()) == names
+
+
+def test_small_maps_are_convolved_in_nchw_and_only_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1).to(memory_format=torch.channels_last)
+    big, small = (torch.randn(2, 3, side, side).to(memory_format=torch.channels_last) for side in (8, 4))
+    for x in (big, small):
+        expected = conv(x)
+        mine = small_map(conv, x)
+        torch.testing.assert_close(mine, expected)
+        assert mine.is_contiguous(memory_format=torch.channels_last if x is big else torch.contiguous_format)
 
 
 def test_in_bfloat16_as_on_a_gpu_the_fused_forward_is_as_near_to_float32_as_pefts(tmp_path: Path) -> None:
@@ -110,6 +129,7 @@ def test_the_gradients_of_joined_projections_are_right_to_double_precision() -> 
 
 @pytest.mark.parametrize(("queries", "keys"), [(6, 0), (6, 4), (1, 3)])
 def test_attention_of_narrow_heads_is_torchs(queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.fused.attention.WIDE", False)
     monkeypatch.setattr("trainer.fused.attention.CHUNK", 2 * queries * (keys or queries))  # several chunks, the last short
     heads, d, g = 3, 5, torch.Generator().manual_seed(0)
     first = torch.randn(3, queries, heads * d * (1 if keys else 3), generator=g, requires_grad=True)

@@ -1,7 +1,8 @@
 """The UNet's forward pass in fewer, larger steps: the same numbers up to rounding, the same modules, the same names.
 
 peft's modules keep the factors and give them their names; while a `Fused` is entered, SD1.5's attentions compute
-differently. Left, the UNet is as it was (but channels_last), for sampling and saving.
+differently, on a CPU its convolutions and gates too. Left, the UNet is as it was (but for the layout of its weights in
+memory), for sampling and saving.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from trainer.fused.attention import FusedProcessor
+from trainer.fused.layers import replacements
 
 
 class Fused:
@@ -28,6 +30,9 @@ class Fused:
             if isinstance(module, Attention) and _plain(module):
                 cross = module.is_cross_attention
                 self._processors.append((module, module.processor, FusedProcessor(module, cross=cross)))
+        plain = next(unet.parameters())
+        on_cpu = plain.device.type == "cpu" and plain.dtype == torch.float32
+        self._forwards = list(replacements(unet)) if on_cpu else []
 
     def __enter__(self) -> Fused:
         self._depth += 1
@@ -52,10 +57,14 @@ class Fused:
     def _install(self) -> None:
         for attention, _, fused in self._processors:
             attention.processor = fused
+        for module, forward in self._forwards:
+            module.forward = forward
 
     def _remove(self) -> None:
         for attention, before, _ in self._processors:
             attention.processor = before
+        for module, _ in self._forwards:
+            del module.forward
 
 
 def _plain(attention: Any) -> bool:

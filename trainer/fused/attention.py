@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from trainer.fused.layers import WIDE
 from trainer.fused.lora import Joined, by_hand
 
 NARROW = 16
-"""Heads up to this wide: PyTorch's CPU kernel takes 1.6 times as long for 10 wide ones, and less from 20 on."""
+"""Heads up to this wide: PyTorch's AVX2 kernel takes 1.6 times as long for 10 wide ones, and less from 20 on."""
 CHUNK = 1 << 18
 """Probabilities computed at a time, 1 MiB: what a core's cache holds. 4 MiB take 1.3 times, all at once 3 times as long."""
 
@@ -42,7 +43,7 @@ class FusedProcessor:
 def attend(first: Tensor, second: Tensor | None, heads: int) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, (B, n, C); `first` is q, k, v (B, n, 3 C), or q (B, n, C) and `second` k, v (B, m, 2 C)."""
     width = first.shape[-1] // (3 if second is None else 1)
-    if by_hand(first) and width // heads <= NARROW:
+    if by_hand(first) and not WIDE and width // heads <= NARROW:
         mixed: Tensor = _Attention.apply(first, second, heads)
         return mixed
     q, k, v = _split(first, second, heads)
