@@ -65,6 +65,8 @@ def check_base(recipe: Recipe) -> None:
     path = _local(recipe.base)
     if path and path.is_file():
         single_file.inspect(path)
+    elif path:
+        family_of(diffusers_folder.inspect(path, half=False).configs["unet"], recipe.base)
 
 
 def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:

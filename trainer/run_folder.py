@@ -17,10 +17,7 @@ from convert.files import write_json
 from trainer.base import Base
 from trainer.data.records import Dataset
 from trainer.recipe import Recipe, flag
-
-RECIPE, EXPORT, FINISHED, LOCK = "recipe.json", "export.json", "finished.json", ".lock"
-OURS = ("checkpoints", "metrics.jsonl", "pytorch_lora_weights.safetensors", "loss.png", FINISHED, "samples")
-"""What a run writes under names that somebody else may have used in that folder."""
+from trainer.run_files import EXPORT, FINISHED, LOCK, METRICS, OURS, RECIPE
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def samples(self) -> Path:

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from convert.errors import JobError, UsageError
 from convert.sd15 import modules
-from trainer.base import MINIATURE_FOLDER, load_base
+from trainer.base import MINIATURE_FOLDER, check_base, load_base
 from trainer.families import family_of
 from trainer.miniature import models
 from trainer.miniature.vocabulary import build_tokenizer
@@ -256,6 +256,8 @@ def test_other_files_are_refused_by_name(tmp_path, shapes, message) -> None:
     ("lacks one", JobError, "lacks a tensor"),
     ("lacks width", JobError, "lacks model.diffusion_model.input_blocks.4.0.out_layers.3.weight"),
     ("misshapen", JobError, "has shape (7, 64)"),
+    ("flat", JobError, "a tensor has too few dimensions"),
+    ("scalar", JobError, "a tensor has too few dimensions"),
     ("fp8", UsageError, "not a quantized one"),
 ])  # fmt: skip
 def test_broken_files_are_named(folder, tmp_path, content, error, message) -> None:
@@ -283,6 +285,10 @@ def _damaged(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tens
         return {name: t for name, t in tensors.items() if name != f"{UNET}input_blocks.4.0.out_layers.3.weight"}
     if how == "misshapen":
         return tensors | {one: torch.zeros(7, 64)}
+    if how == "flat":
+        return tensors | {f"{UNET}input_blocks.0.0.weight": torch.zeros(4)}
+    if how == "scalar":
+        return tensors | {f"{VAE}encoder.down.0.block.0.conv1.weight": torch.zeros(())}
     if how == "fp8":
         return tensors | {one: tensors[one].to(torch.float8_e4m3fn)}
     return tensors
@@ -294,6 +300,8 @@ def test_what_is_not_there_or_a_pickle(tmp_path) -> None:
                           ("./nothing", "no such file"), (tmp_path, "has no unet/config.json")]:  # fmt: skip
         with pytest.raises(UsageError, match=message):
             load(base)
+        with pytest.raises(UsageError, match=message):  # and before any data is fetched
+            check_base(Recipe(base=str(base)))
 
 
 @pytest.mark.parametrize(("damage", "error", "message"), [

@@ -15,6 +15,7 @@ from trainer.data import load_dataset
 from trainer.data.categories import QUICKDRAW
 from trainer.data.choice import choose_categories, choose_rows
 from trainer.data.drawings import process
+from trainer.miniature.doodles import write_doodles
 from trainer.recipe import Recipe
 
 ROWS = np.random.default_rng(0).integers(0, 256, (40, 784), dtype=np.uint8)
@@ -156,3 +157,10 @@ def test_doodles_are_enough_the_same_and_shared(tmp_path) -> None:
         thread.join()
     assert found[0] == found[1] and len(found[0].train) == 100 and found[0].attribution == "" and not found[0].notes
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_pictures_beside_drawings_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    write_doodles(tmp_path, per_category=4, seed=1)
+    (tmp_path / "cat.png").write_bytes(b"")
+    dataset = load_dataset(Recipe(data=str(tmp_path)), cache=tmp_path, say=print)
+    assert any("1 pictures beside them are not" in note for note in dataset.notes)

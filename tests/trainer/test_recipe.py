@@ -82,6 +82,20 @@ def test_a_recipe_that_is_none(tmp_path: Path) -> None:
     for name in ("a.json", "b.json", "c.json"):
         with pytest.raises(JobError, match=name):
             cli.read_recipe(tmp_path / name)
+    for content in ("[]", '"x"', '{"recipe": 5}', '{"recipe": {"rank": "4"}}', '{"rank": 2.5}', '{"flip": "no"}'):
+        (tmp_path / "d.json").write_text(content)
+        with pytest.raises(JobError, match="d.json"):
+            cli.read_recipe(tmp_path / "d.json")
+    (tmp_path / "d.json").write_text('{"alpha": 2, "flip": false}')
+    assert cli.read_recipe(tmp_path / "d.json") == {"alpha": 2, "flip": False}
+
+
+def test_a_slash_at_the_end_and_own_data_for_the_demo() -> None:
+    with_slash, _ = cli.parse(["--out", "a.safetensors", "--data", "my_pictures/"])
+    assert with_slash == cli.parse(["--out", "a.safetensors", "--data", "my_pictures"])[0]
+    assert cli.parse(["--out", "a.safetensors", "--data", "/"])[0].data == "/"
+    demo, _ = cli.parse(["--out", "a.safetensors", "--demo", "--data", "my_pictures"])
+    assert (demo.categories, demo.rank) == ("100", 16)  # the demo's categories are the doodles'
 
 
 def test_targets_choose_the_modules_they_name() -> None:

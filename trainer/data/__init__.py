@@ -47,6 +47,7 @@ def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None],
 
         return _told(load_quickdraw(recipe, cache=cache, say=say, held_out_rows=held_out_rows), recipe)
     from trainer.data.npy_folder import load_npy_folder, npy_files
+    from trainer.data.pictures import SUFFIXES, load_pictures
 
     if recipe.data == "doodles":
         from trainer.data.made_up import doodles_folder
@@ -56,12 +57,13 @@ def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None],
     folder = home(recipe.data)
     _check(folder, recipe.data)
     if npy_files(folder):
-        return _told(load_npy_folder(folder, recipe, held_out_rows=held_out_rows), recipe)
+        dataset = _told(load_npy_folder(folder, recipe, held_out_rows=held_out_rows), recipe)
+        if beside := sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir()):
+            dataset.notes.append(f"{folder} has .npy drawings, and they are learnt; {beside} pictures beside them are not")
+        return dataset
     inner = sorted(place for place in folder.iterdir() if place.is_dir() and npy_files(place))
     if inner:
         raise UsageError(f"--data {recipe.data}: its drawings are in {inner[0].name}: give --data {inner[0]}")
-    from trainer.data.pictures import load_pictures
-
     return load_pictures(folder, recipe)
 
 

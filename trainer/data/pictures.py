@@ -18,7 +18,7 @@ from trainer.data.captions import category, own_captions, with_trigger
 from trainer.data.contact_sheet import MARK
 from trainer.data.records import Dataset, Example
 from trainer.recipe import Recipe
-from trainer.run_folder import RECIPE, RunFolder
+from trainer.run_files import METRICS, RECIPE
 from trainer.streams import Stream
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -151,7 +151,7 @@ def _files(folder: Path) -> list[Path]:
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        a_run = RECIPE in names and RunFolder(Path(place)).metrics.exists()
+        a_run = RECIPE in names and METRICS in names
         if real in seen or (a_run and Path(place) != folder):
             folders.clear()
             continue
