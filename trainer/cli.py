@@ -116,8 +116,9 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
         values |= read_recipe(options["recipe"])
     given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options[f.name] is not None}
     for name in ("base", "data"):  # a slash that a shell's completion put at the end makes no other recipe
-        if given.get(name, "").strip("/\\"):
-            given[name] = given[name].rstrip("/\\")
+        bare = given.get(name, "").rstrip("/\\")
+        if bare and not bare.endswith(":"):  # neither the root nor a drive
+            given[name] = bare
     if options["demo"] and "data" in given:  # the demo's categories are the doodles'
         values = {name: value for name, value in values.items() if name not in ("categories", "per_category")}
     values |= given

@@ -93,7 +93,8 @@ def test_a_recipe_that_is_none(tmp_path: Path) -> None:
 def test_a_slash_at_the_end_and_own_data_for_the_demo() -> None:
     with_slash, _ = cli.parse(["--out", "a.safetensors", "--data", "my_pictures/"])
     assert with_slash == cli.parse(["--out", "a.safetensors", "--data", "my_pictures"])[0]
-    assert cli.parse(["--out", "a.safetensors", "--data", "/"])[0].data == "/"
+    for root in ("/", "C:\\"):
+        assert cli.parse(["--out", "a.safetensors", "--data", root])[0].data == root
     demo, _ = cli.parse(["--out", "a.safetensors", "--demo", "--data", "my_pictures"])
     assert (demo.categories, demo.rank) == ("100", 16)  # the demo's categories are the doodles'
 
