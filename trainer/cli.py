@@ -111,16 +111,16 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
 def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     """The recipe and the job that `argv` asks for. UsageError names a flag that makes no sense."""
     options = vars(parser().parse_args(argv))
-    values: dict[str, Any] = dict(PRESETS["demo"]) if options["demo"] else {}
-    if options["recipe"]:
-        values |= read_recipe(options["recipe"])
     given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options[f.name] is not None}
     for name in ("base", "data"):  # a slash that a shell's completion put at the end makes no other recipe
         bare = given.get(name, "").rstrip("/\\")
         if bare and not bare.endswith(":"):  # neither the root nor a drive
             given[name] = bare
-    if options["demo"] and "data" in given:  # the demo's categories are the doodles'
-        values = {name: value for name, value in values.items() if name not in ("categories", "per_category")}
+    values: dict[str, Any] = dict(PRESETS["demo"]) if options["demo"] else {}
+    if "data" in given:
+        values.pop("categories", None)  # the demo's are the doodles'
+    if options["recipe"]:
+        values |= read_recipe(options["recipe"])
     values |= given
     for name, least in (("micro_batch", 0), ("checkpoint_every", 1), ("sample_every", 0)):
         if options[name] < least:

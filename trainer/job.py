@@ -41,13 +41,13 @@ def run(recipe: Recipe, job: Job) -> int:
     """Do the job; returns the exit status. Raises JobError and UsageError for what the user can mend."""
     processes = join(job.device)
     tell = say if processes.main else quiet
+    pictures = _check(recipe, job)
     if job.dry_run:
-        return _dry_run(recipe, job, tell)
+        return _dry_run(recipe, job, pictures, tell)
     if job.out is None:
         return _contact_sheet(recipe, job, tell)
     compute = devices.choose(job.device, processes.local_rank)
     folder = RunFolder(job.run)
-    pictures = _check(recipe, job)
     if folder.finished(job.out):
         tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
         return _contact_sheet(recipe, job, tell) if job.contact_sheet else 0
@@ -69,7 +69,7 @@ def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, tell
         _write_contact_sheet(dataset, recipe, job, tell)
     base = load_base(recipe, dtype=compute.base_dtype, say=tell)
     _check_captions(dataset, base, tell)
-    adapter.layers(base.unet, recipe)
+    adapter.layers(base.unet, recipe)  # bad --targets are said before the encoding
     if processes.main:
         folder.bind(recipe, base, dataset)
     training, first = prepare(recipe, job, base, dataset, compute, processes, tell)
@@ -179,7 +179,6 @@ def _sampling(sampler: Sampler, dataset: Dataset, folder: RunFolder) -> Any:
 
 
 def _contact_sheet(recipe: Recipe, job: Job, tell: Say) -> int:
-    _check(recipe, job)
     dataset = load_dataset(recipe, cache=job.cache, say=tell)
     for note in dataset.notes:
         tell(note)
@@ -191,13 +190,11 @@ def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Say) 
     from trainer.data.contact_sheet import write_contact_sheet
 
     assert job.contact_sheet
-    side = recipe.resolution or (64 if recipe.base == MINIATURE else 512)
-    write_contact_sheet(dataset, job.contact_sheet, resolution=side, seed=recipe.seed)
+    write_contact_sheet(dataset, job.contact_sheet, resolution=plan.side(recipe), seed=recipe.seed)
     tell(f"wrote {job.contact_sheet}")
 
 
-def _dry_run(recipe: Recipe, job: Job, tell: Say) -> int:
-    pictures = _check(recipe, job)
+def _dry_run(recipe: Recipe, job: Job, pictures: int | None, tell: Say) -> int:
     if pictures is None:
         pictures = len(load_dataset(recipe, cache=job.cache, say=tell).train)
     if not pictures:

@@ -24,15 +24,20 @@ class Plan:
     latent_bytes: int
 
 
+def side(recipe: Recipe) -> int:
+    """Side in pixels of a training picture, before the base is loaded and says its own."""
+    return recipe.resolution or (64 if recipe.base == MINIATURE else 512)
+
+
 def plan(recipe: Recipe, pictures: int) -> Plan:
     """Count a run over `pictures` training pictures."""
     steps = recipe.total_steps(pictures)
     per_epoch = recipe.steps_per_epoch(pictures)
     epochs, rest = divmod(steps, per_epoch)
     samples = epochs * pictures + min(rest * recipe.batch * recipe.accumulation, pictures)
-    side = (recipe.resolution or (64 if recipe.base == MINIATURE else 512)) // (4 if recipe.base == MINIATURE else 8)
+    latent = side(recipe) // (4 if recipe.base == MINIATURE else 8)
     views = 2 if recipe.flip else 1
-    return Plan(pictures=pictures, total_steps=steps, samples=samples, latent_bytes=pictures * views * 2 * 4 * side * side * 2)
+    return Plan(pictures=pictures, total_steps=steps, samples=samples, latent_bytes=pictures * views * 2 * 4 * latent**2 * 2)
 
 
 def seconds(recipe: Recipe, samples: int, device: str, flops: float) -> float:
@@ -60,8 +65,7 @@ def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
 
 def report(recipe: Recipe, counted: Plan, device: str, flops: float) -> str:
     """The dry run's text."""
-    side = recipe.resolution or (64 if recipe.base == MINIATURE else 512)
-    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": side, "steps": counted.total_steps}
+    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": side(recipe), "steps": counted.total_steps}
     lines = [f"{name:<16} {value}" for name, value in settled.items()]
     lines += ["", f"pictures         {counted.pictures}", f"optimizer steps  {counted.total_steps}",
               f"samples          {counted.samples}", f"encoded set      {counted.latent_bytes / 2**20:.0f} MiB in fp16"]

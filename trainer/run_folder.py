@@ -62,7 +62,7 @@ class RunFolder:
             return
         if not self.begun:
             return
-        mine, theirs = json.loads(json.dumps(recipe.as_dict())), Recipe().as_dict() | stored.get("recipe", {})
+        mine, theirs = json.loads(json.dumps(recipe.as_dict())), Recipe().as_dict() | stored["recipe"]
         changed = [f"{flag(k)} was {theirs.get(k)!r}, now {mine.get(k)!r}"
                    for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
         if changed:
@@ -87,7 +87,8 @@ class RunFolder:
 
     def finished(self, out: Path) -> bool:
         """Whether the run is finished and `out` still holds its LoRA."""
-        return self._digest() is not None and self._digest() == _header(out).get("sshs_model_hash")
+        digest = self._digest()
+        return digest is not None and digest == _header(out).get("sshs_model_hash")
 
     def owns(self, out: Path) -> bool:
         """Whether `out`, its card and its picture are of this run, finished or cut short, and may be written again."""

@@ -14,6 +14,7 @@ from trainer.base import Base
 from trainer.devices import Compute
 from trainer.draws import generator_of
 from trainer.encode import encode_captions
+from trainer.families import SCRIBBLE_MINIATURE
 from trainer.streams import Stream
 
 GUIDANCE, STEPS = 7.5, 25
@@ -29,7 +30,7 @@ class Sampler:
     def __init__(self, base: Base, compute: Compute, *, resolution: int = 0, steps: int = STEPS,
                  guidance: float = 0.0) -> None:  # fmt: skip
         self.base, self.compute, self.steps = base, compute, steps
-        self.guidance = guidance or (MINIATURE_GUIDANCE if base.family == "scribble_miniature" else GUIDANCE)
+        self.guidance = guidance or (MINIATURE_GUIDANCE if base.family == SCRIBBLE_MINIATURE else GUIDANCE)
         self.side = (resolution or base.resolution) // 2 ** (len(base.vae.config.block_out_channels) - 1)
         self._prompts: dict[str, Tensor] = {}
 

@@ -247,9 +247,11 @@ def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(tmp_path: Pat
     assert len(said) == 2 and "this backend is broken" in said[1] and not failing.blocks
 
 
-def test_compiled_blocks_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_compiled_blocks_agree(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """dynamo and autograd's ahead-of-time graphs, without a C++ compiler: what would break here breaks on a GPU."""
-    unet = make_unet(48, torch.bfloat16)
+    torch._dynamo.reset()
+    unet = make_unet(48, dtype)
     factors = learnt(unet, Recipe(rank=2))
     compile = torch.compile
     monkeypatch.setattr(compiling, "missing", lambda device: "")

@@ -18,7 +18,7 @@ from convert.errors import JobError, UsageError
 from trainer import hub
 from trainer.base import MINIATURE_FOLDER
 from trainer.quiet import quiet
-from trainer.recipe import MINIATURE
+from trainer.recipe import MINIATURE, home
 
 BATCH = 32
 
@@ -86,7 +86,7 @@ def _features(output: Any) -> Tensor:
 
 def _find(name: str, option: str, say: Callable[[str], None]) -> tuple[Path, str]:
     """The folder of CLIP `name`, and which weights they are: the hub's commit, or "" where the files must tell."""
-    place = MINIATURE_FOLDER / "clip" if name == MINIATURE else Path(name).expanduser()
+    place = MINIATURE_FOLDER / "clip" if name == MINIATURE else home(name)
     if place.is_dir():
         return place, ""
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:

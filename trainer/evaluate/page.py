@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from trainer.evaluate.recommend import in_words
+from trainer.families import SCRIBBLE_MINIATURE
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d22; --soft: #62626c; --paper: #fff; --card: #f5f5f2; --line: #ddd;
@@ -53,7 +54,7 @@ def page(report: dict[str, Any], plots: dict[str, bytes], grids: dict[str, dict[
     """The whole page. plots: SVG by curve; grids: what `draw_grids` returned."""
     lora, base = report["lora"], report["base"]
     warning = ("<p class=soft>These are figures of Scribble LoRA's embedded miniature (64-pixel pictures, a judge of its own), "
-               "not of Stable Diffusion 1.5.</p>" if base["family"] == "scribble_miniature" else "")
+               "not of Stable Diffusion 1.5.</p>" if base["family"] == SCRIBBLE_MINIATURE else "")
     parts = [
         f"<h1>{escape(lora['name'])} on {escape(base['name'])}</h1>", warning,
         f"<p class=verdict>{escape(in_words(report['recommended']))}</p>",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.errors import UsageError
+from trainer.families import SCRIBBLE_MINIATURE
 from trainer.recipe import MINIATURE, flag, option
 
 CLIP, IMAGE_CLIP = "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14"  # the paper's, section 4.3
@@ -57,7 +58,7 @@ class Settings:
 
     def settled(self, family: str) -> Settings:
         """With the defaults that depend on the base's `family` filled in."""
-        small = family == "scribble_miniature"
+        small = family == SCRIBBLE_MINIATURE
         filled: dict[str, Any] = {
             "clip": self.clip or (MINIATURE if small else CLIP),
             "image_clip": self.image_clip or (MINIATURE if small else IMAGE_CLIP),

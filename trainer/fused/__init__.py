@@ -30,9 +30,7 @@ class Fused:
             if isinstance(module, Attention) and _plain(module):
                 cross = module.is_cross_attention
                 self._processors.append((module, module.processor, FusedProcessor(module, cross=cross)))
-        plain = next(unet.parameters())
-        on_cpu = plain.device.type == "cpu" and plain.dtype == torch.float32
-        self._forwards = list(replacements(unet)) if on_cpu else []
+        self._forwards = list(replacements(unet))
 
     def __enter__(self) -> Fused:
         self._depth += 1

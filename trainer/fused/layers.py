@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from trainer.fused.lora import by_hand
+
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """oneDNN's kernels are others there: see docs/PERFORMANCE.md for what each was measured to do."""
 SMALL = 16
@@ -21,16 +23,22 @@ SMALL = 16
 
 
 def replacements(unet: Any) -> Iterator[tuple[torch.nn.Module, Callable[[Tensor], Tensor]]]:
-    """Modules of `unet`, on the CPU and in float32, and what to call instead of their `forward`."""
+    """Modules of `unet` and what to call instead of their `forward`; none where nothing is computed by hand."""
     from diffusers.models.activations import GEGLU
 
+    if not by_hand(next(unet.parameters())):
+        return
     for module in unet.modules():
         if isinstance(module, GEGLU):
-            yield module, partial(gated, module)
+            yield module, partial(_by_hand_or_plain, gated, module)
         elif type(module) is torch.nn.Conv2d and module.kernel_size == module.stride == (1, 1):
-            yield module, partial(point, module)
+            yield module, partial(_by_hand_or_plain, point, module)
         elif type(module) is torch.nn.Conv2d and WIDE:
-            yield module, partial(small_map, module)
+            yield module, partial(_by_hand_or_plain, small_map, module)
+
+
+def _by_hand_or_plain(ours: Callable[[Any, Tensor], Tensor], module: Any, x: Tensor) -> Tensor:
+    return ours(module, x) if by_hand(x) else type(module).forward(module, x)
 
 
 def point(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from trainer.data.drawings import process
 from trainer.miniature import models
 from trainer.miniature.build_vae import to_model
 from trainer.miniature.doodles import doodle, wobble
-from trainer.miniature.schedule import Progress, cosine, seeded
+from trainer.miniature.schedule import Progress, cosine, descend, seeded
 from trainer.miniature.shapes import CATEGORIES, thing
 from trainer.miniature.vocabulary import build_tokenizer
 from trainer.miniature.world import COLOURS, Subject, caption
@@ -129,12 +129,7 @@ def train_clip(pictures: np.ndarray, subjects: list[Subject], folder: Path) -> N
         rows = torch.randint(len(everything), (BATCH,), generator=generator).tolist()
         captions = [seen[row].words(words) for row in rows]
         loss = contrastive_loss(model, augment(to_model(everything[rows]), generator), captions, tokenizer)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine(step, STEPS, warmup=100)
-        optimizer.step()
+        descend(optimizer, loss, LEARNING_RATE * cosine(step, STEPS, warmup=100))
         progress(step, loss)
     model.save_pretrained(folder / "clip")
     tokenizer.save_pretrained(folder / "clip")

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 
 from trainer.miniature import models
 from trainer.miniature.build_vae import encode
-from trainer.miniature.schedule import Progress, cosine, seeded
+from trainer.miniature.schedule import Progress, cosine, descend, seeded
 from trainer.miniature.vocabulary import build_tokenizer
 from trainer.miniature.world import Subject, caption
 
@@ -95,12 +95,7 @@ def _learn(stage: Stage, latents: torch.Tensor, subjects: list[Subject], folder:
         predicted = unet(x_t, timesteps, text(tokens).last_hidden_state).sample
         snr = compute_snr(scheduler, timesteps)
         loss = ((predicted - eps).square().mean(dim=(1, 2, 3)) * snr.clamp(max=SNR_GAMMA) / snr).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = stage.rate(step)
-        optimizer.step()
+        descend(optimizer, loss, stage.rate(step))
         progress(step, loss)
         if (step + 1) % KEEP_EVERY == 0:
             _keep(stage, step + 1, optimizer, generator)

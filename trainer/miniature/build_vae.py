@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from trainer.miniature import models
-from trainer.miniature.schedule import Progress, cosine, seeded
+from trainer.miniature.schedule import Progress, cosine, descend, seeded
 
 STEPS, LEARNING_RATE = 1700, 2e-3
 CROPPED = 1450  # steps on 32-pixel crops, four times cheaper; the last ones see whole pictures and settle the norms
 CROP, BATCH = 32, 24
 KL_WEIGHT = 1e-5  # keeps the latents near unit variance without blurring
-
-
 DECODER_STEPS, DECODER_CROPPED, DECODER_RATE = 1000, 800, 1e-3
 MOST_BLUR, MOST_NOISE = 0.7, 0.35  # what the noise predictor leaves of a line one latent wide; noise in units of their std
 
@@ -47,12 +45,7 @@ def train_vae(pictures: np.ndarray, folder: Path) -> None:
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator)).sample
         loss = reconstruction_loss(y, x) + KL_WEIGHT * posterior.kl().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine(step, STEPS, warmup=50)
-        optimizer.step()
+        descend(optimizer, loss, LEARNING_RATE * cosine(step, STEPS, warmup=50))
         progress(step, loss)
     vae.eval()
     latents = encode(vae, pictures[:512])
@@ -83,12 +76,7 @@ def train_decoder(pictures: np.ndarray, strokes: np.ndarray, folder: Path) -> No
         smooth = F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         z = torch.lerp(z, smooth, blur) + noise * torch.randn(z.shape, generator=generator)
         loss = reconstruction_loss(vae.decode(z).sample, to_model(x))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = DECODER_RATE * cosine(step, DECODER_STEPS, warmup=50)
-        optimizer.step()
+        descend(optimizer, loss, DECODER_RATE * cosine(step, DECODER_STEPS, warmup=50))
         progress(step, loss)
     vae.save_pretrained(folder / "vae")
 

@@ -1,4 +1,4 @@
-"""What the build's three training loops share: seeds, the learning rate's cosine, a line of progress."""
+"""What the build's four training loops share: seeds, the learning rate's cosine, an optimizer step, a line of progress."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def cosine(step: int, steps: int, *, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+    """One step at learning rate `rate`, the gradient's norm clipped at 1."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for group in optimizer.param_groups:
+        torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        group["lr"] = rate
+    optimizer.step()
 
 
 class Progress:
