@@ -13,6 +13,9 @@ import torch._dynamo
 import torch._functorch.config
 
 CHOICES = ("auto", "on", "off")
+FUSE = {"realize_reads_threshold": 8, "realize_opcount_threshold": 64, "realize_acc_reads_threshold": 16}
+"""Twice inductor's own limits of what it computes again rather than keeps. With its own, a group norm's backward kernels
+pass on a map in float32; with these they read the two bf16 maps again: 26.4 GB become 19.5 in a step's residual blocks."""
 
 
 def missing(device: torch.device) -> str:
@@ -31,7 +34,8 @@ class Compiled:
     """Calls `unet` through torch.compile, its residual and transformer blocks one by one: one kernel set serves all of a size.
 
     Both kinds begin with group norms, which CUDA's own kernel computes in NCHW only: between channels_last convolutions
-    each would cost two transposes forward and three backward. The compiler's norms keep the layout.
+    each would cost two transposes forward and three backward. The compiler's norms keep the layout. (Its layout rule for
+    graphs with a convolution would do the same to q, k and v; there is none in a transformer block, see fused/layers.py.)
 
     wish: `on`; `auto`, on a CUDA GPU only (on CPUs it did not pay, see docs/PERFORMANCE.md); `off`. Kernels are kept in
     `cache` between runs. Should compiling fail, the step is computed plainly and so are all others; `say` gets one line.
@@ -47,13 +51,15 @@ class Compiled:
             say(f"not compiled: {lacking}; training goes on without, slower")
             return
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+        import torch._inductor.config as inductor
         from diffusers.models.resnet import ResnetBlock2D
         from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+        options: dict[str, Any] = {name: limit for name, limit in FUSE.items() if hasattr(inductor, name)}
         torch._dynamo.config.recompile_limit = 64  # each block's projections are objects of their own
         torch._functorch.config.force_non_lazy_backward_lowering = True  # or a failure would come in backward()
         blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D | Transformer2DModel)]
-        self.blocks = [(block, torch.compile(block._call_impl, dynamic=False)) for block in blocks]
+        self.blocks = [(block, torch.compile(block._call_impl, dynamic=False, options=options)) for block in blocks]
 
     @property
     def config(self) -> Any:

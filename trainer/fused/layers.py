@@ -1,4 +1,4 @@
-"""Convolutions and gates on a CPU in float32, where their plain forms copy more than they need or meet a slow kernel.
+"""Convolutions and gates, where their plain forms copy more than they need or meet a slow kernel.
 
 Legend: B pictures, C channels, h and w of a map.
 """
@@ -6,7 +6,8 @@ Legend: B pictures, C channels, h and w of a map.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -23,29 +24,39 @@ SMALL = 16
 
 
 def replacements(unet: Any) -> Iterator[tuple[torch.nn.Module, Callable[[Tensor], Tensor]]]:
-    """Modules of `unet` and what to call instead of their `forward`; none where nothing is computed by hand."""
+    """Modules of `unet` and what to call instead of their `forward`.
+
+    Bound methods of one function, which a compiler takes for alike: one graph serves all blocks of a size.
+    """
     from diffusers.models.activations import GEGLU
 
-    if not by_hand(next(unet.parameters())):
-        return
+    on_cpu = by_hand(next(unet.parameters()))
     for module in unet.modules():
-        if isinstance(module, GEGLU):
-            yield module, partial(_by_hand_or_plain, gated, module)
-        elif type(module) is torch.nn.Conv2d and module.kernel_size == module.stride == (1, 1):
-            yield module, partial(_by_hand_or_plain, point, module)
-        elif type(module) is torch.nn.Conv2d and WIDE:
-            yield module, partial(_by_hand_or_plain, small_map, module)
+        if type(module) is torch.nn.Conv2d and module.kernel_size == module.stride == (1, 1):
+            yield module, MethodType(point, module)
+        elif isinstance(module, GEGLU) and on_cpu:
+            yield module, MethodType(gated, module)
+        elif type(module) is torch.nn.Conv2d and on_cpu and WIDE:
+            yield module, MethodType(small_map, module)
 
 
-def _by_hand_or_plain(ours: Callable[[Any, Tensor], Tensor], module: Any, x: Tensor) -> Tensor:
-    return ours(module, x) if by_hand(x) else type(module).forward(module, x)
+def _plainly_for_a_compiler(ours: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    @wraps(ours)
+    def forward(module: Any, x: Tensor) -> Tensor:
+        result: Tensor = ours(module, x) if by_hand(x) else type(module).forward(module, x)
+        return result
+
+    return forward
 
 
 def point(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
     """A 1 x 1 convolution as the matrix product it is: no copy where x (B, C, h, w) is channels_last."""
-    return functional.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+    pictures, _, height, width = x.shape
+    tokens = x.permute(0, 2, 3, 1).reshape(pictures * height * width, -1)  # a product of two matrices, not of many small ones
+    return functional.linear(tokens, conv.weight.flatten(1), conv.bias).view(pictures, height, width, -1).permute(0, 3, 1, 2)
 
 
+@_plainly_for_a_compiler
 def small_map(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
     """A convolution of x (B, C, h, w), in NCHW where the map is small. Its weight changes its layout once."""
     if x.shape[2] * x.shape[3] <= SMALL:
@@ -55,6 +66,7 @@ def small_map(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
     return functional.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
+@_plainly_for_a_compiler
 def gated(layer: Any, x: Tensor) -> Tensor:
     """value * gelu(gate) of one projection (Shazeer 2020, GLU variants)."""
     out: Tensor = _Gated.apply(layer.proj(x))

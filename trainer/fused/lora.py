@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from trainer.adapter import NAME
 
+ALIGNED = 8
+"""Numbers of half precision in 16 bytes, what a GPU's tensor cores load at a time."""
+
 
 def by_hand(x: Tensor) -> bool:
     """Whether our own derivatives compute on `x`: in float32 on a CPU. A compiler and a GPU get plain operations."""
@@ -45,17 +48,9 @@ class Joined:
         starts = [start for _, start in self.adapted]
         if not downs:
             return functional.linear(x, self.weight, self.bias)
-        if by_hand(x):
-            y: Tensor = _Folded.apply(x, self.weight, self.bias, scales, starts, *downs, *ups)
-            return y
-        low = functional.linear(x, torch.cat(downs).to(x.dtype))  # (..., R): x is read once for all projections
-        return functional.linear(x, self.weight, self.bias) + functional.linear(low, self._blocks().to(x.dtype))
-
-    def _blocks(self) -> Tensor:
-        """s B of every projection on the diagonal, (sum of O, R); no column for one without a LoRA."""
-        adapted = {start: layer.lora_B[NAME].weight * layer.scaling[NAME] for layer, start in self.adapted}
-        return torch.block_diag(*[adapted.get(start, self.weight.new_zeros(rows, 0))
-                                  for start, rows in zip(_starts(self.rows), self.rows, strict=True)])
+        kind = _Folded if by_hand(x) else _Longer
+        y: Tensor = kind.apply(x, self.weight, self.bias, scales, starts, *downs, *ups)
+        return y
 
 
 class _Folded(torch.autograd.Function):
@@ -92,6 +87,52 @@ class _Folded(torch.autograd.Function):
             row = mine.stop
         downs_gradient = (back @ tokens).split([down.shape[0] for down in downs])
         return dx, None, None, None, None, *downs_gradient, *ups_gradient
+
+
+class _Longer(torch.autograd.Function):
+    """One product [x, x A^T] [W, s B]^T, for half precision and GPUs: y is written once, and never read to add to it.
+
+    The ranks are filled up with zeros to a multiple of `ALIGNED`, without which tensor cores are not fed at full width.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], starts: list[int],
+                *factors: Tensor) -> Tensor:  # fmt: skip
+        downs, ups = _halves(factors)
+        ranks = [down.shape[0] for down in downs]
+        down = functional.pad(torch.cat(downs), (0, 0, 0, -sum(ranks) % ALIGNED)).to(x.dtype)  # (R, I)
+        up = _diagonal(ups, scales, starts, len(weight), len(down)).to(x.dtype)  # (O, R)
+        low = functional.linear(x, down)
+        ctx.scales, ctx.starts, ctx.ranks, ctx.heights = scales, starts, ranks, [len(up) for up in ups]
+        ctx.learnt = ups[0].dtype
+        ctx.save_for_backward(x, low, weight, down, up)
+        return functional.linear(torch.cat([x, low], -1), torch.cat([weight, up], 1), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        x, low, weight, down, up = ctx.saved_tensors
+        dy, width = gradient.flatten(0, -2), x.shape[-1]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            both = dy @ torch.cat([weight, up], 1)  # dy is read once for x and for x A^T
+            back = both[:, width:]
+            dx = both[:, :width].view_as(x) + (back @ down).view_as(x)
+        else:
+            back = dy @ up
+        downs_gradient = (back.T @ x.flatten(0, -2)).to(ctx.learnt).split([*ctx.ranks, len(down) - sum(ctx.ranks)])[:-1]
+        blocks = (dy.T @ low.flatten(0, -2)).to(ctx.learnt)  # (O, R), of which the diagonal is wanted
+        ups_gradient = [blocks[start : start + rows, column : column + rank] * scale for start, rows, column, rank, scale
+                        in zip(ctx.starts, ctx.heights, _starts(ctx.ranks), ctx.ranks, ctx.scales, strict=True)]
+        return dx, None, None, None, None, *downs_gradient, *ups_gradient
+
+
+def _diagonal(ups: list[Tensor], scales: list[float], starts: list[int], height: int, width: int) -> Tensor:
+    """s B of every projection in its own rows and columns, (height, width) float32, the rest 0."""
+    rows, done = [], 0
+    for up, scale, start, column in zip(ups, scales, starts, _starts([up.shape[1] for up in ups]), strict=True):
+        rows.append(functional.pad(up * scale, (column, width - column - up.shape[1], start - done, 0)))
+        done = start + len(up)
+    return functional.pad(torch.cat(rows), (0, 0, 0, height - done))
 
 
 def _halves(factors: Any) -> tuple[list[Tensor], list[Tensor]]:
