@@ -26,7 +26,7 @@ def test_the_counted_operations_of_sd15_are_the_plans() -> None:
 
 def test_it_measures_and_prints_json(capsys: pytest.CaptureFixture) -> None:
     assert main(["--device", "cpu", "--size", "tiny", "--batch", "2", "--accumulation", "2", "--rounds", "1", "--threads", "1",
-                 "--json"]) == 0  # fmt: skip
+                 "--profile", "--json"]) == 0  # fmt: skip
     found = json.loads(capsys.readouterr().out)
     assert [row["micro_batch"] for row in found["micro_batches"]] == [4]
     for row in found["micro_batches"]:
@@ -34,6 +34,9 @@ def test_it_measures_and_prints_json(capsys: pytest.CaptureFixture) -> None:
         assert 0 < row["share_of_ceiling"] < 1.5 and row["peak_gib"] > 0
     pair = found["against_plain"]
     assert pair["ratio"] == pytest.approx(pair["ours"] / pair["plain"]) and pair["clock"] == "cpu_seconds"
+    assert pair["ratio_cached"] == pytest.approx(pair["ours"] / pair["plain_cached"])
+    assert found["vae_inputs_per_second"] > 0
+    assert "aten::convolution" in found["profile"] or "aten::mkldnn_convolution" in found["profile"]
 
 
 def test_steps_alternate_and_the_first_round_is_not_counted() -> None:

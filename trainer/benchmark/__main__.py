@@ -1,4 +1,4 @@
-"""`python -m trainer.benchmark`: time training here, beside the plain diffusers step, in alternation. Random weights."""
+"""`python -m trainer.benchmark`: time training here, beside diffusers' plain step, in alternation. Random weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
                    "2 on a CPU)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch's CPU threads (default: torch's choice)")
     p.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="as in training (default auto)")
-    p.add_argument("--no-plain", action="store_true", help="leave the diffusers step out: it needs the most memory")
+    p.add_argument("--no-plain", action="store_true", help="leave the VAE and the plain steps out: they need the most memory")
+    p.add_argument("--profile", action="store_true", help="list the operations of one step by the time they take")
     p.add_argument("--cache", type=Path, default=CACHE, metavar="DIR",
                    help="folder of compiled kernels (default ~/.cache/scribble-lora)")
     p.add_argument("--json", action="store_true", help="print one JSON object")

@@ -34,6 +34,22 @@ def race(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str,
     return {name: Timing(*(statistics.median(column) for column in zip(*both, strict=True))) for name, both in taken.items()}
 
 
+def profile(step: Step, device: torch.device) -> str:
+    """A table of the operations (on a GPU, kernels) on which one `step` spends the most time, after one that warms up."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    step()
+    synchronize(device)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profiler(activities=kinds) as seen:
+        step()
+        synchronize(device)
+    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    table: str = seen.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
+    return table
+
+
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

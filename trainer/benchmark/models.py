@@ -26,29 +26,46 @@ SIZES = {"sd15": Size(1, 32, 512), "quarter": Size(4, 16, 128), "tiny": Size(10,
 
 
 @dataclass
-class Models:
-    unet: Any
+class Encoders:
     vae: Any
     text_encoder: Any
-    scheduler: Any
 
 
-def build(size: Size, device: torch.device, dtype: torch.dtype) -> Models:
-    """All in `dtype` on `device`, without gradients; the same weights on every call."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+def build_unet(size: Size, device: torch.device, dtype: torch.dtype) -> Any:
+    """In `dtype` on `device`, without gradients; the same weights on every call."""
+    from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
     with device:
         unet = UNet2DConditionModel(**unet_config(size))
+    return _frozen(unet, dtype)
+
+
+def build_encoders(size: Size, device: torch.device, dtype: torch.dtype) -> Encoders:
+    """As `build_unet`."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    with device:
         vae = AutoencoderKL(**_public(VAE_CONFIG) | {
             "block_out_channels": [width // (4 if size.divisor > 1 else 1) for width in VAE_CONFIG["block_out_channels"]]})
         width = text_width(size)
         text_encoder = CLIPTextModel(CLIPTextConfig(**_public(TEXT_CONFIG) | {
             "hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": max(width // 64, 1)}))
-    for model in (unet, vae, text_encoder):
-        model.to(dtype).eval().requires_grad_(False)
-    return Models(unet, vae, text_encoder, DDPMScheduler(**_public(SCHEDULER_CONFIG)))
+    return Encoders(_frozen(vae, dtype), _frozen(text_encoder, dtype))
+
+
+def _frozen(model: Any, dtype: torch.dtype) -> Any:
+    for parameter in model.parameters():  # `to` would warn of modules that some other models keep in float32
+        parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False)
+
+
+def scheduler() -> Any:
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(**_public(SCHEDULER_CONFIG))
 
 
 def unet_config(size: Size) -> dict[str, Any]:

@@ -1,22 +1,25 @@
-"""The two optimizer steps that are timed: ours, and the one of diffusers' text-to-image LoRA script."""
+"""The optimizer steps that are timed: ours, and those that encode at every step or compute a LoRA module by module."""
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from trainer import adapter
-from trainer.benchmark.models import Models
+from trainer.benchmark.models import Encoders, scheduler
 from trainer.compiling import Compiled
 from trainer.devices import Compute
 from trainer.draws import draw_step
 from trainer.encode import EncodedSet
-from trainer.encoders import storage_dtype
+from trainer.encoders import Posterior, storage_dtype
 from trainer.loop import Training, _gradients, _update, learning_rate
 from trainer.objective import Objective
 from trainer.processes import Processes
@@ -26,18 +29,17 @@ Step = Callable[[], None]
 PICTURES = 64
 
 
-def ours(models: Models, recipe: Recipe, compute: Compute, resolution: int, compile: str, cache: Path,
+def ours(unet: Any, recipe: Recipe, compute: Compute, resolution: int, compile: str, cache: Path,
          say: Callable[[str], None]) -> Training:  # fmt: skip
-    """A training over made-up encodings of `models`' shapes, as trainer/job.py makes one."""
+    """A training over made-up encodings of `unet`'s shapes, as trainer/job.py makes one."""
     side, dtype, device = resolution // 8, storage_dtype(compute.device), compute.device
-    unet = copy.deepcopy(models.unet)
     latents = torch.randn(2, PICTURES, 2, 4, side, side, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     embeddings = torch.randn(PICTURES, 77, unet.config.cross_attention_dim, device=device).to(dtype)
     encoded = EncodedSet(mean=latents[0], std=latents[1].abs() * 0.1, embeddings=embeddings,
                          caption_index=torch.arange(PICTURES, device=device))
     factors = adapter.attach(unet, recipe)
     return Training(recipe=recipe, unet=unet, factors=factors, encoded=encoded, held_out=None, compute=compute,
-                    objective=Objective(recipe, models.scheduler, device), processes=Processes(),
+                    objective=Objective(recipe, scheduler(), device), processes=Processes(),
                     run=Path(tempfile.gettempdir()), total=1000, checkpoint_every=1000,
                     forward=Compiled(unet, device, compile, cache, say))
 
@@ -56,26 +58,28 @@ def our_step(t: Training) -> Step:
     return step
 
 
-def plain_step(models: Models, recipe: Recipe, compute: Compute, resolution: int) -> Step:
-    """As train_text_to_image_lora.py takes it: VAE and CLIP at every micro-batch, peft's modules, torch's AdamW.
+def plain_steps(unet: Any, encoders: Encoders, recipe: Recipe, compute: Compute, resolution: int) -> dict[str, Step]:
+    """`plain`: as diffusers' train_text_to_image_lora.py: VAE and CLIP at every micro-batch, peft's modules, torch's AdamW.
 
-    Frozen models in the compute's dtype; under autocast on a GPU, as accelerate's mixed precision does.
+    `plain_cached`: latents are given, only CLIP is computed, as sd-scripts does with `--cache_latents`. Frozen models in
+    the compute's dtype; under autocast on a GPU, as accelerate's mixed precision does.
     """
-    unet, vae, text_encoder, scheduler = copy.deepcopy(models.unet), models.vae, models.text_encoder, models.scheduler
+    vae, text_encoder, schedule = encoders.vae, encoders.text_encoder, scheduler()
     parameters = [factor for _, factor in adapter.attach(unet, recipe)]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     device, batch = compute.device, recipe.batch
     pictures = torch.rand(batch, 3, resolution, resolution, device=device, dtype=compute.base_dtype) * 2 - 1
     captions = torch.randint(text_encoder.config.vocab_size, (batch, 77), device=device)
+    kept = torch.randn(batch, 4, resolution // 8, resolution // 8, device=device, dtype=compute.base_dtype)
 
-    def step() -> None:
+    def step(cached: bool) -> None:
         for _ in range(recipe.accumulation):
             with torch.no_grad():
-                latents = vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
+                latents = kept if cached else vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
                 embeddings = text_encoder(captions).last_hidden_state
             noise = torch.randn_like(latents)
-            timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,), device=device)
-            noisy = scheduler.add_noise(latents, noise, timesteps)
+            timesteps = torch.randint(schedule.config.num_train_timesteps, (batch,), device=device)
+            noisy = schedule.add_noise(latents, noise, timesteps)
             with compute.context():
                 predicted = unet(noisy, timesteps, embeddings, return_dict=False)[0]
             loss = functional.mse_loss(predicted.float(), noise.float())
@@ -85,4 +89,15 @@ def plain_step(models: Models, recipe: Recipe, compute: Compute, resolution: int
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return {"plain": partial(step, False), "plain_cached": partial(step, True)}
+
+
+def encoding(vae: Any, compute: Compute, resolution: int, say: Callable[[str], None]) -> tuple[Step, int]:
+    """trainer/encode.py's work on one batch of pictures and their mirror images; and how many VAE inputs these are."""
+    posterior = Posterior(SimpleNamespace(vae=vae), compute.device, resolution, views=2, say=say)  # type: ignore[arg-type]
+    pictures = np.random.default_rng(0).integers(0, 256, (posterior.batch, resolution, resolution, 3), dtype=np.uint8)
+
+    def step() -> None:
+        posterior(pictures)
+
+    return step, posterior.batch * posterior.views
