@@ -194,6 +194,40 @@ def test_metadata_errors_name_the_line(tmp_path: Path, line: str, said: str) -> 
     assert "metadata.jsonl" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_captions_from_a_table_which_lines_of_json_outdo(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "sub/c.png"):
+        save(tmp_path / name)
+    (tmp_path / "metadata.csv").write_text('file_name,mood,text\r\na.png,,"one, two\r\nthree"\r\nsub/c.png,,c\r\n', newline="")
+    assert captions(load_pictures(tmp_path, Recipe())) == {"a.png": "one, two three", "b.png": "", "sub/c.png": "c"}
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "json"}')
+    assert captions(load_pictures(tmp_path, Recipe())) == {"a.png": "json", "b.png": "", "sub/c.png": "c"}
+
+
+@pytest.mark.parametrize("table, said", [
+    ("file_name,text\na.png,one, two\n", "line 2: has not as many fields"),
+    ("file_name,text\na.png\n", "line 2: has not as many fields"),
+    ("file,caption\na.png,x\n", 'line 2: expected "file_name" and "text"'),
+    ("a.png,x\nb.png,y\n", "line 2: expected"),
+    ('file_name,text\na.png,"x\n', "is no CSV"),
+    ("file_name,text\nb.png,x\n", "line 2.*'b.png' is no picture.*metadata.csv")])  # fmt: skip
+def test_table_errors_name_the_line(tmp_path: Path, table: str, said: str) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text(table)
+    with pytest.raises(JobError, match=said) as caught:
+        load_pictures(tmp_path, Recipe())
+    assert "metadata.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
+def test_of_an_animation_the_first_frame_is_learnt_and_this_is_said(tmp_path: Path, suffix: str) -> None:
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    red.save(tmp_path / f"a{suffix}", save_all=True, append_images=[blue])
+    red.save(tmp_path / f"b{suffix}")
+    dataset = load_pictures(tmp_path, Recipe())
+    assert any(note.startswith(f"animations or pages: 1, first a{suffix}:") for note in dataset.notes)
+    assert all(abs(e.pixels(8)[0, 0].astype(int) - [255, 0, 0]).max() < 8 for e in dataset.train)
+
+
 def test_caption_that_is_not_utf8(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))

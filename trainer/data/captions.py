@@ -1,31 +1,35 @@
-"""The captions of a person's own pictures: from text files, a Hugging Face `metadata.jsonl`, or the folders' names."""
+"""The captions of a person's own pictures: from text files, Hugging Face's `metadata.jsonl` or `.csv`, or folders' names."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from convert.errors import JobError
 
 TEXT_SUFFIXES = (".txt", ".caption")  # the first wins where a picture has both
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.csv", "metadata.jsonl")  # the last wins where a folder has both
 
 
 def own_captions(folder: Path, pictures: list[Path], others: list[Path]) -> tuple[dict[Path, str], list[str]]:
     """The caption of each of `pictures`, "" where it has none, and notes for the user. All paths lie under `folder`.
 
     A picture's caption is the first of these that is there and not blank: the text file of its name beside it (`.txt`
-    before `.caption`, UTF-8); its line in a `metadata.jsonl` of its own folder or of one above (the nearest wins); the
-    name of its sub-folder. White space and line ends within a caption become single spaces. `others`: the folder's
-    remaining files, in order.
+    before `.caption`, UTF-8); its line in a `metadata.jsonl` or `metadata.csv` of its own folder or of one above (the
+    nearest wins); the name of its sub-folder. White space and line ends within a caption become single spaces.
+    `others`: the folder's remaining files, in order.
 
     Raises:
-        JobError: a text is not UTF-8, or a line of a `metadata.jsonl` is malformed or names no picture.
+        JobError: a text is not UTF-8, or a line of `METADATA` is malformed or names no picture.
     """
     texts, notes = _beside(folder, pictures, others)
     metadata: dict[Path, str] = {}
-    for file in sorted((o for o in others if o.name == METADATA), key=lambda o: len(o.parts)):
+    for file in sorted((o for o in others if o.name in METADATA), key=lambda o: (len(o.parts), METADATA.index(o.name))):
         metadata |= _read_metadata(file, set(pictures))
     return {p: texts.get(p) or metadata.get(p) or category(folder, p) for p in pictures}, notes
 
@@ -77,23 +81,41 @@ def _beside(folder: Path, pictures: list[Path], others: list[Path]) -> tuple[dic
 
 
 def _read_metadata(file: Path, pictures: set[Path]) -> dict[Path, str]:
-    """Hugging Face's `imagefolder` layout: a JSON object a line, `file_name` relative to the file's folder, and `text`."""
+    """Hugging Face's `imagefolder` layout: `file_name`, relative to the file's folder, and `text` of each picture."""
     captions: dict[Path, str] = {}
+    for where, entry in (_csv_rows if file.suffix == ".csv" else _json_lines)(file):
+        if not (isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and isinstance(entry.get("text"), str)):
+            raise JobError(f'{where}: expected "file_name" and "text", both texts, found {str(entry)[:80]}')
+        picture = Path(os.path.normpath(file.parent / entry["file_name"]))
+        if picture not in pictures:
+            raise JobError(f"{where}: {entry['file_name']!r} is no picture of this folder: correct the name, which is relative "
+                           f"to {file.name}, or remove the line")
+        if picture in captions:
+            raise JobError(f"{where}: {entry['file_name']!r} has a line above already: keep one of them")
+        captions[picture] = _one_line(entry["text"])
+    return captions
+
+
+def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """Where and what: a JSON value a line."""
     for number, line in enumerate(_read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{file} line {number}"
         try:
-            entry = json.loads(line)
+            yield where, json.loads(line)
         except (ValueError, RecursionError) as error:
             raise JobError(f"{where}: is no JSON ({error}): expected {{\"file_name\": ..., \"text\": ...}}") from error
-        if not (isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and isinstance(entry.get("text"), str)):
-            raise JobError(f'{where}: expected {{"file_name": "...", "text": "..."}}, both texts, found {line.strip()[:80]}')
-        picture = Path(os.path.normpath(file.parent / entry["file_name"]))
-        if picture not in pictures:
-            raise JobError(f"{where}: {entry['file_name']!r} is no picture of this folder: correct the name, which is relative "
-                           f"to {METADATA}, or remove the line")
-        if picture in captions:
-            raise JobError(f"{where}: {entry['file_name']!r} has a line above already: keep one of them")
-        captions[picture] = _one_line(entry["text"])
-    return captions
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """Where and what: a row as a dictionary of the first row's names. RFC 4180: commas, fields in double quotes."""
+    rows = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
+    try:
+        for row in rows:
+            where = f"{file} line {rows.line_num}"
+            if None in row or None in row.values():
+                raise JobError(f"{where}: has not as many fields as the first line: put captions with commas in double quotes")
+            yield where, row
+    except csv.Error as error:
+        raise JobError(f"{file} line {rows.line_num}: is no CSV ({error})") from error

@@ -21,7 +21,7 @@ from convert.errors import JobError
 from trainer.data.drawings import ROW_BYTES
 from trainer.data.npy_header import header_length, parse_header
 
-TIMEOUT = (10, 30)  # seconds: to connect, and for any part of a reply to come
+TIMEOUT = (10, 15)  # seconds: to connect, and for any part of a reply to come; Ctrl-C waits no longer
 TRIES = 6
 FIRST_PAUSE = 0.5  # seconds before the second try, doubled before each further one: 15 s in all
 LONGEST_PAUSE = 30.0  # seconds, whatever a server's Retry-After asks

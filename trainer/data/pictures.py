@@ -76,13 +76,17 @@ def load_pictures(folder: Path, recipe: Recipe) -> Dataset:
     files = _files(folder)
     models = {file.with_suffix("") for file in files if file.suffix == ".safetensors"}
     found = [file for file in files if file.suffix.lower() in SUFFIXES and file.with_suffix("") not in models]
-    paths = [path for path in found if _check(path)]
+    kinds = {path: _kind(path) for path in found}
+    paths = [path for path in found if kinds[path] != "ours"]
     if not paths:
         raise UsageError(f"--data {folder}: holds no pictures; expected .npy drawings, or pictures ({' '.join(SUFFIXES)}) with "
-                         "captions in name.txt or name.caption beside each, in metadata.jsonl, or as sub-folders' names")
+                         "captions in name.txt or name.caption beside each, in metadata.jsonl or .csv, or as sub-folders' names")
     captions, notes = own_captions(folder, paths, [file for file in files if file not in set(found)])
     own = len(found) - len(paths)
     notes += [f"contact sheets in {folder}, not trained on: {own}"] if own else []
+    moving = [path for path in paths if kinds[path] == "moving"]
+    notes += [f"animations or pages: {len(moving)}, first {moving[0].relative_to(folder)}: their first frame is learnt"
+              ] if moving else []
     notes += _notes(folder, files, captions, recipe)
     pictures: list[Example] = [
         Picture(path=path, caption=with_trigger(recipe.trigger, captions[path]), category=category(folder, path),
@@ -161,15 +165,16 @@ def _files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: file.relative_to(folder).parts)
 
 
-def _check(path: Path) -> bool:
-    """Whether `path` is to be learnt: False for a contact sheet of ours. JobError where it is no readable picture."""
+def _kind(path: Path) -> str:
+    """"ours" for a contact sheet of ours, "moving" where there are further frames. JobError where it is no readable picture."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            ours = image.info.get("Description") == MARK
+            kind = "ours" if image.info.get("Description") == MARK else "moving" if getattr(image, "is_animated", False) else ""
+        with Image.open(path, formats=FORMATS) as image:  # another: verifying wants a file that was only opened
             image.verify()
     except BROKEN as error:
         raise _broken(path, error) from error
-    return not ours
+    return kind
 
 
 def _broken(path: Path, error: Exception) -> JobError:
