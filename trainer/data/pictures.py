@@ -80,7 +80,7 @@ def load_pictures(folder: Path, recipe: Recipe) -> Dataset:
     paths = [path for path in found if kinds[path] != "ours"]
     if not paths:
         raise UsageError(f"--data {folder}: holds no pictures; expected .npy drawings, or pictures ({' '.join(SUFFIXES)}) with "
-                         "captions in name.txt or name.caption beside each, in metadata.jsonl or .csv, or as sub-folders' names")
+                         "captions in name.txt or name.caption beside each, metadata.jsonl or .csv, or as sub-folders' names")
     captions, notes = own_captions(folder, paths, [file for file in files if file not in set(found)])
     own = len(found) - len(paths)
     notes += [f"contact sheets in {folder}, not trained on: {own}"] if own else []
