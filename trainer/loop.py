@@ -45,7 +45,7 @@ class Training:
     sample: Callable[[int], None] = lambda step: None
     micro_batch: int = 0
     forward: Any = None
-    """what is called instead of `unet` to train: it, compiled"""
+    """what is called instead of `unet` to train: it, compiled for parts of `micro_batch` pictures"""
     stopped: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +128,10 @@ def _gradients(t: Training, draw: Draw) -> None:
 
 def _micro_batches(t: Training, mine: Draw, whole: int) -> None:
     for start in range(0, len(mine), t.micro_batch):
-        loss = t.objective.loss(t.forward, t.encoded, mine.take(slice(start, start + t.micro_batch))).sum() / whole
+        part = mine.take(slice(start, start + t.micro_batch))
+        # what is left over, at the end of an epoch, is computed plainly: compiling for its size too would take a minute
+        forward = t.forward if len(part) == t.micro_batch else t.unet
+        loss = t.objective.loss(forward, t.encoded, part).sum() / whole
         t.scaler.scale(loss).backward()
         t.told[0] += loss.detach()
 

@@ -51,9 +51,11 @@ def record(t: Training) -> None:
 
 
 def even(whole: int, limit: int) -> int:
-    """The size, at most `limit` (at least 1), of parts as equal as can be of `whole`."""
-    parts = math.ceil(whole / max(1, limit))
-    return math.ceil(whole / parts)
+    """The size, at most `limit` (at least 1), of the parts of `whole`: all equal where one not below half of `limit` makes
+    them so, for one set of compiled kernels; else as equal as can be."""
+    limit = min(max(1, limit), whole)
+    divisor = max(size for size in range(1, limit + 1) if whole % size == 0)
+    return divisor if 2 * divisor >= limit else math.ceil(whole / math.ceil(whole / limit))
 
 
 def activation_bytes(t: Training) -> int:

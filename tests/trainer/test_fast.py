@@ -226,7 +226,27 @@ def test_the_micro_batch_is_what_memory_holds_and_is_kept_in_the_run(tmp_path: P
     (tmp_path / "micro_batch.json").write_text("{")
     with pytest.raises(JobError, match="micro_batch.json"):
         micro_batch.settle(t, 0)
-    assert [micro_batch.even(32, limit) for limit in (0, 1, 7, 16, 31, 32, 99)] == [1, 1, 7, 16, 16, 32, 32]
+    assert [micro_batch.even(32, limit) for limit in (0, 1, 7, 15, 16, 31, 32, 99)] == [1, 1, 4, 8, 16, 16, 32, 32]
+    assert [micro_batch.even(31, limit) for limit in (5, 16, 31)] == [5, 16, 31]  # a prime number has no equal parts
+
+
+def test_only_whole_micro_batches_are_computed_compiled(tmp_path: Path) -> None:
+    class Recording:
+        dtype, sizes = torch.float32, []  # noqa: RUF012
+
+        def __call__(self, x, *arguments, **named):
+            self.sizes.append(len(x))
+            return t.unet(x, *arguments, **named)
+
+    t, calm = (make_training(tmp_path, micro_batch=4) for _ in range(2))
+    t.forward = Recording()
+    for step in range(3):  # 10 pictures: an epoch has steps of 4, 4 and 2
+        draw = draw_step(RECIPE, step, pictures=len(t.encoded), views=2, **t.shape)
+        for training in (t, calm):
+            with training.fused:
+                _gradients(training, draw)
+        torch.testing.assert_close(t.sums, calm.sums)
+    assert t.forward.sizes == [4, 4]
 
 
 def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
