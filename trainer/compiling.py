@@ -15,7 +15,7 @@ import torch._functorch.config
 CHOICES = ("auto", "on", "off")
 FUSE = {"realize_reads_threshold": 8, "realize_opcount_threshold": 64, "realize_acc_reads_threshold": 16}
 """Twice inductor's own limits of what it computes again rather than keeps. With its own, a group norm's backward kernels
-pass on a map in float32; with these they read the two bf16 maps again: 26.4 GB become 19.5 in a step's residual blocks."""
+pass on a map in float32; with these they read the two bf16 maps again: 30.1 GB become 19.5 in a step's residual blocks."""
 
 
 def missing(device: torch.device) -> str:
