@@ -44,6 +44,7 @@ class Compiled:
     def __init__(self, unet: Any, device: torch.device, wish: str, cache: Path, say: Callable[[str], None]) -> None:
         self.unet, self.say = unet, say
         self.blocks: list[tuple[Any, Any]] = []
+        self.proven = False
         lacking = missing(device)
         if wish == "off" or (wish == "auto" and device.type != "cuda"):
             return
@@ -60,6 +61,8 @@ class Compiled:
         torch._functorch.config.force_non_lazy_backward_lowering = True  # or a failure would come in backward()
         blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D | Transformer2DModel)]
         self.blocks = [(block, torch.compile(block._call_impl, dynamic=False, options=options)) for block in blocks]
+        say("compiling: on a machine's first run the first step waits a minute or two, later ones seconds; --compile off goes "
+            "without, slower")
 
     @property
     def config(self) -> Any:
@@ -79,8 +82,14 @@ class Compiled:
         try:
             for block, compiled in self.blocks:
                 block._compiled_call_impl = compiled
-            return self.unet(*arguments, **named)
-        except (BackendCompilerFailed, TorchDynamoException, InductorError) as error:
+            predicted = self.unet(*arguments, **named)
+            self.proven = True
+            return predicted
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a kernel's first launch may fail with any: what is not the compiler's fails again below
+            if self.proven and not isinstance(error, BackendCompilerFailed | TorchDynamoException | InductorError):
+                raise
             self.say(f"not compiled: {' '.join(str(error).split()[:30])}; training goes on without, slower")
         finally:  # whoever calls `unet` itself gets it plain
             for block, _ in self.blocks:

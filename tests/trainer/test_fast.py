@@ -267,9 +267,32 @@ def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(tmp_path: Pat
     monkeypatch.setattr(compiling, "missing", lambda device: "")
     monkeypatch.setattr(torch, "compile", lambda f, dynamic, options: compile(f, backend=broken, dynamic=dynamic))
     failing = compiling.Compiled(unet, cpu, "on", tmp_path, said.append)
-    assert failing.blocks
+    assert failing.blocks and said[1].startswith("compiling")
     assert torch.equal(failing(x, 5, e).sample, expected)
-    assert len(said) == 2 and "this backend is broken" in said[1] and not failing.blocks
+    assert len(said) == 3 and "this backend is broken" in said[2] and not failing.blocks
+
+
+@pytest.mark.parametrize(("error", "falls_back"), [(RuntimeError("no kernel image"), True),
+                                                   (torch.OutOfMemoryError("full"), False)])  # fmt: skip
+def test_a_first_launch_that_fails_is_the_last(error: Exception, falls_back: bool, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Of memory that runs out, the micro-batch is halved instead."""
+    unet, said = make_unet(), []
+    x, e = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 12)
+
+    def failing(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr(compiling, "missing", lambda device: "")
+    monkeypatch.setattr(torch, "compile", lambda f, **options: failing)
+    compiled = compiling.Compiled(unet, torch.device("cpu"), "on", tmp_path, said.append)
+    if falls_back:
+        assert torch.equal(compiled(x, 5, e).sample, unet(x, 5, e).sample)
+        assert "no kernel image" in said[-1] and not compiled.blocks
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            compiled(x, 5, e)
+        assert compiled.blocks
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -281,11 +304,13 @@ def test_compiled_blocks_agree(dtype: torch.dtype, tmp_path: Path, monkeypatch: 
     compile = torch.compile
     monkeypatch.setattr(compiling, "missing", lambda device: "")
     monkeypatch.setattr(torch, "compile", lambda f, dynamic, options: compile(f, backend="aot_eager", dynamic=dynamic))
-    compiled = compiling.Compiled(unet, torch.device("cpu"), "on", tmp_path, lambda text: pytest.fail(text))
+    said: list[str] = []
+    compiled = compiling.Compiled(unet, torch.device("cpu"), "on", tmp_path, said.append)
     with Fused(unet):
         loss, gradients = loss_and_gradients(unet, factors)
         torch._dynamo.utils.counters.clear()
         mine, mine_gradients = loss_and_gradients(compiled, factors)
+    assert len(said) == 1 and said[0].startswith("compiling")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] in range(1, 21)  # of 38 blocks: one for all of a kind
     assert not torch._dynamo.utils.counters["graph_break"]
     assert mine == pytest.approx(loss, rel=1e-2)
