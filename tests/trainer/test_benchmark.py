@@ -10,6 +10,7 @@ import torch
 from trainer.benchmark.__main__ import main
 from trainer.benchmark.measure import race
 from trainer.benchmark.models import SIZES, counted_flops
+from trainer.benchmark.report import as_text
 from trainer.plan import TRAIN_GFLOP
 
 
@@ -36,6 +37,9 @@ def test_it_measures_and_prints_json(capsys: pytest.CaptureFixture) -> None:
     assert pair["ratio"] == pytest.approx(pair["ours"] / pair["plain"]) and pair["clock"] == "cpu_seconds"
     assert pair["ratio_cached"] == pytest.approx(pair["ours"] / pair["plain_cached"])
     assert found["vae_inputs_per_second"] > 0
+    text = as_text(found)
+    for line in ("micro-batch   pictures/s", "first step        after", "encoding ", "diffusers' script's", "one step, by operation:"):
+        assert line in text
     assert "aten::convolution" in found["profile"] or "aten::mkldnn_convolution" in found["profile"]
 
 
