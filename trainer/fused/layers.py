@@ -19,6 +19,8 @@ from trainer.fused.lora import by_hand
 
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """oneDNN's kernels are others there: see docs/PERFORMANCE.md for what each was measured to do."""
+ONE = (1, 1), (1, 1), (0, 0), 1
+"""Kernel, stride, padding and groups of a convolution that looks at one position at a time."""
 SMALL = 16
 """Positions of a map up to which oneDNN's AVX-512 convolution is 1.7 to 3.3 times as slow in channels_last."""
 
@@ -32,7 +34,7 @@ def replacements(unet: Any) -> Iterator[tuple[torch.nn.Module, Callable[[Tensor]
 
     on_cpu = by_hand(next(unet.parameters()))
     for module in unet.modules():
-        if type(module) is torch.nn.Conv2d and module.kernel_size == module.stride == (1, 1):
+        if type(module) is torch.nn.Conv2d and (module.kernel_size, module.stride, module.padding, module.groups) == ONE:
             yield module, MethodType(point, module)
         elif isinstance(module, GEGLU) and on_cpu:
             yield module, MethodType(gated, module)
