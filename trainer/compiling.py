@@ -58,7 +58,8 @@ class Compiled:
 
         options: dict[str, Any] = {name: limit for name, limit in FUSE.items() if hasattr(inductor, name)}
         torch._dynamo.config.recompile_limit = 64  # each block's projections are objects of their own
-        torch._functorch.config.force_non_lazy_backward_lowering = True  # or a failure would come in backward()
+        if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):  # not before torch 2.8
+            torch._functorch.config.force_non_lazy_backward_lowering = True  # or a failure would come in backward()
         blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D | Transformer2DModel)]
         self.blocks = [(block, torch.compile(block._call_impl, dynamic=False, options=options)) for block in blocks]
         say("compiling: on a machine's first run the first step waits a minute or two, later ones seconds; --compile off goes "
