@@ -99,11 +99,12 @@ def test_small_maps_are_convolved_in_nchw_and_only_those(monkeypatch: pytest.Mon
         assert mine.is_contiguous(memory_format=torch.channels_last if x is big else torch.contiguous_format)
 
 
-def test_in_bfloat16_as_on_a_gpu_the_fused_forward_is_as_near_to_float32_as_pefts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_in_half_precision_as_on_a_gpu_the_fused_forward_is_as_near_to_float32_as_pefts(half: torch.dtype) -> None:
     """The path that a GPU takes, on a CPU: half-precision base, float32 factors, no autocast."""
     exact_unet = make_unet(48)
     exact, exact_gradients = loss_and_gradients(exact_unet, learnt(exact_unet, Recipe(rank=2)))
-    unet = make_unet(48, torch.bfloat16)
+    unet = make_unet(48, half)
     factors = learnt(unet, Recipe(rank=2))
     plain, plain_gradients = loss_and_gradients(unet, factors)
     with Fused(unet):
