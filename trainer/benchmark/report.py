@@ -42,7 +42,7 @@ def measure(options: Any, micro_batches: list[int], say: Say) -> Found:
     started = time.perf_counter()
     unet = build_unet(SIZES[name], compute.device, compute.base_dtype)
     training = ours(unet, recipe, compute, resolution, options.compile, options.cache, say)
-    default = [min(8, whole), whole] if on_cpu else [min(n, whole) for n in (1, 4, 8, whole)]
+    default = [8, whole] if on_cpu else [1, 4, 8, whole]
     _time_micro_batches(found, training, micro_batches or default, started, say)
     best = max(found["micro_batches"], key=lambda row: row["pictures_per_second"])
     found["recipe_seconds"] = RECIPE_SAMPLES * TRAIN_GFLOP / (best["share_of_ceiling"] * found["ceiling_tflops"] * 1e3)
