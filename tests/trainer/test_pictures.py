@@ -179,19 +179,28 @@ def test_trigger_is_not_doubled() -> None:
     assert with_trigger("", "cats") == "cats"
 
 
-@pytest.mark.parametrize("line, said", [
-    ('{"file_name": "b.png", "text": "x"}', "line 2.*'b.png' is no picture"),
-    ('{"file_name": "../a.png", "text": "x"}', "line 2.*is no picture"),
-    ('{"file_name": "a.png", "text": "x"}', "line 2.*line above"),
-    ('{"file_name": "a.png"', "line 2.*no JSON"),
-    ('{"file_name": "a.png"}', "line 2: expected"),
-    ("[1]", "line 2: expected")])  # fmt: skip
-def test_metadata_errors_name_the_line(tmp_path: Path, line: str, said: str) -> None:
+FIRST = '{"file_name": "a.png", "text": "x"}\n'
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("metadata.jsonl", FIRST + '{"file_name": "b.png", "text": "x"}\n', "line 2.*'b.png' is no picture"),
+    ("metadata.jsonl", FIRST + '{"file_name": "../a.png", "text": "x"}\n', "line 2.*is no picture"),
+    ("metadata.jsonl", FIRST + FIRST, "line 2.*line above"),
+    ("metadata.jsonl", FIRST + '{"file_name": "a.png"\n', "line 2.*no JSON"),
+    ("metadata.jsonl", FIRST + '{"file_name": "a.png"}\n', "line 2: expected"),
+    ("metadata.jsonl", FIRST + "[1]\n", "line 2: expected"),
+    ("metadata.csv", "file_name,text\na.png,one, two\n", "line 2: has not as many fields"),
+    ("metadata.csv", "file_name,text\na.png\n", "line 2: has not as many fields"),
+    ("metadata.csv", "file,caption\na.png,x\n", 'line 2: expected "file_name" and "text"'),
+    ("metadata.csv", "a.png,x\nb.png,y\n", "line 2: expected"),
+    ("metadata.csv", 'file_name,text\na.png,"x\n', "is no CSV"),
+    ("metadata.csv", "file_name,text\nb.png,x\n", "line 2.*'b.png' is no picture.*metadata.csv")])  # fmt: skip
+def test_metadata_errors_name_the_line(tmp_path: Path, name: str, content: str, said: str) -> None:
     save(tmp_path / "a.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n' + line + "\n")
+    (tmp_path / name).write_text(content)
     with pytest.raises(JobError, match=said) as caught:
         load_pictures(tmp_path, Recipe())
-    assert "metadata.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_captions_from_a_table_which_lines_of_json_outdo(tmp_path: Path) -> None:
@@ -201,21 +210,6 @@ def test_captions_from_a_table_which_lines_of_json_outdo(tmp_path: Path) -> None
     assert captions(load_pictures(tmp_path, Recipe())) == {"a.png": "one, two three", "b.png": "", "sub/c.png": "c"}
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "json"}')
     assert captions(load_pictures(tmp_path, Recipe())) == {"a.png": "json", "b.png": "", "sub/c.png": "c"}
-
-
-@pytest.mark.parametrize("table, said", [
-    ("file_name,text\na.png,one, two\n", "line 2: has not as many fields"),
-    ("file_name,text\na.png\n", "line 2: has not as many fields"),
-    ("file,caption\na.png,x\n", 'line 2: expected "file_name" and "text"'),
-    ("a.png,x\nb.png,y\n", "line 2: expected"),
-    ('file_name,text\na.png,"x\n', "is no CSV"),
-    ("file_name,text\nb.png,x\n", "line 2.*'b.png' is no picture.*metadata.csv")])  # fmt: skip
-def test_table_errors_name_the_line(tmp_path: Path, table: str, said: str) -> None:
-    save(tmp_path / "a.png")
-    (tmp_path / "metadata.csv").write_text(table)
-    with pytest.raises(JobError, match=said) as caught:
-        load_pictures(tmp_path, Recipe())
-    assert "metadata.csv" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])

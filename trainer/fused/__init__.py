@@ -1,8 +1,8 @@
 """The UNet's forward pass in fewer, larger steps: the same numbers up to rounding, the same modules, the same names.
 
-peft's modules keep the factors and give them their names; while a `Fused` is entered, SD1.5's attentions compute
-differently, on a CPU its convolutions and gates too. Left, the UNet is as it was (but for the layout of its weights in
-memory), for sampling and saving.
+peft's modules keep the factors and give them their names; while a `Fused` is entered, SD1.5's attentions and 1 x 1
+convolutions compute differently, on a CPU its gates and other convolutions too. Left, the UNet is as it was (but for the
+layout of its weights in memory), for sampling and saving.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ ALIGNED = 8
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether our own derivatives compute on `x`: in float32 on a CPU. A compiler and a GPU get plain operations."""
+    """Whether to compute as a CPU in float32 likes it. A compiler, half precision and a GPU get what suits them."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
@@ -35,10 +35,10 @@ class Joined:
         bases = [layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer for layer in layers]
         self.weight = torch.cat([base.weight.data for base in bases])
         self.bias = torch.cat([base.bias.data for base in bases]) if bases[0].bias is not None else None
-        self.rows = [base.weight.shape[0] for base in bases]
-        for base, part in zip(bases, self.weight.split(self.rows), strict=True):
+        rows = [base.weight.shape[0] for base in bases]
+        for base, part in zip(bases, self.weight.split(rows), strict=True):
             base.weight.data = part
-        self.adapted = [(layer, start) for layer, start in zip(layers, _starts(self.rows), strict=True)
+        self.adapted = [(layer, start) for layer, start in zip(layers, _starts(rows), strict=True)
                         if NAME in getattr(layer, "lora_A", {})]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class _Longer(torch.autograd.Function):
             dx = both[:, :width].view_as(x) + (back @ down).view_as(x)
         else:
             back = dy @ up
-        downs_gradient = (back.T @ x.flatten(0, -2)).to(ctx.learnt).split([*ctx.ranks, len(down) - sum(ctx.ranks)])[:-1]
+        downs_gradient = (back.T @ x.flatten(0, -2))[: sum(ctx.ranks)].to(ctx.learnt).split(ctx.ranks)
         blocks = (dy.T @ low.flatten(0, -2)).to(ctx.learnt)  # (O, R), of which the diagonal is wanted
         ups_gradient = [blocks[start : start + rows, column : column + rank] * scale for start, rows, column, rank, scale
                         in zip(ctx.starts, ctx.heights, _starts(ctx.ranks), ctx.ranks, ctx.scales, strict=True)]
