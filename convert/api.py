@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import dtypes, names, write
-from .container import open_container, quote
-from .errors import JobError, UsageError
+from .container import open_container
+from .errors import FileError, UsageError, quote
 from .files import atomic_path, write_json
 from .lora import Lora
 from .metadata import merged
@@ -141,13 +141,13 @@ def _check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
     if target.suffix == ".safetensors":
         raise UsageError(f"{target}: a peft adapter is a folder; name one without .safetensors")
     if os.path.isfile(target):
-        raise JobError(f"{target}: is a file, and a peft adapter is a folder; name another output")
+        raise FileError(target, "is a file, and a peft adapter is a folder", "name another output")
     for folder in (target, target / UNET, target / TEXT_ENCODER):
         weights, config = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
         if _same(source, folder) or _same(source, weights):
             raise UsageError(f"{target}: holds the input itself; name another output")
         if (os.path.exists(weights) or os.path.exists(config)) and not overwrite:
-            raise JobError(f"{folder}: holds an adapter already; name another output or give --overwrite")
+            raise FileError(folder, "holds an adapter already", "name another output or give --overwrite")
 
 
 def refuse_target(source: Path, target: Path, overwrite: bool) -> None:
@@ -158,9 +158,9 @@ def refuse_target(source: Path, target: Path, overwrite: bool) -> None:
     if source.is_dir() and any(_same(file, target) for file in parts):
         raise UsageError(f"{target}: is part of the input; name another output")
     if os.path.isdir(target):
-        raise JobError(f"{target}: is a folder; name a file in it, or give --out-dir {target}")
+        raise FileError(target, "is a folder", f"name a file in it, or give --out-dir {target}")
     if os.path.exists(target) and not overwrite:
-        raise JobError(f"{target}: exists already; name another output or give --overwrite")
+        raise FileError(target, "exists already", "name another output or give --overwrite")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -207,5 +207,5 @@ def _make_folders(folders: list[Path]) -> list[Path]:
                 folder.mkdir()
                 made.append(folder)
     except (OSError, ValueError) as error:
-        raise JobError(f"{quote(str(folder))}: cannot be made: {getattr(error, 'strerror', error)}") from error
+        raise FileError(quote(str(folder)), f"cannot be made: {getattr(error, 'strerror', error)}") from error
     return made

@@ -10,9 +10,9 @@ from typing import Any
 
 from . import dtypes, names, write
 from .container import CHUNK, Tensor, open_container, open_source
-from .errors import JobError
+from .errors import JobError, NotFinite, UnknownKeys
 from .lora import SD15, Lora
-from .read import UnknownKeys, read
+from .read import read
 from .sd15 import TEXT_ENCODER, UNET, modules
 
 
@@ -23,6 +23,9 @@ class Audit:
     file: str
     sound: bool = True
     problem: str | None = None
+    """`str(error)`"""
+    error: JobError | None = None
+    """why it is not sound, with its fields; not in the JSON"""
     unknown_keys: list[str] = field(default_factory=list)
     form: str | None = None
     base: str | None = None
@@ -50,7 +53,7 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
-        return dict(vars(self))
+        return {key: value for key, value in vars(self).items() if key != "error"}
 
 
 def check(path: Path | str, *, alpha: float | None = None) -> Audit:
@@ -61,7 +64,7 @@ def check(path: Path | str, *, alpha: float | None = None) -> Audit:
         _describe(audit, lora)
         _scan(audit, lora)
     except JobError as error:
-        audit.sound, audit.problem = False, str(error)
+        audit.sound, audit.problem, audit.error = False, str(error), error
         audit.unknown_keys = error.keys if isinstance(error, UnknownKeys) else []
     return audit
 
@@ -77,10 +80,9 @@ def _describe(audit: Audit, lora: Lora) -> None:
     audit.dora, audit.dtypes = lora.uses_dora, lora.dtypes
     audit.metadata, audit.notes = dict(lora.metadata), list(lora.notes)
     for form in names.FORMS:
-        try:
-            write.refuse_what_the_form_lacks(lora, form)
-        except JobError as error:
-            audit.cannot_become[form] = str(error).removeprefix(f"{lora.path}: ")
+        lacks = write.what_is_lacking(lora, form)
+        if lacks is not None:
+            audit.cannot_become[form] = lacks.reason
 
 
 def _scan(audit: Audit, lora: Lora) -> None:
@@ -94,10 +96,7 @@ def _scan(audit: Audit, lora: Lora) -> None:
             "the stored sshs_model_hash is another file's: the web UI would trust it; converting corrects it"
         )
     if audit.not_finite:
-        audit.sound = False
-        audit.problem = (
-            f"{lora.path}: {len(audit.not_finite)} tensors hold NaN or infinite numbers: {audit.not_finite[0]}"
-        )
+        raise NotFinite(lora.path, audit.not_finite)
 
 
 def _finite(tensor: Tensor) -> bool:

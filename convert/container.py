@@ -5,16 +5,17 @@ Only the header is read, and nothing in it is trusted.
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from . import dtypes
-from .errors import JobError
+from .errors import Damaged, FileError, NotSafetensors, quote
+from .files.json_file import parse
 
 CHUNK = 1 << 20
 """Bytes copied at a time; a multiple of every dtype's size."""
@@ -56,7 +57,7 @@ class Tensor:
         while left:
             chunk = file.read(min(CHUNK, left))
             if not chunk:
-                raise JobError(f"{self.file}: became shorter while it was read; is another program writing it?")
+                raise Damaged(self.file or "", "became shorter while it was read", "is another program writing it?")
             left -= len(chunk)
             yield chunk
 
@@ -72,22 +73,16 @@ class Container:
     """bytes of the whole file"""
 
 
-def quote(name: str) -> str:
-    """A name from a file, fit for one line of a terminal: control characters escaped, an absurd length cut."""
-    shown = ascii(name)[1:-1] if not name.isprintable() else name
-    return shown if len(shown) <= 100 else f"{shown[:97]}..."
-
-
 def open_source(path: Path) -> BinaryIO:
     """Open a file to read bytes; `JobError` where that fails."""
     try:
         return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise JobError(f"{quote(str(path))}: cannot be read: {getattr(error, 'strerror', error)}") from error
+        raise FileError(quote(str(path)), f"cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
 def open_container(path: Path) -> Container:
-    """Read and verify a header. Raises `JobError` for whatever is no whole, sound safetensors file."""
+    """Read and verify a header. Raises `NotSafetensors` or `Damaged` unless it is a whole, sound safetensors file."""
     with open_source(path) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(min(size, 1024))
@@ -102,56 +97,51 @@ def open_container(path: Path) -> Container:
 
 
 _PICKLE = (
-    "is a PyTorch pickle (.bin, .pt, .ckpt), which can run code when loaded; load it with "
-    "torch.load(path, weights_only=True), save it with safetensors.torch.save_file, then convert that"
+    "is a PyTorch pickle (.bin, .pt, .ckpt), which can run code when loaded",
+    "load it with torch.load(path, weights_only=True), save it with safetensors.torch.save_file, then convert that",
 )
 
-_NOT_SAFETENSORS = (
+_NOT_SAFETENSORS: tuple[tuple[bytes, tuple[str, str]], ...] = (
     (b"PK\x03\x04", _PICKLE),
     (b"\x80", _PICKLE),
-    (b"<", "is a web page, not a model: the download went wrong; download the file itself"),
-    (b"version https://git-lfs", "is a Git LFS pointer, not the model: fetch the file itself with `git lfs pull`"),
+    (b"<", ("is a web page, not a model: the download went wrong", "download the file itself")),
+    (b"version https://git-lfs", ("is a Git LFS pointer, not the model", "fetch the file itself with `git lfs pull`")),
 )
 
 
 def _header_length(path: Path, start: bytes, size: int) -> int:
     if not size:
-        raise JobError(f"{path}: is empty; a safetensors file was expected")
+        raise NotSafetensors(path, "is empty", "a safetensors file was expected")
     length = int.from_bytes(start[:8], "little")
     if size >= 8 + length and start[8:9] == b"{" and length <= HEADER_LIMIT:
         return length
-    for magic, meaning in _NOT_SAFETENSORS:
+    for magic, (problem, advice) in _NOT_SAFETENSORS:
         if start.lstrip().startswith(magic):
-            raise JobError(f"{path}: {meaning}")
+            raise NotSafetensors(path, problem, advice, is_pickle=problem == _PICKLE[0])
     if size < 8:
-        raise JobError(f"{path}: is {size} bytes long, too short for a safetensors file; it is cut off")
+        raise NotSafetensors(path, f"is {size} bytes long, too short for a safetensors file", "download it again")
     if start[8:9] == b"{" and length > HEADER_LIMIT:
-        raise JobError(f"{path}: claims a header of {length} bytes; at most {HEADER_LIMIT} are read")
+        raise Damaged(path, f"claims a header of {length} bytes; at most {HEADER_LIMIT} are read")
     if start[8:9] == b"{":
-        raise JobError(f"{path}: is cut off: its header needs {length} bytes and {size - 8} are there; copy it again")
-    raise JobError(f"{path}: is no safetensors file (its header does not begin with '{{')")
+        problem = f"is cut off: its header needs {length} bytes and {size - 8} are there"
+        raise Damaged(path, problem, "copy it again, or download it")
+    raise NotSafetensors(path, "is not a safetensors file (its header does not begin with '{')")
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         unique = dict(items)
         if len(unique) != len(items):
-            names = [name for name, _ in items]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise JobError(f"{path}: its header names {quote(twice)} twice")
+            twice = next(name for name, count in Counter(name for name, _ in items).items() if count > 1)
+            raise Damaged(path, f"its header names {quote(twice)} twice")
         return unique
 
-    def integer(digits: str) -> int:
-        if len(digits) > 19:  # beyond any file size, and slow to parse by the million digits
-            raise ValueError("an absurdly large number")
-        return int(digits)
-
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_int=integer)
-    except (ValueError, RecursionError) as error:
-        raise JobError(f"{path}: its safetensors header is broken: {quote(str(error))}") from error
+        header = parse(raw.decode("utf-8"), object_pairs_hook=pairs)
+    except ValueError as error:
+        raise Damaged(path, f"its safetensors header is broken: {quote(str(error))}") from error
     if not isinstance(header, dict):
-        raise JobError(f"{path}: its safetensors header is no JSON object")
+        raise Damaged(path, "its safetensors header is not a JSON object")
     _demand_unicode(path, header)
     return header
 
@@ -160,12 +150,12 @@ def _demand_unicode(path: Path, strings: Iterable[str]) -> None:
     try:
         "".join(strings).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise JobError(f"{path}: its header holds half a surrogate pair, which is no text") from error
+        raise Damaged(path, "its header holds half a surrogate pair, which is not text") from error
 
 
 def _metadata(path: Path, metadata: Any) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise JobError(f"{path}: its __metadata__ must map strings to strings")
+        raise Damaged(path, "its __metadata__ must map strings to strings")
     _demand_unicode(path, (*metadata.keys(), *metadata.values()))
     return metadata
 
@@ -175,23 +165,22 @@ def _is_count(value: Any) -> bool:
 
 
 def _tensor(path: Path, name: str, entry: Any, data_at: int, file_size: int) -> Tensor:
-    wrong = f"{path}: tensor {quote(name)}"
+    wrong = f"tensor {quote(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise JobError(f"{wrong} needs dtype, shape and data_offsets in the header, and nothing else")
+        raise Damaged(path, f"{wrong} needs dtype, shape and data_offsets in the header, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in dtypes.SIZES:
-        raise JobError(f"{wrong} has the unknown dtype {quote(str(dtype))}")
+        raise Damaged(path, f"{wrong} has the unknown dtype {quote(str(dtype))}")
     if not isinstance(shape, list) or len(shape) > 8 or not all(map(_is_count, shape)):
-        raise JobError(f"{wrong} has a shape that is no list of up to eight whole numbers")
+        raise Damaged(path, f"{wrong} has a shape that is not a list of up to eight whole numbers")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise JobError(f"{wrong} has data_offsets that are not two whole numbers")
+        raise Damaged(path, f"{wrong} has data_offsets that are not two whole numbers")
     start, end = offsets
     if end > file_size - data_at:
-        raise JobError(
-            f"{wrong} ends {end - file_size + data_at} bytes after the file does; it is cut off: copy it again"
-        )
+        problem = f"{wrong} ends {end - file_size + data_at} bytes after the file does: it is cut off"
+        raise Damaged(path, problem, "copy it again, or download it")
     if end - start != math.prod(shape) * dtypes.SIZES[dtype]:
-        raise JobError(f"{wrong}: {dtype} {shape} does not take the {end - start} bytes that its header gives it")
+        raise Damaged(path, f"{wrong}: {dtype} {shape} does not take the {end - start} bytes that its header gives it")
     return Tensor(dtype, tuple(shape), end - start, path, data_at + start)
 
 
@@ -203,7 +192,7 @@ def _no_gaps(path: Path, tensors: Mapping[str, Tensor], data_at: int, size: int)
             what = (
                 "overlaps another tensor" if tensor.offset < position else "leaves bytes before it that nothing names"
             )
-            raise JobError(f"{path}: tensor {quote(name)} {what}")
+            raise Damaged(path, f"tensor {quote(name)} {what}")
         position += tensor.size
     if position != size:
-        raise JobError(f"{path}: has {size - position} bytes after its last tensor that nothing names")
+        raise Damaged(path, f"has {size - position} bytes after its last tensor that nothing names")

@@ -1,9 +1,10 @@
-"""The two errors a command line turns into one line on stderr and an exit status."""
+"""Errors with fields. A command line prints `str(error)`, one line; a host reads the fields and words its own message."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 class JobError(Exception):
@@ -22,6 +23,112 @@ class UsageError(Exception):
     """
 
     exit_code = 2
+
+
+class FileError(JobError):
+    """A file or folder cannot be used. `str()` is `<path>: <problem>; <advice>`."""
+
+    def __init__(self, path: Path | str, problem: str, advice: str = ""):
+        """
+        Args:
+            path: the file or folder.
+            problem: what is wrong, to be read after the file's name: "is cut off: …".
+            advice: what a person at a command line can do; "" if there is nothing better than another file.
+        """
+        self.path = Path(path)
+        self.problem = problem
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}" + (f"; {self.advice}" if self.advice else "")
+
+
+class NotSafetensors(FileError):
+    """It is not a safetensors file at all: a pickle, a web page, a Git LFS pointer, an empty file, something else."""
+
+    def __init__(self, path: Path | str, problem: str, advice: str = "", is_pickle: bool = False):
+        super().__init__(path, problem, advice)
+        self.is_pickle = is_pickle
+        """a PyTorch file (.bin, .pt, .ckpt)"""
+
+
+class Damaged(FileError):
+    """A safetensors file that is cut off or contradicts itself."""
+
+
+class WrongBase(FileError):
+    """A LoRA of another model than Stable Diffusion 1.5."""
+
+    def __init__(self, path: Path | str, base: str, problem: str):
+        super().__init__(path, problem, "only Stable Diffusion 1.5 can be converted")
+        self.base = base
+        """"SDXL", "SD2", "SD3", "Flux or another transformer", …: to be read after "a LoRA of" """
+
+
+class NotALora(FileError):
+    """Something known that is not a LoRA, LoCon or DoRA: a LoHa, an embedding, a checkpoint, …"""
+
+    def __init__(self, path: Path | str, kind: str, advice: str, hosts_read: bool = False):
+        super().__init__(path, f"is {kind}", advice)
+        self.kind = kind
+        """with its article: "a LoHa (LyCORIS)" """
+        self.hosts_read = hosts_read
+        """the web UI and ComfyUI load this kind from their LoRA folder as it is"""
+
+
+class UnknownKeys(FileError):
+    """Some tensor names mean nothing here."""
+
+    def __init__(self, path: Path | str, keys: Sequence[str]):
+        self.keys = list(keys)
+        """all of them, as the file has them: quote them before they are shown"""
+        shown = ", ".join(quote(key) for key in self.keys[:5])
+        more = f" and {len(self.keys) - 5} more (--check lists them)" if len(self.keys) > 5 else ""
+        are = "1 tensor is" if len(self.keys) == 1 else f"{len(self.keys)} tensors are"
+        super().__init__(path, f"{are} no part of a LoRA of Stable Diffusion 1.5: {shown}{more}")
+
+
+class DoesNotFit(FileError):
+    """The tensors of a module do not fit together, or do not have the shape of Stable Diffusion 1.5's layer."""
+
+    def __init__(self, path: Path | str, module: str, problem: str, advice: str = ""):
+        super().__init__(path, problem, advice)
+        self.module = module
+        """the first such module, by its diffusers name"""
+
+
+class FormLacks(FileError):
+    """The form that was asked for has no place for something in the file."""
+
+    def __init__(self, path: Path | str, form: str, part: str, modules: Sequence[str], reason: str, advice: str = ""):
+        super().__init__(path, f"cannot be written as {form}: {reason}", advice)
+        self.form = form
+        self.part = part
+        """as `convert.names` calls it: "mid", "diff", "magnitude", …"""
+        self.modules = list(modules)
+        """the modules that have such a part, by their diffusers names"""
+        self.reason = reason
+        """the problem without "cannot be written as <form>: " """
+
+
+class NotFinite(FileError):
+    """Tensors hold NaN or infinite numbers."""
+
+    def __init__(self, path: Path | str, tensors: Sequence[str]):
+        self.tensors = list(tensors)
+        """each as "<module> <part>" """
+        hold = "1 tensor holds" if len(self.tensors) == 1 else f"{len(self.tensors)} tensors hold"
+        super().__init__(path, f"{hold} NaN or infinite numbers: {self.tensors[0]}", "take another checkpoint of its training")
+
+
+class BadCard(FileError):
+    """A card beside a LoRA that cannot be read. It is somebody's text: it is never replaced without being kept."""
+
+
+def quote(name: str) -> str:
+    """A name from a file, fit for one line of a terminal: control characters escaped, an absurd length cut."""
+    shown = ascii(name[:200])[1:-1] if not name.isprintable() else name
+    return shown if len(shown) <= 100 else f"{shown[:97]}..."
 
 
 def exit_status(name: str, run: Callable[[], int], *, stopped: str = "stopped") -> int:

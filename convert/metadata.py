@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from .alphas import METADATA_KEY
-from .container import quote
-from .errors import UsageError
+from .errors import UsageError, quote
 from .lora import SD15, Lora
+from .peft_config import METADATA_KEY
 from .stream import HASHES
 
 BASE_KEY = "ss_base_model_version"

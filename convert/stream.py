@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from . import dtypes
-from .container import Tensor, open_source, quote
-from .errors import JobError
+from .container import Tensor, open_source
+from .errors import FileError, JobError, quote
 
 HEADER_LIMIT = 1 << 20
 """Bytes; ComfyUI reads the metadata of no file with a longer header."""
@@ -159,4 +159,4 @@ def _stream(outputs: Sequence[Output]) -> Iterator[bytes]:
                 try:
                     yield dtypes.recode(chunk, source.dtype, output.dtype, output.scale)
                 except dtypes.Unrepresentable as error:
-                    raise JobError(f"{source.file}: tensor for {quote(output.name)}: {error}") from error
+                    raise FileError(source.file or "", f"tensor for {quote(output.name)}: {error}") from error

@@ -10,27 +10,26 @@ from dataclasses import replace
 from typing import Any
 
 from . import names
-from .alphas import METADATA_KEY
 from .container import Tensor
-from .errors import JobError
+from .errors import FormLacks
 from .lora import FULL_PARTS, Lora, LoraModule
 from .metadata import complete
+from .peft_config import METADATA_KEY
 from .sd15 import TEXT_ENCODER, UNET
 from .stream import Output
 
 _DORA_REFUSED = {
-    (
-        "kohya",
-        "peft",
-    ): "peft's DoRA magnitudes are one per output row of the merged weight, while the web UI normalises per "
-    "input column and ComfyUI normalises the base weight, so no kohya file has the same effect; merge it into a "
-    "checkpoint instead (python -m convert.bake)",
-    (
-        "diffusers",
-        "columns",
-    ): "its DoRA magnitudes are one per input column, and peft, which diffusers uses, only has them per output row",
-    ("peft", "columns"): "its DoRA magnitudes are one per input column, and peft only has them per output row",
-}
+    ("kohya", "peft"): (
+        "peft's DoRA magnitudes are one per output row of the merged weight, while the web UI normalises per "
+        "input column and ComfyUI normalises the base weight, so no kohya file has the same effect",
+        "merge it into a checkpoint instead (python -m convert.bake)",
+    ),
+    ("diffusers", "columns"): (
+        "its DoRA magnitudes are one per input column, and peft, which diffusers uses, only has them per output row", "",
+    ),
+    ("peft", "columns"): ("its DoRA magnitudes are one per input column, and peft only has them per output row", ""),
+}  # fmt: skip
+"""(form, kind of DoRA) -> why the form cannot hold it, and what to do."""
 
 _PART_NAMES = {
     "mid": "a Tucker core (lora_mid)", "diff": "a whole difference (.diff)", "diff_b": "a bias difference (.diff_b)",
@@ -47,7 +46,7 @@ def outputs(lora: Lora, form: str, *, dtype: str | None = None, fold: bool = Fal
         fold: multiply each `up` by the module's scale, so that alpha is the rank.
 
     Raises:
-        JobError: the form has no place for something in the file.
+        FormLacks: the form has no place for something in the file.
     """
     refuse_what_the_form_lacks(lora, form)
     result = []
@@ -62,20 +61,28 @@ def outputs(lora: Lora, form: str, *, dtype: str | None = None, fold: bool = Fal
 
 
 def refuse_what_the_form_lacks(lora: Lora, form: str) -> None:
-    """Raise `JobError`, naming it, where the file holds what `form` has no place for."""
+    """Raise `FormLacks` where the file holds what `form` has no place for."""
+    lacks = what_is_lacking(lora, form)
+    if lacks is not None:
+        raise lacks
+
+
+def what_is_lacking(lora: Lora, form: str) -> FormLacks | None:
+    """The error of writing `lora` in `form`, None if all of it has a place there."""
     for module in lora.modules.values():
-        reason = _DORA_REFUSED.get((form, module.dora or ""))
+        reason, advice = _DORA_REFUSED.get((form, module.dora or ""), ("", ""))
         if reason:
-            raise JobError(f"{lora.path}: cannot be written as {form}: {reason}")
+            part = "magnitude" if module.dora == "peft" else "dora_scale"
+            having = [name for name, other in lora.modules.items() if other.dora == module.dora]
+            return FormLacks(lora.path, form, part, having, reason, advice)
     if form == "kohya":
-        return
+        return None
     for part, what in _PART_NAMES.items():
         having = [name for name, module in lora.modules.items() if part in module.parts]
         if having:
             more = f" and {len(having) - 1} more" if len(having) > 1 else ""
-            raise JobError(
-                f"{lora.path}: cannot be written as {form}, which has no place for {what}: {having[0]}{more}"
-            )
+            return FormLacks(lora.path, form, part, having, f"it has no place for {what}: {having[0]}{more}")
+    return None
 
 
 def _output(form: str, module: LoraModule, part: str, tensor: Tensor, dtype: str, scale: float) -> Output:

@@ -1,0 +1,95 @@
+"""The web UI's card of a LoRA, `<name>.json` beside the file: read, written, and what it and the metadata advise.
+
+What the owner wrote into the card goes before the file's own metadata (`scribble_scale`, written by our trainer, and
+ModelSpec's `modelspec.trigger_phrase`). A card that cannot be read is somebody's text: it is never replaced, only set aside.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadCard
+from . import write_json
+from .json_file import read_object
+
+LIMIT = 1 << 20
+"""Bytes of a card at most; the web UI's are some hundred."""
+
+EMPTY = {"description": "", "notes": "", "negative text": ""}
+"""Fields that the web UI's own editor always writes."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to start with; None and "" where nobody said anything."""
+
+    scale: float | None = None
+    trigger_words: str = ""
+
+
+def card_path(lora: Path) -> Path:
+    """Where the web UI keeps what its user wrote about a LoRA."""
+    return lora.with_suffix(".json")
+
+
+def read_card(lora: Path) -> dict[str, Any]:
+    """The fields of the card beside `lora`, {} if there is none. UTF-8, with the byte order mark of Windows or without.
+
+    Raises `BadCard` if it cannot be read: whoever wants to go on says so to the user.
+    """
+    try:
+        return read_object(card_path(lora), limit=LIMIT, error=BadCard)
+    except FileNotFoundError:
+        return {}
+
+
+def write_card(lora: Path, fields: Mapping[str, Any], *, defaults: Mapping[str, Any] = EMPTY) -> Path:
+    """Write `fields` into the card beside `lora` and return its path. Every other field that is there stays.
+
+    Args:
+        fields: replace what the card has.
+        defaults: written only where the card lacks them.
+
+    Raises:
+        BadCard: there is a card that cannot be read; it is left as it is (see `set_aside`).
+        JobError: it cannot be written.
+    """
+    path = card_path(lora)
+    write_json(path, {**EMPTY, **defaults, **read_card(lora), **fields})
+    return path
+
+
+def set_aside(lora: Path) -> Path:
+    """Rename the card beside `lora` to a free name, `<name>.json.bak` or `.bak-2` …, and return that; tell the user.
+
+    Raises OSError if the card cannot be renamed.
+    """
+    path = card_path(lora)
+    names = (path.with_name(f"{path.name}.bak{f'-{n}' if n > 1 else ''}") for n in range(1, 1000))
+    kept = next(name for name in names if not os.path.lexists(name))
+    path.rename(kept)
+    return kept
+
+
+def advice(fields: Mapping[str, Any], metadata: Mapping[str, str]) -> Advice:
+    """The recommended scale and the trigger words, from a card's fields and a file's metadata."""
+    scale = _positive(fields.get("preferred weight"))  # the web UI writes 0 for "not set"
+    words = fields.get("activation text")
+    if not isinstance(words, str) or not words.strip():
+        words = metadata.get("modelspec.trigger_phrase", "")
+    return Advice(scale if scale is not None else _positive(metadata.get("scribble_scale")), " ".join(words.split()))
+
+
+def _positive(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None

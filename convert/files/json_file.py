@@ -1,0 +1,50 @@
+"""JSON of files that nobody vouches for: bounded in size, depth and digits, and an object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import FileError, quote
+
+LIMIT = 16 << 20
+"""Bytes; no JSON file that this project reads comes near."""
+
+
+def read_object(path: Path, *, limit: int = LIMIT, error: type[FileError] = FileError) -> dict[str, Any]:
+    """The JSON object in a file, UTF-8 with or without a byte order mark. Its values are not checked.
+
+    Raises `error` if the file cannot be read, is larger than `limit` bytes or is anything but a JSON object;
+    FileNotFoundError if it is not there.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as failure:
+        raise error(path, f"cannot be read: {getattr(failure, 'strerror', failure)}") from failure
+    if len(data) > limit:
+        raise error(path, f"is larger than {limit:,} bytes")
+    try:
+        found = parse(data.decode("utf-8-sig"))
+    except ValueError as failure:
+        raise error(path, f"is not valid JSON: {quote(str(failure))}") from failure
+    if not isinstance(found, dict):
+        raise error(path, "is not a JSON object")
+    return found
+
+
+def parse(text: str, **hooks: Any) -> Any:
+    """`json.loads` that raises nothing but ValueError, for deep nesting and numbers of a million digits too."""
+    try:
+        return json.loads(text, parse_int=_integer, **hooks)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 19:  # beyond any file size, and slow to parse by the million digits
+        raise ValueError("an absurdly large number")
+    return int(digits)

@@ -1,0 +1,123 @@
+"""Names what is not ours: networks other than LoRA, bases other than Stable Diffusion 1.5, and what is no adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from .errors import FileError, NotALora, UnknownKeys, WrongBase
+
+T = TypeVar("T")
+
+LOOKED_AT, KEY_LENGTH = 2000, 1000
+"""Unknown names that are looked at, and characters of each: more says no more, and an absurd file costs no time."""
+
+
+class Kind(NamedTuple):
+    """Something that is known by its tensor names and not converted."""
+
+    pattern: str
+    name: str
+    """with its article"""
+    advice: str
+    hosts_read: bool = False
+    """the web UI and ComfyUI load it from their LoRA folder"""
+
+
+_AS_IT_IS = "the web UI and ComfyUI load it as it is"
+_CONTROLNET = "put it into the ControlNet folder"
+
+KINDS = (
+    Kind(r"\.hada_", "a LoHa (LyCORIS)", _AS_IT_IS, True),
+    Kind(r"\.lokr_", "a LoKr (LyCORIS)", _AS_IT_IS, True),
+    Kind(r"\.oft_|\.boft_|oft_blocks|oft_diag", "an OFT network", _AS_IT_IS, True),
+    Kind(r"\.on_input$", "an IA3 network", _AS_IT_IS, True),
+    Kind(r"\.(a1|a2|b1|b2|bm)\.weight$", "a GLoRA network", _AS_IT_IS, True),
+    Kind(r"motion_modules?[._]|temporal_transformer", "a motion LoRA or motion module (AnimateDiff)",
+         "AnimateDiff's own extension or nodes load it, from their motion LoRA folder"),
+    Kind(r"^(unet|text_encoder):\d+:(up|down)", "a LoRA of cloneofsimo's first trainer",
+         "its keys name no layers, only their order: convert it with that program (lora_diffusion) first"),
+    Kind(r"^(image_proj|ip_adapter)\.|to_[kv]_ip\b", "an IP-Adapter, or a FaceID one",
+         "load it with an IP-Adapter extension or nodes; its separate LoRA file, if it has one, can be converted"),
+    Kind(r"lllite_", "a ControlLLLite", "ControlNet extensions and nodes load it, from their ControlNet folder"),
+    Kind(r"^lora_controlnet$|^control_lora", "a ControlNet-LoRA", _CONTROLNET),
+    Kind(r"^control_model\.|^controlnet_|zero_convs\.|input_hint_block", "a ControlNet",
+         _CONTROLNET),
+    Kind(r"^(adapter\.)?body\.\d+\.(block|in_conv|resnets)|^adapter\.(body|conv_in)", "a T2I-Adapter",
+         _CONTROLNET),
+    Kind(r"^(320|640|768|1280|1024)\.[01]\.|^linear\.\d+\.(weight|bias)$", "a hypernetwork",
+         "the web UI loads it from models/hypernetworks"),
+    Kind(r"\bemb_params$|string_to_param|^clip_[lg]$", "a textual inversion embedding",
+         "put it into the embeddings folder as it is"),
+    Kind(r"^(lora_vae_|vae\.|first_stage_model\.\S*lora)|^(encoder|decoder)\.(down|up|mid)\S*lora", "a LoRA of the VAE",
+         "neither the web UI nor ComfyUI applies one"),
+)  # fmt: skip
+"""Only the first kind that any key fits is named."""
+
+CHECKPOINT = Kind(
+    r"^model\.diffusion_model\.[\w.]+\.(weight|bias)$|^first_stage_model\.", "a whole checkpoint, not a LoRA",
+    "put it into the checkpoint folder",
+)  # fmt: skip
+
+BASES = (
+    (r"lora_te3_|text_encoder_3|joint_blocks|joint_transformer|lora_transformer_|\bx_embedder", "SD3"),
+    (r"double_blocks|single_blocks|single_transformer_blocks|^transformer\.", "Flux or another transformer"),
+    (r"lora_te2_|text_encoder_2|label_emb|add_embedding|conditioner\.", "SDXL"),
+    (r"(input_blocks|down_blocks|attentions)\S*transformer_blocks[._]([1-9]|0\d)", "SDXL"),
+    (r"text_model[._]encoder[._]layers[._](1[2-9]|[2-9]\d)\b|layers_(1[2-9]|2\d)_", "SD2"),
+    (r"lora_unet_blocks_|diffusion_model\.blocks\.|diffusion_model\.layers\.", "another transformer"),
+)
+"""Names that only another base's LoRA has."""
+
+_CLAIMS = (
+    (r"^sdxl|stable-diffusion-xl", "SDXL"),
+    (r"^sd_v2|stable-diffusion-v2", "SD2"),
+    (r"^sd3|stable-diffusion-3", "SD3"),
+    (r"^flux", "Flux"),
+    (r"^(wan|hunyuan|lumina|chroma|qwen|auraflow|pixart|ltx|cosmos|anima|z-image|hidream)", "another architecture"),
+)
+
+CONTEXT_WIDTHS = {1024: "SD2", 2048: "SDXL"}
+"""Width of the prompt embedding -> the base that has it."""
+
+
+def refusal(path: Path, unknown: Sequence[str]) -> FileError:
+    """The error for a file in which these names are not understood; none at all are those of a file without tensors."""
+    if not unknown:
+        return FileError(path, "holds no tensors, so it is not a LoRA")
+    base = _first(BASES, unknown)
+    kind = kind_of_keys(unknown)
+    if kind is not None and (base is None or kind.hosts_read):
+        return NotALora(path, kind.name, kind.advice, kind.hosts_read)
+    if base is not None:
+        return WrongBase(path, base, f"is a LoRA of {base}")
+    return UnknownKeys(path, unknown)
+
+
+def kind_of_keys(keys: Iterable[str]) -> Kind | None:
+    """What a file with these tensor names is, if it is a known thing that is not a LoRA."""
+    return _first(tuple((kind.pattern, kind) for kind in (*KINDS, CHECKPOINT)), keys)
+
+
+def base_of_keys(keys: Iterable[str]) -> str | None:
+    """The base other than Stable Diffusion 1 that these tensor names are of."""
+    return _first(BASES, keys)
+
+
+def _first(rows: Sequence[tuple[str, T]], keys: Iterable[str]) -> T | None:
+    names = [key[:KEY_LENGTH] for key in islice(keys, LOOKED_AT)]
+    return next((found for pattern, found in rows if any(re.search(pattern, name) for name in names)), None)
+
+
+def base_of_metadata(metadata: Mapping[str, str]) -> str | None:
+    """The base that the metadata claims, if it is a known one other than Stable Diffusion 1."""
+    if metadata.get("ss_v2") == "True":
+        return "SD2"
+    for claim in (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")):
+        for pattern, base in _CLAIMS:
+            if re.search(pattern, claim[:100].lower()):
+                return base
+    return None
