@@ -28,8 +28,8 @@ def random_miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature's architecture with random weights, in diffusers layout. Only to be read."""
     import torch
 
-    from trainer.miniature import models
-    from trainer.miniature.vocabulary import build_tokenizer
+    from trainer.miniature.build.procedural import models
+    from trainer.miniature.build.procedural.vocabulary import build_tokenizer
 
     folder = tmp_path_factory.mktemp("miniature")
     torch.manual_seed(0)

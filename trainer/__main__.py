@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         recipe, job = parse(argv)
-        from trainer.job import run
+        from trainer.train import run
 
         return run(recipe, job)
 

@@ -158,3 +158,25 @@ def read_recipe(path: Path) -> dict[str, Any]:
         if f.name in stored and type(stored[f.name]) not in kinds:
             raise JobError(f"--recipe {path}: {f.name} is {stored[f.name]!r}: expected {type(f.default).__name__}")
     return stored
+
+
+MORE_THAN_ENOUGH = 2.0  # scale
+
+
+def parse_scales(text: str) -> list[float]:
+    """`0:1:0.1` or `0,0.5,1` -> ascending scales, to four decimals. UsageError where it is neither."""
+    try:
+        if ":" in text:
+            first, last, step = (float(word) for word in text.split(":"))
+            if not 0 < step <= MORE_THAN_ENOUGH:
+                raise ValueError(f"step {step:g}")
+            count = int((last - first) / step + 1.01)
+            scales = [first + k * step for k in range(count)]
+        else:
+            scales = [float(word) for word in text.split(",")]
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"--scales {text}: expected first:last:step, as 0:1:0.1, or scales with commas") from error
+    scales = sorted({round(scale, 4) for scale in scales})
+    if not scales or not all(0 <= scale <= MORE_THAN_ENOUGH for scale in scales):
+        raise UsageError(f"--scales {text}: expected scales from 0 to {MORE_THAN_ENOUGH:g}")
+    return scales

@@ -145,7 +145,7 @@ def test_advice_for_a_broken_file_is_none_and_no_error(part, tmp_path) -> None:
 
 
 def test_what_our_trainer_writes_is_understood(part, tmp_path) -> None:
-    from trainer import export
+    from trainer.lora import export
     from trainer.recipe import Recipe
 
     recipe = Recipe(scale=0.65)

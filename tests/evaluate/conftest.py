@@ -32,7 +32,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP of random weights that looks at 32 pixels, with OpenAI's normalisation."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from trainer.miniature.vocabulary import build_tokenizer
+    from trainer.miniature.build.procedural.vocabulary import build_tokenizer
 
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = build_tokenizer(folder)
@@ -68,7 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, base: Path, recipe: Recipe) -
     """The LoRA that `lora` is a copy of."""
     from diffusers import UNet2DConditionModel
 
-    from trainer import adapter
+    from trainer.lora import adapter
 
     unet = UNet2DConditionModel.from_pretrained(base / "unet")
     generator = torch.Generator().manual_seed(2)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer import sample
 from trainer.evaluate import cli as evaluate
 from trainer.recipe import Recipe, flag
+from trainer.sample import __main__ as sample
 from trainer.study import cli as study
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,12 @@ import torch
 
 from convert import convert_file
 from convert.errors import JobError, UsageError
-from trainer.base import load_base
-from trainer.devices import choose
-from trainer.lora_file import read_lora, trained_by
+from trainer.base.load import load_base
+from trainer.lora.lora_file import read_lora, trained_by
 from trainer.recipe import Recipe
-from trainer.sample import main as sample
-from trainer.sampler import Sampler
+from trainer.sample.__main__ import main as sample
+from trainer.sample.sampler import Sampler
+from trainer.training.devices import choose
 
 
 def sampler(recipe: Recipe, lora: Path | None) -> Sampler:

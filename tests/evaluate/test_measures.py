@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from convert.errors import UsageError
-from trainer.data.drawings import process
+from trainer.cli import parse_scales
+from trainer.data.records import process
 from trainer.evaluate.curves import by_name, curve, peak, without_level
 from trainer.evaluate.ink import Ink
-from trainer.evaluate.settings import Settings, parse_scales
-from trainer.miniature import world
+from trainer.evaluate.settings import Settings
+from trainer.miniature.build.procedural import world
 from trainer.miniature.doodles import doodle
 from trainer.miniature.shapes import CATEGORIES
 

@@ -14,9 +14,9 @@ from convert.errors import JobError, UsageError
 from trainer.recipe import PRESETS, Recipe
 from trainer.study import run as study_run
 from trainer.study.__main__ import main
-from trainer.study.checkpoint import checkpoint_lora
 from trainer.study.outcome import write_outcome
 from trainer.study.table import Study, known_tables, read_table
+from trainer.training.checkpoint_lora import checkpoint_lora
 
 SMALL = {"scales": "0,1", "per_scale": 2, "prompts": 1, "seeds": 1, "rows": 1, "drawings": 2, "steps": 1, "noises": 1,
          "complex": ["sun"]}
@@ -67,8 +67,9 @@ def test_a_checkpoint_as_a_file_is_the_run_at_that_step(base: Path, made: Path, 
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 
-    from trainer import adapter, checkpoints
-    from trainer.lora_file import read_lora
+    from trainer.lora import adapter
+    from trainer.lora.lora_file import read_lora
+    from trainer.training import checkpoints
 
     recipe = dataclasses.replace(recipe, alpha=1.0)
     unet = UNet2DConditionModel.from_pretrained(base / "unet")

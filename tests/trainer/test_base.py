@@ -16,12 +16,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from convert.errors import JobError, UsageError
 from convert.sd15 import modules
-from trainer.base import MINIATURE_FOLDER, check_base, load_base
-from trainer.families import family_of
-from trainer.miniature import models
-from trainer.miniature.vocabulary import build_tokenizer
+from trainer.base.load import MINIATURE_FOLDER, check_base, load_base
+from trainer.base.sd15 import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG, family_of
+from trainer.miniature.build.procedural import models
+from trainer.miniature.build.procedural.vocabulary import build_tokenizer
 from trainer.recipe import Recipe
-from trainer.sd15_configs import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 

@@ -20,7 +20,7 @@ NAME = "someone/a-model"
 LOAD = """
 import sys, torch
 from convert.errors import JobError, UsageError
-from trainer.base import load_base
+from trainer.base.load import load_base
 from trainer.recipe import Recipe
 try:
     base = load_base(Recipe(base=sys.argv[1]), dtype=torch.float32, say=lambda line: print("said", line))

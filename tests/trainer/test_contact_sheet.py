@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from convert.errors import JobError
-from trainer.data.contact_sheet import MARK, choose_examples, shorten, write_contact_sheet
+from trainer.data.ours import MARK
 from trainer.data.pictures import load_pictures
 from trainer.data.records import Dataset, Drawing
 from trainer.recipe import Recipe
+from trainer.runs.contact_sheet import choose_examples, shorten, write_contact_sheet
 
 
 def drawings(count: int) -> Dataset:

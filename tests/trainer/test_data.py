@@ -13,8 +13,8 @@ from PIL import Image
 from convert.errors import JobError, UsageError
 from trainer.data import load_dataset
 from trainer.data.categories import QUICKDRAW
-from trainer.data.choice import choose_categories, choose_rows
-from trainer.data.drawings import process
+from trainer.data.records import process
+from trainer.data.split import choose_categories, choose_rows
 from trainer.miniature.doodles import write_doodles
 from trainer.recipe import Recipe
 

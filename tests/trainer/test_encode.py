@@ -12,11 +12,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from convert.errors import JobError, UsageError
-from trainer import encode
-from trainer.base import Base, load_base
+from trainer.base.load import Base, load_base
 from trainer.data.records import Drawing
-from trainer.encode import encode_captions, encode_dataset
-from trainer.encoders import Posterior, picture_batch
+from trainer.encoding import encode
+from trainer.encoding.encode import encode_dataset
+from trainer.encoding.text import encode_captions
+from trainer.encoding.vae import Posterior, picture_batch
 from trainer.recipe import Recipe
 
 CPU = torch.device("cpu")

@@ -12,19 +12,21 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.nn import functional
 
 from convert.errors import JobError
-from trainer import adapter, compiling, micro_batch
-from trainer.devices import choose
-from trainer.draws import Ahead, draw_step
-from trainer.encode import EncodedSet
-from trainer.fused import Fused
-from trainer.fused.attention import attend
-from trainer.fused.layers import small_map
-from trainer.fused.lora import _Folded, _Longer
-from trainer.loop import Training, _gradients, train
-from trainer.metrics import Metrics, read_lines
-from trainer.objective import Objective
-from trainer.processes import Processes
+from trainer.encoding.encoded_set import EncodedSet
+from trainer.kernels import Fused
+from trainer.kernels import compile as compiling
+from trainer.kernels.attention import attend
+from trainer.kernels.conv import small_map
+from trainer.kernels.lora_linear import _Folded, _Longer
+from trainer.lora import adapter
 from trainer.recipe import Recipe
+from trainer.training import micro_batch
+from trainer.training.devices import choose
+from trainer.training.draws import Ahead, draw_step
+from trainer.training.loop import Training, _gradients, train
+from trainer.training.metrics import Metrics, read_lines
+from trainer.training.objective import Objective
+from trainer.training.processes import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,8 +62,8 @@ def loss_and_gradients(unet: UNet2DConditionModel, factors) -> tuple[float, torc
 @pytest.fixture(params=[False, True], ids=["AVX2", "AVX-512"])
 def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ways of both kinds of CPU, whichever this one is."""
-    for module in ("layers", "attention"):
-        monkeypatch.setattr(f"trainer.fused.{module}.WIDE", request.param)
+    for module in ("", ".attention"):
+        monkeypatch.setattr(f"trainer.kernels{module}.WIDE", request.param)
 
 
 @pytest.mark.usefixtures("wide")
@@ -135,8 +137,8 @@ def test_the_gradients_of_joined_projections_are_right_to_double_precision(kind:
 
 @pytest.mark.parametrize(("queries", "keys"), [(6, 0), (6, 4), (1, 3)])
 def test_attention_of_narrow_heads_is_torchs(queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.fused.attention.WIDE", False)
-    monkeypatch.setattr("trainer.fused.attention.CHUNK", 2 * queries * (keys or queries))  # several chunks, the last short
+    monkeypatch.setattr("trainer.kernels.attention.WIDE", False)
+    monkeypatch.setattr("trainer.kernels.attention.CHUNK", 2 * queries * (keys or queries))  # several chunks, the last short
     heads, d, g = 3, 5, torch.Generator().manual_seed(0)
     first = torch.randn(3, queries, heads * d * (1 if keys else 3), generator=g, requires_grad=True)
     second = torch.randn(3, keys, 2 * heads * d, generator=g, requires_grad=True) if keys else None

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 import convert
-from trainer import loop
 from trainer.__main__ import main
 from trainer.data.made_up import doodles_folder
 from trainer.miniature.doodles import write_doodles
 from trainer.recipe import Recipe
-from trainer.run_folder import RunFolder
+from trainer.runs.run_folder import RunFolder
+from trainer.training import loop
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,12 +86,12 @@ def check_against_diffusers(tmp_path: Path, base: Path) -> None:
 
     x, e = torch.randn(1, 4, 16, 16), torch.randn(1, 32, 96)
     trained = load_file(sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1] / "factors.safetensors")
-    by_hand = UNet2DConditionModel.from_pretrained(base / "unet").eval()
-    plain = by_hand(x, 7, e).sample
+    use_cpu_kernels = UNet2DConditionModel.from_pretrained(base / "unet").eval()
+    plain = use_cpu_kernels(x, 7, e).sample
     for name in [n for n in trained if ".lora_A." in n]:
-        module = by_hand.get_submodule(name.partition(".lora_A.")[0])
+        module = use_cpu_kernels.get_submodule(name.partition(".lora_A.")[0])
         module.weight.data += trained[name.replace(".lora_A.", ".lora_B.")] @ trained[name]  # alpha = rank
-    expected = by_hand(x, 7, e).sample
+    expected = use_cpu_kernels(x, 7, e).sample
     assert (expected - plain).abs().max() > 1e-3
     for folder, file in ((tmp_path / "run", "pytorch_lora_weights.safetensors"), (tmp_path, "s.safetensors")):
         unet = UNet2DConditionModel.from_pretrained(base / "unet").eval()

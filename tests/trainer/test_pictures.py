@@ -11,10 +11,10 @@ from PIL import Image, ImageCms
 
 from convert.errors import JobError, UsageError
 from trainer.data.captions import with_trigger
-from trainer.data.contact_sheet import write_contact_sheet
 from trainer.data.pictures import held_out_rows, load_pictures
 from trainer.data.records import Dataset
 from trainer.recipe import Recipe
+from trainer.runs.contact_sheet import write_contact_sheet
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -17,9 +17,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from convert.errors import JobError, UsageError
-from trainer import tokenizers
-from trainer.miniature.vocabulary import build_tokenizer
-from trainer.tokenizers import BPE, MERGES, byte_pairs, clip_tokenizer, from_byte_pairs, own_tokenizer, read_tokenizer
+from trainer.base import tokenizers
+from trainer.base.tokenizers import BPE, MERGES, byte_pairs, clip_tokenizer, from_byte_pairs, own_tokenizer, read_tokenizer
+from trainer.miniature.build.procedural.vocabulary import build_tokenizer
 
 CAPTIONS = ["a scribble of apple", "a photo of a cat", "A  Scribble of The Eiffel Tower!", "", "naïve café, 42 stars & co.",
             "don't", "🍎 x", "aircraft carrier " * 40]  # fmt: skip

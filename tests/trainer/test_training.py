@@ -10,15 +10,16 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from convert.errors import JobError, UsageError
-from trainer import adapter, checkpoints
-from trainer.devices import choose
-from trainer.draws import draw_held_out, draw_step
-from trainer.encode import EncodedSet
-from trainer.loop import Training, _gradients, learning_rate, train
-from trainer.metrics import check_tracker
-from trainer.objective import Objective
-from trainer.processes import Processes
+from trainer.encoding.encoded_set import EncodedSet
+from trainer.lora import adapter
 from trainer.recipe import Recipe
+from trainer.training import checkpoints
+from trainer.training.devices import choose
+from trainer.training.draws import draw_held_out, draw_step
+from trainer.training.loop import Training, _gradients, learning_rate, train
+from trainer.training.metrics import check_tracker
+from trainer.training.objective import Objective
+from trainer.training.processes import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer.benchmark.steps import Step
-from trainer.devices import synchronize
+from trainer.training.devices import synchronize
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from trainer import adapter
+from trainer.base.sd15 import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG
+from trainer.lora import adapter
 from trainer.recipe import Recipe
-from trainer.sd15_configs import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from convert.errors import JobError
-from trainer import devices
 from trainer.benchmark import measure as clock
 from trainer.benchmark.models import SIZES, Size, build_encoders, build_unet, counted_flops
 from trainer.benchmark.steps import encoding, our_step, ours, plain_steps
-from trainer.loop import Training
 from trainer.plan import TRAIN_GFLOP, in_words
 from trainer.recipe import Recipe
+from trainer.training import devices
+from trainer.training.loop import Training
 
 RECIPE_SAMPLES, RECIPE_INPUTS = 140_000, 4_000
 """The paper's recipe: pictures computed, 70 epochs of 2,000; inputs of the VAE, the 2,000 and their mirror images."""

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from trainer import adapter
 from trainer.benchmark.models import Encoders, scheduler
-from trainer.compiling import Compiled
-from trainer.devices import Compute
-from trainer.draws import draw_step
-from trainer.encode import EncodedSet
-from trainer.encoders import Posterior, storage_dtype
-from trainer.loop import Training, _gradients, _update, learning_rate
-from trainer.objective import Objective
-from trainer.processes import Processes
+from trainer.encoding.encoded_set import EncodedSet
+from trainer.encoding.formats import storage_dtype
+from trainer.encoding.vae import Posterior
+from trainer.kernels.compile import Compiled
+from trainer.lora import adapter
 from trainer.recipe import Recipe
+from trainer.training.devices import Compute
+from trainer.training.draws import draw_step
+from trainer.training.loop import Training, _gradients, _update, learning_rate
+from trainer.training.objective import Objective
+from trainer.training.processes import Processes
 
 Step = Callable[[], None]
 PICTURES = 64
@@ -31,7 +32,7 @@ PICTURES = 64
 
 def ours(unet: Any, recipe: Recipe, compute: Compute, resolution: int, compile: str, cache: Path,
          say: Callable[[str], None]) -> Training:  # fmt: skip
-    """A training over made-up encodings of `unet`'s shapes, as trainer/job.py makes one."""
+    """A training over made-up encodings of `unet`'s shapes, as trainer/train.py makes one."""
     side, dtype, device = resolution // 8, storage_dtype(compute.device), compute.device
     latents = torch.randn(2, PICTURES, 2, 4, side, side, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     embeddings = torch.randn(PICTURES, 77, unet.config.cross_attention_dim, device=device).to(dtype)
@@ -45,7 +46,7 @@ def ours(unet: Any, recipe: Recipe, compute: Compute, resolution: int, compile: 
 
 
 def our_step(t: Training) -> Step:
-    """One optimizer step of trainer/loop.py on the next draws."""
+    """One optimizer step of trainer/training/loop.py on the next draws."""
     number = iter(range(t.total))
 
     def step() -> None:
@@ -93,7 +94,7 @@ def plain_steps(unet: Any, encoders: Encoders, recipe: Recipe, compute: Compute,
 
 
 def encoding(vae: Any, compute: Compute, resolution: int, say: Callable[[str], None]) -> tuple[Step, int]:
-    """trainer/encode.py's work on one batch of pictures and their mirror images; and how many VAE inputs these are."""
+    """trainer/encoding's work on one batch of pictures and their mirror images; and how many VAE inputs these are."""
     posterior = Posterior(SimpleNamespace(vae=vae), compute.device, resolution, views=2, say=say)  # type: ignore[arg-type]
     pictures = np.random.default_rng(0).integers(0, 256, (posterior.batch, resolution, resolution, 3), dtype=np.uint8)
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from convert.errors import UsageError
-from trainer.data.choice import HELD_OUT_ROWS, choose_categories, choose_of_folder
 from trainer.data.records import Dataset
+from trainer.data.split import HELD_OUT_ROWS, choose_categories, choose_of_folder
 from trainer.recipe import Recipe, home
 
 EXPECTED = "expected 'quickdraw', 'doodles', or a folder of .npy drawings or of pictures"

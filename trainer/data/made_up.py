@@ -12,7 +12,7 @@ from pathlib import Path
 
 from convert.errors import JobError
 from convert.files import write_json
-from trainer.data.choice import TRAIN_SHARE
+from trainer.data.split import TRAIN_SHARE
 from trainer.miniature import doodles, shapes
 from trainer.recipe import Recipe
 

@@ -18,8 +18,8 @@ import requests
 from requests import exceptions as broken
 
 from convert.errors import JobError
-from trainer.data.drawings import ROW_BYTES
-from trainer.data.npy_header import header_length, parse_header
+from trainer.data.npy_folder import header_length, parse_header
+from trainer.data.records import ROW_BYTES
 
 TIMEOUT = (10, 15)  # seconds: to connect, and for any part of a reply to come; Ctrl-C waits no longer
 TRIES = 6

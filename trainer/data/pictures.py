@@ -15,11 +15,10 @@ from PIL import Image, ImageCms, ImageOps
 
 from convert.errors import JobError, UsageError
 from trainer.data.captions import category, own_captions, with_trigger
-from trainer.data.contact_sheet import MARK
+from trainer.data.ours import MARK, METRICS, RECIPE
 from trainer.data.records import Dataset, Example
 from trainer.recipe import Recipe
-from trainer.run_files import METRICS, RECIPE
-from trainer.streams import Stream
+from trainer.rng import Stream
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jfif", ".psd", ".svg")

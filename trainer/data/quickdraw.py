@@ -16,11 +16,10 @@ from urllib.parse import quote, urlsplit
 from convert.errors import JobError, UsageError
 from convert.files import write_bytes
 from trainer.data.categories import ATTRIBUTION, QUICKDRAW
-from trainer.data.choice import HELD_OUT_ROWS, Rows, choose_categories, choose_rows
-from trainer.data.drawings import ROW_BYTES
 from trainer.data.npy_folder import TRIGGER, few_rows
 from trainer.data.npy_ranges import FileChanged, Layout, RangeReader
-from trainer.data.records import Dataset, Drawing
+from trainer.data.records import ROW_BYTES, Dataset, Drawing
+from trainer.data.split import HELD_OUT_ROWS, Rows, choose_categories, choose_rows
 from trainer.recipe import Recipe
 
 WORKERS = 16

@@ -9,8 +9,11 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from trainer.data import drawings
+SIDE = 28  # pixels
+ROW_BYTES = SIDE * SIDE
+PROCESSING = b"28x28, RGB, bicubic, inverted\0"  # part of every digest: a change of `process` must change it
 
 
 class Example(Protocol):
@@ -38,6 +41,18 @@ class Example(Protocol):
         """As it is learnt: uint8 (resolution, resolution, 3), RGB, not mirrored."""
 
 
+def process(bitmap: np.ndarray, resolution: int) -> np.ndarray:
+    """uint8 (28, 28), white on black -> uint8 (resolution, resolution, 3), black on white (section 2.2).
+
+    "We first map our 28x28x1 bitmap data into [...] RGB images. Then we resize images to 512x512x3 using bicubic
+    interpolation [...] we invert colours of all images." The mirroring and the normalisation that follow are drawn
+    and done where pictures are encoded. Bicubic is Pillow's, clipped to 0..255 (so is torchvision's on PIL images).
+    """
+    rgb = Image.fromarray(np.ascontiguousarray(bitmap)).convert("RGB")
+    large = rgb.resize((resolution, resolution), Image.Resampling.BICUBIC)
+    return np.asarray(ImageOps.invert(large))
+
+
 @dataclass(frozen=True)
 class Drawing:
     """One QuickDraw bitmap. `bitmap` is its 784 bytes, row by row, white strokes on black."""
@@ -48,14 +63,14 @@ class Drawing:
     source: str
 
     def raw(self) -> np.ndarray:
-        return np.frombuffer(self.bitmap, dtype=np.uint8).reshape(drawings.SIDE, drawings.SIDE)
+        return np.frombuffer(self.bitmap, dtype=np.uint8).reshape(SIDE, SIDE)
 
     def pixels(self, resolution: int) -> np.ndarray:
-        return drawings.process(self.raw(), resolution)
+        return process(self.raw(), resolution)
 
     @cached_property
     def digest(self) -> str:
-        return hashlib.sha256(drawings.PROCESSING + self.bitmap).hexdigest()
+        return hashlib.sha256(PROCESSING + self.bitmap).hexdigest()
 
 
 @dataclass(frozen=True)

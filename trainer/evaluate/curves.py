@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.streams import Stream
+from trainer.rng import Stream
 
 RESAMPLES = 2000
 LEVEL = 0.95  # of every interval

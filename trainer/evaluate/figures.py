@@ -10,7 +10,7 @@ from PIL import Image
 
 from trainer.evaluate.gallery import Gallery
 from trainer.evaluate.subjects import Plan, Subject
-from trainer.grid import draw_grid, write_png
+from trainer.sample.grid import draw_grid, write_png
 
 COLOURS = {"seen": "#1f6fb4", "unseen": "#e07b1a", "held-out captions": "#1f6fb4"}
 PLOTS = (  # key of a group's curve, file, title, label of the axis

@@ -13,8 +13,8 @@ from PIL import Image
 
 from convert.errors import JobError
 from trainer.evaluate.subjects import Subject
-from trainer.grid import write_png
-from trainer.sampler import Sampler
+from trainer.sample.grid import write_png
+from trainer.sample.sampler import Sampler
 
 View = tuple[Subject, float]
 """A subject at a scale."""

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from convert.errors import JobError, UsageError
-from trainer import hub
-from trainer.base import MINIATURE_FOLDER
-from trainer.quiet import quiet
+from trainer.base import hub
+from trainer.base.load import MINIATURE_FOLDER
 from trainer.recipe import MINIATURE, home
+from trainer.terminal import quiet
 
 BATCH = 32
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer import adapter
-from trainer.base import Base
+from trainer.base.load import Base
 from trainer.data.records import Example
-from trainer.devices import Compute
-from trainer.draws import Draw, draw_held_out
-from trainer.encode import EncodedSet, encode_dataset
-from trainer.objective import Objective
+from trainer.encoding.encode import encode_dataset
+from trainer.encoding.encoded_set import EncodedSet
+from trainer.lora import adapter
 from trainer.recipe import Recipe
+from trainer.training.devices import Compute
+from trainer.training.draws import Draw, draw_held_out
+from trainer.training.objective import Objective
 
 DRAWINGS = 40  # at most, of seen and of unseen categories each
 

@@ -7,8 +7,8 @@ import io
 from html import escape
 from typing import Any
 
+from trainer.base.sd15 import SCRIBBLE_MINIATURE
 from trainer.evaluate.recommend import in_words
-from trainer.families import SCRIBBLE_MINIATURE
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d22; --soft: #62626c; --paper: #fff; --card: #f5f5f2; --line: #ddd;

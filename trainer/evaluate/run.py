@@ -12,10 +12,9 @@ import numpy as np
 
 from convert.errors import JobError, UsageError
 from convert.files import write_json, write_text
-from trainer import devices
-from trainer.base import Base, load_base
-from trainer.devices import Compute
-from trainer.encode import encode_dataset
+from trainer.base.load import Base, load_base
+from trainer.base.sd15 import SCRIBBLE_MINIATURE
+from trainer.encoding.encode import encode_dataset
 from trainer.evaluate import recommend
 from trainer.evaluate.cli import DATA_FLAGS, Job
 from trainer.evaluate.curves import curve, without_level
@@ -28,10 +27,11 @@ from trainer.evaluate.measure import Measure
 from trainer.evaluate.page import page
 from trainer.evaluate.settings import Settings
 from trainer.evaluate.subjects import Plan, make_plan
-from trainer.families import SCRIBBLE_MINIATURE
-from trainer.lora_file import LoraFile, read_lora, trained_by
+from trainer.lora.lora_file import LoraFile, read_lora, trained_by
 from trainer.recipe import Recipe, flag
-from trainer.sampler import STEPS, Sampler
+from trainer.sample.sampler import STEPS, Sampler
+from trainer.training import devices
+from trainer.training.devices import Compute
 
 CLAIM, IDENTITIES, REPORT, PAGE = "settings.json", "identities.json", "report.json", "index.html"
 BATCH = {"cuda": 16}

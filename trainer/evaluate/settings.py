@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.errors import UsageError
-from trainer.families import SCRIBBLE_MINIATURE
+from trainer.base.sd15 import SCRIBBLE_MINIATURE
+from trainer.cli import parse_scales
 from trainer.recipe import MINIATURE, flag, option
 
 CLIP, IMAGE_CLIP = "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14"  # the paper's, section 4.3
 MINIATURE_STEPS = 12
-MORE_THAN_ENOUGH = 2.0  # scale
 COMPLEX = ("Cabin in the woods with the forest fire in the background and smoke",  # the paper's, section 4.2.2
            "A castle on a hill under a full moon with birds in the sky", "A fisherman in a small boat on a stormy sea")
 # things, colours and grounds of the miniature's world in new company
@@ -67,20 +67,3 @@ class Settings:
         return dataclasses.replace(self, **filled)
 
 
-def parse_scales(text: str) -> list[float]:
-    """`0:1:0.1` or `0,0.5,1` -> ascending scales, to four decimals. UsageError where it is neither."""
-    try:
-        if ":" in text:
-            first, last, step = (float(word) for word in text.split(":"))
-            if not 0 < step <= MORE_THAN_ENOUGH:
-                raise ValueError(f"step {step:g}")
-            count = int((last - first) / step + 1.01)
-            scales = [first + k * step for k in range(count)]
-        else:
-            scales = [float(word) for word in text.split(",")]
-    except (ValueError, OverflowError) as error:
-        raise UsageError(f"--scales {text}: expected first:last:step, as 0:1:0.1, or scales with commas") from error
-    scales = sorted({round(scale, 4) for scale in scales})
-    if not scales or not all(0 <= scale <= MORE_THAN_ENOUGH for scale in scales):
-        raise UsageError(f"--scales {text}: expected scales from 0 to {MORE_THAN_ENOUGH:g}")
-    return scales

@@ -15,7 +15,7 @@ from trainer.data import load_dataset
 from trainer.data.records import Dataset, Example
 from trainer.evaluate.settings import Settings
 from trainer.recipe import Recipe
-from trainer.streams import Stream
+from trainer.rng import Stream
 
 T = TypeVar("T")
 SEEN, UNSEEN, HELD_OUT = "seen", "unseen", "held-out captions"

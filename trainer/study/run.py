@@ -21,10 +21,10 @@ from convert.files import write_json, write_text
 from trainer.data import check_data
 from trainer.evaluate.settings import Settings
 from trainer.recipe import Recipe, flag
-from trainer.study.checkpoint import checkpoint_lora
 from trainer.study.cli import Job
 from trainer.study.outcome import outcome_of, write_outcome
 from trainer.study.table import Row, Study
+from trainer.training.checkpoint_lora import checkpoint_lora
 
 FAILED, STOPPED = "failed.txt", 130
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

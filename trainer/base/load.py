@@ -1,0 +1,165 @@
+"""The base: the Stable Diffusion that is trained on, loaded from wherever the user has it.
+
+`--base` is `miniature`, a single .safetensors checkpoint, a diffusers folder, or the name of one on the hub.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convert.errors import JobError, UsageError
+from trainer.base import diffusers_folder, hub, single_file
+from trainer.base.sd15 import family_of
+from trainer.base.tokenizers import clip_tokenizer, own_tokenizer
+from trainer.recipe import MINIATURE, Recipe, home
+from trainer.terminal import quiet
+
+Say = Callable[[str], None]
+
+MINIATURE_FOLDER = Path(__file__).parents[1] / "miniature" / "weights"
+
+
+@dataclass
+class Base:
+    """A Stable Diffusion, its models on the CPU, in evaluation mode and without gradients."""
+
+    name: str
+    """as the user gave it"""
+    identity: str
+    """digest of the weights: of a single file its sha256, which hosts show too"""
+    family: str
+    """`sd_v1`, `like_sd_v1` (its block layout at another width) or `scribble_miniature`"""
+    unet: Any
+    """diffusers' UNet2DConditionModel, in the dtype asked for"""
+    vae: Any
+    """diffusers' AutoencoderKL in float32; None once released"""
+    text_encoder: Any
+    """transformers' CLIPTextModel in float32; None once released"""
+    tokenizer: Any
+    """transformers' CLIPTokenizer, `model_max_length` at most 77 and the text encoder's positions"""
+    scheduler: Any
+    """diffusers' DDPMScheduler: the base's betas and prediction type"""
+    resolution: int
+    """side in pixels of the pictures it was made for"""
+
+    def release_encoders(self) -> None:
+        """Drop the VAE and the text encoder from memory; what they had to say is in the `EncodedSet`."""
+        self.vae = self.text_encoder = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def check_base(recipe: Recipe) -> None:
+    """Refuse what can be seen to be wrong with `recipe.base` without its weights, before the data is fetched.
+
+    Raises as `load_base` does.
+    """
+    path = _local(recipe.base)
+    if path and path.is_file():
+        single_file.inspect(path)
+    elif path:
+        family_of(diffusers_folder.inspect(path, half=False).configs["unet"], recipe.base)
+
+
+def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
+    """Load `recipe.base`: the UNet in `dtype`, VAE and text encoder in float32 (they run once, and small they are).
+
+    say: gets one-line notices.
+
+    Raises:
+        UsageError: `--base` names nothing, or something that is no Stable Diffusion 1.5; `--tokenizer` is none.
+        JobError: a damaged or incomplete file, no tokenizer on this machine, the hub unreachable.
+    """
+    path = _local(recipe.base)
+    if path is None:
+        return _from_hub(recipe, dtype, say)
+    with quiet():
+        return _from_file(recipe, path, dtype, say) if path.is_file() else _from_folder(recipe, path, "", dtype, say)
+
+
+def _from_file(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Base:
+    checkpoint = single_file.inspect(path)
+    config = checkpoint.configs["text_encoder"]
+    family = _family(checkpoint.configs["unet"], recipe.base, say)
+    tokenizer = clip_tokenizer(recipe.tokenizer, max_positions=config["max_position_embeddings"],
+                               vocabulary=config["vocab_size"])  # before the gigabytes: it may be missing
+    with open(path, "rb") as file:
+        identity = hashlib.file_digest(file, "sha256").hexdigest()
+    return _assemble(recipe.base, identity, family, single_file.load(checkpoint, dtype) | {"tokenizer": tokenizer})
+
+
+def _from_folder(recipe: Recipe, folder: Path, identity: str, dtype: torch.dtype, say: Say) -> Base:
+    parts = diffusers_folder.inspect(folder, half=dtype != torch.float32)
+    family = _family(parts.configs["unet"], recipe.base, say)
+    text = parts.configs["text_encoder"]
+    positions = text.get("max_position_embeddings", 77)
+    if recipe.tokenizer or not parts.has_tokenizer:
+        tokenizer = clip_tokenizer(recipe.tokenizer, max_positions=positions, vocabulary=text.get("vocab_size", 49408))
+    else:
+        tokenizer = own_tokenizer(folder / "tokenizer", positions)
+    models = diffusers_folder.load(parts, dtype)
+    return _assemble(recipe.base, identity or parts.fingerprint(), family, models | {"tokenizer": tokenizer})
+
+
+def _from_hub(recipe: Recipe, dtype: torch.dtype, say: Say) -> Base:
+    half = dtype != torch.float32
+
+    def choose(names: list[str]) -> list[str]:
+        return diffusers_folder.needed(recipe.base, names, half=half)
+
+    try:
+        folder, commit = hub.download(recipe.base, choose, say)
+    except JobError as error:
+        raise JobError(f"--base {error}; go online, or give --base a .safetensors file or diffusers folder of Stable "
+                       "Diffusion 1.5 on this machine") from error
+    except UsageError as error:
+        raise UsageError(f"--base {error}") from error
+    identity = hashlib.sha256(f"{recipe.base}@{commit}, half {half}".encode()).hexdigest()
+    with quiet():
+        return _from_folder(recipe, folder, identity, dtype, say)
+
+
+def _family(unet: Any, name: str, say: Say) -> str:
+    family, note = family_of(unet, name)
+    if note:
+        say(f"{name}: {note}")
+    return family
+
+
+def _assemble(name: str, identity: str, family: str, parts: dict[str, Any]) -> Base:
+    for part in ("unet", "vae", "text_encoder"):
+        parts[part].eval().requires_grad_(False)
+    unet, vae = parts["unet"], parts["vae"]
+    width = parts["text_encoder"].config.hidden_size
+    if width != unet.config.cross_attention_dim or vae.config.latent_channels != unet.config.in_channels:
+        raise JobError(f"{name}: its parts do not belong together: the text encoder is {width} wide and the UNet reads "
+                       f"{unet.config.cross_attention_dim}; the VAE has {vae.config.latent_channels} channels and the "
+                       f"UNet reads {unet.config.in_channels}")
+    side = (unet.config.sample_size or 64) * 2 ** (len(vae.config.block_out_channels) - 1)
+    return Base(name=name, identity=identity, family=family, resolution=side, **parts)
+
+
+def _local(name: str) -> Path | None:
+    """The file or folder that `name` stands for; None for a model of the hub."""
+    path = MINIATURE_FOLDER if name == MINIATURE else home(name)
+    if path.exists():
+        return path
+    if name == MINIATURE:
+        raise JobError(f"{path}: the embedded model is missing from this installation: install the project again")
+    if _looks_like_path(name):
+        raise UsageError(f"--base {name}: there is no such file or folder")
+    return None
+
+
+def _looks_like_path(name: str) -> bool:
+    """A hub name is one or two words with a slash; whatever else cannot be one is a path that does not exist."""
+    known = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+    return name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or "\\" in name or name.lower().endswith(known)

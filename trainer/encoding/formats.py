@@ -1,0 +1,31 @@
+"""Number formats and versions of encodings, and a copy of a model in another format."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+
+def storage_dtype(device: torch.device) -> torch.dtype:
+    """Kept in fp16 for a GPU (131 KB a picture with its mirror image at 512 x 512), in fp32 for the CPU."""
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What, besides the models and their input, decides an encoding's bits."""
+    import diffusers
+    import PIL
+    import transformers
+
+    return {"pillow": PIL.__version__, "device": device.type, "kept": str(storage_dtype(device)), "torch": torch.__version__,
+            "diffusers": diffusers.__version__, "transformers": transformers.__version__, "format": "1"}  # fmt: skip
+
+
+def moved(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """`model` itself where it is so already, else a copy on `device` in `dtype`."""
+    here = next(model.parameters())
+    if here.device == device and here.dtype == dtype:
+        return model
+    return copy.deepcopy(model).to(device, dtype)

@@ -1,0 +1,92 @@
+"""The encoders at work: pictures through the VAE, captions through CLIP, in batches that do not change the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert.errors import JobError
+from trainer.base.load import Base
+from trainer.data.records import Example
+from trainer.encoding.formats import moved, storage_dtype
+
+VIEWS_AT_ONCE = {"cuda": 8, "cpu": 2}
+"""Pictures of 512 x 512 that the VAE takes at a time (about 2 GB on a GPU); fewer of larger, more of smaller ones."""
+MOST_VIEWS = 16
+
+
+
+
+
+
+def picture_batch(examples: Sequence[Example], side: int) -> np.ndarray:
+    """uint8 (B, side, side, 3)."""
+    return np.stack([example.pixels(side) for example in examples])
+
+
+class Posterior:
+    """The VAE's posterior of pictures and, if `views` is 2, of their mirror images, times the scaling factor.
+
+    fp16 on CUDA, and fp32 from the first batch on in which fp16 overflows (which is said); fp32 elsewhere. The base's
+    own VAE is not touched: a copy is moved.
+    """
+
+    def __init__(self, base: Base, device: torch.device, side: int, *, views: int, say: Callable[[str], None],
+                 dtype: torch.dtype | None = None) -> None:  # fmt: skip
+        self.device, self.views, self.say, self._original = device, views, say, base.vae
+        self._dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+        self._vae: Any = None
+        self._parts = 1  # of a batch, one after the other; doubled when a GPU runs out of memory
+        config = base.vae.config
+        latent = side // 2 ** (len(config.block_out_channels) - 1)
+        self.shape = (views, config.latent_channels, latent, latent)
+        at_once = VIEWS_AT_ONCE.get(device.type, 2) * 512**2 // side**2
+        self.batch = max(min(at_once, MOST_VIEWS) // views, 1)
+        """Pictures per call; powers of two, so that shards hold whole batches."""
+
+    def __call__(self, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
+        """uint8 (B, side, side, 3), B at most `batch` -> mean and std, each (B, views, 4, h, w), on the CPU.
+
+        The batch is filled up: kernels are chosen by its size, and a picture's numbers must not depend on its company.
+        """
+        count = len(pictures)
+        whole = np.concatenate([pictures, np.repeat(pictures[-1:], self.batch - count, axis=0)])
+        x = torch.from_numpy(whole).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # mean 0.5, std 0.5
+        both = torch.stack([x, x.flip(-1)][: self.views], dim=1).flatten(0, 1)  # (B * views, 3, side, side)
+        mean, std = self._encode(both)
+        if self._dtype != torch.float32 and not (mean.isfinite().all() and std.isfinite().all()):
+            self.say("this base's VAE overflows in half precision: encoding in fp32, which is slower")
+            self._dtype, self._vae = torch.float32, None
+            mean, std = self._encode(both)
+        mean, std = (t.unflatten(0, (self.batch, self.views))[:count] for t in (mean, std))
+        return mean.to("cpu", storage_dtype(self.device)), std.to("cpu", storage_dtype(self.device))
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of pictures (B, 3, side, side), in as many parts as memory asks for."""
+        while True:
+            try:
+                if self._vae is None:
+                    self._vae = moved(self._original, self.device, self._dtype)
+                parts = [self._vae.encode(some).latent_dist for some in x.to(self._dtype).chunk(self._parts)]
+                break
+            except torch.OutOfMemoryError as error:
+                if self._parts >= len(x):
+                    raise JobError("out of memory on encoding a single picture: close other programs that use the GPU, or "
+                                   "give a smaller --resolution") from error
+                self._parts *= 2
+                torch.cuda.empty_cache()
+        factor = self._original.config.scaling_factor
+        return (torch.cat([p.mean.float() for p in parts]) * factor, torch.cat([p.std.float() for p in parts]) * factor)
+
+
+
+
+
+
+
+

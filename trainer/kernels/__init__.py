@@ -1,0 +1,94 @@
+"""The UNet's forward pass in fewer, larger steps: the same numbers up to rounding, the same modules, the same names.
+
+peft's modules keep the factors and give them their names; while a `Fused` is entered, SD1.5's attentions and 1 x 1
+convolutions compute differently, on a CPU its gates and other convolutions too. Left, the UNet is as it was (but for the
+layout of its weights in memory), for sampling and saving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.kernels.attention import FusedProcessor
+from trainer.kernels.conv import ONE, point, small_map
+from trainer.kernels.cpu import WIDE, use_cpu_kernels
+from trainer.kernels.geglu import gated
+
+
+class Fused:
+    """A context in which `unet` (diffusers' UNet2DConditionModel with peft's LoRA) computes fused."""
+
+    def __init__(self, unet: Any) -> None:
+        from diffusers.models.attention_processor import Attention
+
+        unet.to(memory_format=torch.channels_last)
+        self._depth = 0
+        self._processors: list[tuple[Any, Any, FusedProcessor]] = []
+        for module in unet.modules():
+            if isinstance(module, Attention) and _plain(module):
+                cross = module.is_cross_attention
+                self._processors.append((module, module.processor, FusedProcessor(module, cross=cross)))
+        self._forwards = list(_replacements(unet))
+
+    def __enter__(self) -> Fused:
+        self._depth += 1
+        if self._depth == 1:
+            self._install()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._remove()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Plain again for a while, inside."""
+        self._remove()
+        try:
+            yield
+        finally:
+            self._install()
+
+    def _install(self) -> None:
+        for attention, _, fused in self._processors:
+            attention.processor = fused
+        for module, forward in self._forwards:
+            module.forward = forward
+
+    def _remove(self) -> None:
+        for attention, before, _ in self._processors:
+            attention.processor = before
+        for module, _ in self._forwards:
+            del module.forward
+
+
+def _plain(attention: Any) -> bool:
+    """SD1.5's kind: no norms inside, no residual, one head count for q, k and v."""
+    return (attention.group_norm is None and attention.spatial_norm is None and attention.norm_q is None
+            and attention.norm_k is None and not attention.residual_connection and attention.rescale_output_factor == 1
+            and attention.added_kv_proj_dim is None and attention.inner_dim == attention.inner_kv_dim
+            and attention.to_q.in_features == attention.query_dim)
+
+
+def _replacements(unet: Any) -> Iterator[tuple[torch.nn.Module, Callable[[Tensor], Tensor]]]:
+    """Modules of `unet` and what to call instead of their `forward`.
+
+    Bound methods of one function, which a compiler takes for alike: one graph serves all blocks of a size.
+    """
+    from diffusers.models.activations import GEGLU
+
+    on_cpu = use_cpu_kernels(next(unet.parameters()))
+    for module in unet.modules():
+        if type(module) is torch.nn.Conv2d and (module.kernel_size, module.stride, module.padding, module.groups) == ONE:
+            yield module, MethodType(point, module)
+        elif isinstance(module, GEGLU) and on_cpu:
+            yield module, MethodType(gated, module)
+        elif type(module) is torch.nn.Conv2d and on_cpu and WIDE:
+            yield module, MethodType(small_map, module)

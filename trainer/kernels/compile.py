@@ -1,0 +1,99 @@
+"""torch.compile for the training forward, where it pays and works; plain execution, with one line why, where not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch._functorch.config
+
+CHOICES = ("auto", "on", "off")
+FUSE = {"realize_reads_threshold": 8, "realize_opcount_threshold": 64, "realize_acc_reads_threshold": 16}
+"""Twice inductor's own limits of what it computes again rather than keeps. With its own, a group norm's backward kernels
+pass on a map in float32; with these they read the two bf16 maps again: 30.1 GB become 19.5 in a step's residual blocks."""
+
+
+def missing(device: torch.device) -> str:
+    """What torch.compile lacks on this machine; "" where it has all it needs."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return "" if has_triton() else "Triton is not installed or cannot use this GPU"
+    if device.type == "cpu":
+        compilers = [os.environ.get("CXX", ""), "cl"] if os.name == "nt" else [os.environ.get("CXX", ""), "g++", "clang++"]
+        return "" if any(name and shutil.which(name) for name in compilers) else "no C++ compiler was found"
+    return f"it is not tried on {device.type}"
+
+
+class Compiled:
+    """Calls `unet` through torch.compile, its residual and transformer blocks one by one: one kernel set serves all of a size.
+
+    Both kinds begin with group norms, which CUDA's own kernel computes in NCHW only: between channels_last convolutions
+    each would cost two transposes forward and three backward. The compiler's norms keep the layout. (Its layout rule for
+    graphs with a convolution would do the same to q, k and v; there is none in a transformer block, see kernels/conv.py.)
+
+    wish: `on`; `auto`, on a CUDA GPU only (on CPUs it did not pay, see docs/PERFORMANCE.md); `off`. Kernels are kept in
+    `cache` between runs. Should compiling fail, the step is computed plainly and so are all others; `say` gets one line.
+    """
+
+    def __init__(self, unet: Any, device: torch.device, wish: str, cache: Path, say: Callable[[str], None]) -> None:
+        self.unet, self.say = unet, say
+        self.blocks: list[tuple[Any, Any]] = []
+        self.proven = False
+        lacking = missing(device)
+        if wish == "off" or (wish == "auto" and device.type != "cuda"):
+            return
+        if lacking:
+            say(f"not compiled: {lacking}; training goes on without, slower")
+            return
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+        import torch._inductor.config as inductor
+        from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+        options: dict[str, Any] = {name: limit for name, limit in FUSE.items() if hasattr(inductor, name)}
+        torch._dynamo.config.recompile_limit = 64  # each block's projections are objects of their own
+        if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):  # not before torch 2.8
+            torch._functorch.config.force_non_lazy_backward_lowering = True  # or a failure would come in backward()
+        blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D | Transformer2DModel)]
+        self.blocks = [(block, torch.compile(block._call_impl, dynamic=False, options=options)) for block in blocks]
+        say("compiling: on a machine's first run the first step waits a minute or two, later ones seconds; --compile off goes "
+            "without, slower")
+
+    @property
+    def config(self) -> Any:
+        return self.unet.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not self.blocks:
+            return self.unet(*arguments, **named)
+        from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        try:
+            for block, compiled in self.blocks:
+                block._compiled_call_impl = compiled
+            predicted = self.unet(*arguments, **named)
+            self.proven = True
+            return predicted
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a kernel's first launch may fail with any: what is not the compiler's fails again below
+            if self.proven and not isinstance(error, BackendCompilerFailed | TorchDynamoException | InductorError):
+                raise
+            self.say(f"not compiled: {' '.join(str(error).split()[:30])}; training goes on without, slower")
+        finally:  # whoever calls `unet` itself gets it plain
+            for block, _ in self.blocks:
+                block._compiled_call_impl = None
+        self.blocks = []
+        return self.unet(*arguments, **named)

@@ -1,0 +1,113 @@
+"""What a run leaves: the diffusers file in the run folder, the kohya file, its card and its picture beside `--out`."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from convert import Report, convert_file
+from convert.errors import UsageError
+from convert.files import write_json
+from trainer.base.load import Base
+from trainer.base.sd15 import SCRIBBLE_MINIATURE, SD_V1
+from trainer.data.records import Dataset
+from trainer.lora import adapter
+from trainer.recipe import Recipe
+
+
+def outputs(out: Path) -> tuple[Path, Path, Path]:
+    """The LoRA, A1111's card and the picture that both hosts show."""
+    return out, out.with_suffix(".json"), out.with_suffix(".png")
+
+
+def check_out(out: Path, *, overwrite: bool, mine: bool) -> None:
+    """Refuse an `--out` that cannot be written or that would replace somebody's file. UsageError says which.
+
+    mine: what is there is of this run.
+    """
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}: expected a name ending in .safetensors, which is what hosts list")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}: make it first")
+    folders = [str(path) for path in outputs(out) if path.is_dir()]
+    if folders:
+        raise UsageError(f"--out: {', '.join(folders)} is a folder: give another name")
+    taken = [str(path) for path in outputs(out) if path.exists()]
+    if taken and not (overwrite or mine):
+        raise UsageError(f"--out: {', '.join(taken)}: exists and is not from this run: give another name or --overwrite")
+
+
+def write_lora(unet: Any, run: Path, out: Path, recipe: Recipe, base: Base, dataset: Dataset, *, steps: int,
+               started: float) -> Report:  # fmt: skip
+    """The diffusers file into `run`, the kohya file to `out`, in `recipe.dtype`, with metadata that repeats the run."""
+    source = adapter.save(unet, run)
+    return convert_file(source, out, to="kohya", dtype=recipe.dtype, overwrite=True,
+                        metadata=metadata(recipe, base, dataset, out.stem, steps=steps, started=started))
+
+
+def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: int, started: float) -> dict[str, Any]:
+    """kohya's `ss_*` and ModelSpec keys that this run knows; `convert` completes and hashes."""
+    resolution = recipe.resolution or base.resolution
+    values: dict[str, Any] = {
+        "ss_output_name": name, "ss_training_started_at": started, "ss_training_finished_at": datetime.now(UTC).timestamp(),
+        "ss_steps": steps, "ss_max_train_steps": steps, "ss_num_train_images": len(dataset.train),
+        "ss_num_epochs": math.ceil(steps / recipe.steps_per_epoch(len(dataset.train))),
+        "ss_total_batch_size": recipe.batch * recipe.accumulation,
+        "ss_gradient_accumulation_steps": recipe.accumulation, "ss_learning_rate": recipe.learning_rate,
+        "ss_unet_lr": recipe.learning_rate, "ss_text_encoder_lr": "None", "ss_lr_scheduler": "cosine",
+        "ss_lr_warmup_steps": recipe.warmup, "ss_optimizer": "torch.optim.AdamW", "ss_seed": recipe.seed,
+        "ss_max_grad_norm": recipe.clip_norm, "ss_min_snr_gamma": recipe.min_snr_gamma or "None",
+        "ss_noise_offset": recipe.noise_offset or "None", "ss_caption_dropout_rate": recipe.caption_dropout,
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_sd_model_name": base.name if base.family == SCRIBBLE_MINIATURE else Path(base.name).name,
+        "ss_cache_latents": True, "ss_tag_frequency": {name: _frequency(dataset)},
+        "modelspec.trigger_phrase": dataset.trigger, "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.date": datetime.now(UTC).date().isoformat(),
+        "scribble_recipe": recipe.as_dict(), "scribble_scale": recipe.scale,
+        "scribble_versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft")},
+    }
+    if base.family != SD_V1:  # else convert says what the tensors' shapes say
+        values["ss_base_model_version"] = base.family
+    if dataset.attribution:
+        values["scribble_data"] = dataset.attribution
+    return values
+
+
+def _frequency(dataset: Dataset) -> dict[str, int]:
+    """How often each caption was trained on, the commonest first; what the web UI shows as tags. At most 500."""
+    counts: dict[str, int] = {}
+    for example in dataset.train:
+        counts[example.caption] = counts.get(example.caption, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:500])
+
+
+def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset) -> None:
+    """A1111's card beside `out`. Fields of a card that is already there and that are not ours are kept."""
+    path = outputs(out)[1]
+    card: dict[str, Any] = {"description": "", "notes": "", "negative text": ""}
+    if path.exists():
+        try:
+            card |= json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError):
+            path.replace(path.with_suffix(".json.bak"))
+    card |= {"sd version": "SD1" if base.family == SD_V1 else "Unknown", "activation text": dataset.trigger,
+             "preferred weight": recipe.scale}
+    card["description"] = card["description"] or description(base, dataset)
+    write_json(path, card)
+
+
+def description(base: Base, dataset: Dataset) -> str:
+    what = f"LoRA trained on {len(dataset.train)} pictures."
+    if base.family == SCRIBBLE_MINIATURE:
+        what += " For Scribble LoRA's own miniature Stable Diffusion, not for SD1.5."
+    return f"{what} {dataset.attribution}".strip()
+
+
+
+
+
+

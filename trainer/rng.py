@@ -1,0 +1,32 @@
+"""Where every random draw comes from: a generator per purpose and step, keyed by the recipe's seed. No two share one."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """Numbers that stand in old runs: only ever added to."""
+
+    ORDER = 0  # of the pictures in an epoch
+    STEP = 1  # noise, timesteps, mirror images of an optimizer step
+    HELD_OUT = 2  # the same of the held-out loss
+    FACTORS = 3  # the LoRA's start
+    STARTING_NOISE = 4  # of pictures drawn
+    CATEGORIES = 10
+    ROWS = 11  # of a category's drawings
+    OWN_HELD_OUT = 12  # own pictures kept from training
+    CONTACT_SHEET = 13
+    SEEN = 20  # categories that an evaluation draws
+    UNSEEN = 21
+    PROMPTS = 22  # the same of own pictures
+    RESAMPLES = 30  # of an evaluation's intervals
+
+
+def generator_of(*key: int) -> torch.Generator:
+    """A CPU generator of its own for every `key`."""
+    low, high = np.random.SeedSequence(key).generate_state(2)
+    return torch.Generator().manual_seed((int(high) << 32 | int(low)) & (2**63 - 1))

@@ -1,0 +1,204 @@
+"""One job from start to end: data, base, encoding, training, files. Each stage is a function of another module."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from convert.errors import JobError
+from trainer import plan
+from trainer.base.load import Base, check_base, load_base
+from trainer.cli import Job
+from trainer.data import check_data, load_dataset
+from trainer.data.records import Dataset, count_long_captions
+from trainer.encoding.encode import encode_dataset
+from trainer.kernels.compile import Compiled
+from trainer.lora import adapter, export
+from trainer.recipe import MINIATURE, Recipe
+from trainer.runs.contact_sheet import check_sheet
+from trainer.runs.loss_curve import draw_curve
+from trainer.runs.run_folder import RunFolder
+from trainer.sample.preview import write_preview
+from trainer.sample.sampler import Sampler
+from trainer.terminal import say, say_nothing
+from trainer.training import checkpoints, devices, micro_batch
+from trainer.training.devices import Compute
+from trainer.training.loop import Training, train
+from trainer.training.metrics import Metrics, check_tracker, open_tracker, read_lines
+from trainer.training.objective import Objective
+from trainer.training.processes import Processes, join
+
+Say = Callable[[str], None]
+
+
+
+
+
+
+def run(recipe: Recipe, job: Job) -> int:
+    """Do the job; returns the exit status. Raises JobError and UsageError for what the user can mend."""
+    processes = join(job.device)
+    tell = say if processes.main else say_nothing
+    pictures = _check(recipe, job)
+    if job.dry_run:
+        return _dry_run(recipe, job, pictures, tell)
+    if job.out is None:
+        return _contact_sheet(recipe, job, tell)
+    compute = devices.choose(job.device, processes.local_rank)
+    folder = RunFolder(job.run)
+    if folder.finished(job.out):
+        tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
+        return _contact_sheet(recipe, job, tell) if job.contact_sheet else 0
+    _check_device(recipe, job, compute, pictures)
+    with folder.lock() if processes.main else nullcontext():
+        processes.wait()
+        return _work(recipe, job, compute, processes, tell)
+
+
+def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, tell: Say) -> int:
+    """All of a job whose request is sound, with the run folder to itself; returns the exit status."""
+    started, folder = time.time(), RunFolder(job.run)
+    with processes.main_first():
+        dataset = load_dataset(recipe, cache=job.cache, say=tell)
+    for note in dataset.notes:
+        tell(note)
+    _check_device(recipe, job, compute, len(dataset.train))
+    if job.contact_sheet and processes.main:
+        _write_contact_sheet(dataset, recipe, job, tell)
+    base = load_base(recipe, dtype=compute.base_dtype, say=tell)
+    _check_captions(dataset, base, tell)
+    adapter.layers(base.unet, recipe)  # bad --targets are said before the encoding
+    if processes.main:
+        folder.bind(recipe, base, dataset)
+    training, first = prepare(recipe, job, base, dataset, compute, processes, tell)
+    return _train_and_export(training, first, job, base, dataset, started, tell)
+
+
+def _check(recipe: Recipe, job: Job) -> int | None:
+    """What can be seen to be wrong before anything is fetched or computed. Raises UsageError and JobError.
+
+    Returns the number of training pictures where it is known already.
+    """
+    folder = RunFolder(job.run)
+    if job.contact_sheet:
+        check_sheet(job.contact_sheet, overwrite=job.overwrite)
+    if job.out is not None:
+        folder.check(recipe)
+        export.check_out(job.out, overwrite=job.overwrite, mine=folder.owns(job.out))
+    check_tracker(job.track)
+    check_base(recipe)
+    return check_data(recipe)
+
+
+def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | None) -> None:
+    """SD1.5 on a CPU is refused where nobody asked for it: before anything is fetched, where the pictures are countable."""
+    if pictures and compute.device.type == "cpu" and job.device == "auto" and recipe.base != MINIATURE:
+        samples = plan.plan(recipe, pictures).samples
+        plan.refuse_cpu_by_accident(recipe, samples, devices.flops_per_second(compute))
+
+
+def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Compute, processes: Processes,
+            tell: Say) -> tuple[Training, int]:  # fmt: skip
+    """Encode, attach the LoRA, restore; returns the training and the steps already done."""
+    encode: dict[str, Any] = {"recipe": recipe, "device": compute.device, "cache": job.cache, "say": tell}
+    with processes.main_first():
+        encoded = encode_dataset(dataset.train, base, **encode)
+        held_out = encode_dataset(dataset.held_out, base, **encode) if dataset.held_out else None
+    if not job.sample_every:
+        base.release_encoders()
+    factors = adapter.attach(base.unet, recipe)
+    base.unet.to(compute.device)
+    training = Training(
+        recipe=recipe, unet=base.unet, factors=factors, encoded=encoded, held_out=held_out, compute=compute,
+        objective=Objective(recipe, base.scheduler, compute.device), processes=processes, run=job.run,
+        total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every,
+        forward=Compiled(base.unet, compute.device, job.compile, job.cache, tell),
+        sample_every=job.sample_every)
+    if job.sample_every:
+        training.sample = _sampling(Sampler(base, compute, resolution=recipe.resolution), dataset, RunFolder(job.run))
+    micro_batch.settle(training, job.micro_batch)
+    first = checkpoints.restore(job.run / "checkpoints", factors, training.optimizer, training.scaler)
+    numbers = sum(p.numel() for p in training.parameters)
+    tell(f"{len(encoded)} pictures, {training.micro_batch} at once, {len(factors) // 2} modules, {numbers:,} numbers to learn, "
+         f"{training.total} steps"
+         + (f", going on after step {first}" if first else ""))
+    return training, first
+
+
+def _train_and_export(training: Training, first: int, job: Job, base: Base, dataset: Dataset, started: float,
+                      tell: Say) -> int:  # fmt: skip
+    folder, recipe, main = RunFolder(job.run), training.recipe, training.processes.main
+    assert job.out is not None
+    metrics = None
+    if main:
+        metrics = Metrics(folder.metrics, first=first, total=training.total,
+                          tracker=open_tracker(job.track, job.run, recipe.as_dict()))
+    try:
+        reached = train(training, metrics, first)
+    finally:
+        if metrics:
+            metrics.close()
+    if not main:
+        return 0 if reached == training.total else 130
+    draw_curve(read_lines(folder.metrics), job.run / "loss.png")
+    if reached < training.total:
+        tell(f"stopped and saved at step {reached} of {training.total}: the same command goes on")
+        return 130
+    folder.claim(job.out)
+    report = export.write_lora(base.unet, job.run, job.out, recipe, base, dataset, steps=training.total, started=started)
+    export.write_card(job.out, recipe, base, dataset)
+    if job.preview:
+        if base.vae is None:
+            fresh = load_base(recipe, dtype=training.compute.base_dtype, say=say_nothing)
+            base.vae, base.text_encoder = fresh.vae, fresh.text_encoder
+        tell("drawing the preview")
+        write_preview(Sampler(base, training.compute, resolution=recipe.resolution), dataset,
+                             export.outputs(job.out)[2])
+    folder.finish(report.model_hash)
+    tell(f"wrote {job.out} ({report.size / 1e6:.1f} MB, {report.unet} modules, sshs_model_hash {report.model_hash[:10]}); "
+         f"beside it the card{' and the picture' if job.preview else ''}; run folder {job.run}")
+    return 0
+
+
+def _check_captions(dataset: Dataset, base: Base, tell: Say) -> None:
+    limit = base.tokenizer.model_max_length
+    long = count_long_captions([*dataset.train, *dataset.held_out], base.tokenizer, limit)
+    if long:
+        tell(f"captions longer than the text encoder's {limit} tokens, cut there: {len(long)}, first {long[0].source}")
+
+
+def _sampling(sampler: Sampler, dataset: Dataset, folder: RunFolder) -> Any:
+    def sample(step: int) -> None:
+        folder.samples.mkdir(exist_ok=True)
+        write_preview(sampler, dataset, folder.samples / f"step-{step:06d}.png")
+        adapter.set_scale(sampler.base.unet, 1.0)
+
+    return sample
+
+
+def _contact_sheet(recipe: Recipe, job: Job, tell: Say) -> int:
+    dataset = load_dataset(recipe, cache=job.cache, say=tell)
+    for note in dataset.notes:
+        tell(note)
+    _write_contact_sheet(dataset, recipe, job, tell)
+    return 0
+
+
+def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Say) -> None:
+    from trainer.runs.contact_sheet import write_contact_sheet
+
+    assert job.contact_sheet
+    write_contact_sheet(dataset, job.contact_sheet, resolution=plan.side(recipe), seed=recipe.seed)
+    tell(f"wrote {job.contact_sheet}")
+
+
+def _dry_run(recipe: Recipe, job: Job, pictures: int | None, tell: Say) -> int:
+    if pictures is None:
+        pictures = len(load_dataset(recipe, cache=job.cache, say=tell).train)
+    if not pictures:
+        raise JobError(f"--data {recipe.data}: holds no training pictures")
+    compute = devices.choose(job.device)
+    tell(plan.report(recipe, plan.plan(recipe, pictures), compute.device.type, devices.flops_per_second(compute)))
+    return 0

@@ -1,0 +1,34 @@
+"""A run's checkpoint as a LoRA file of its own."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from convert import convert_file, read
+from convert.errors import JobError
+from trainer.recipe import Recipe
+from trainer.training.checkpoints import FACTORS
+
+
+def checkpoint_lora(run: Path, step: int, recipe: Recipe, final: Path, target: Path) -> None:
+    """Write the factors of optimizer step `step` of folder `run` to `target`, kohya form, with the metadata of `final`.
+
+    Raises:
+        JobError: the run has no such checkpoint, or it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    source = run / "checkpoints" / f"step-{step:06d}" / FACTORS
+    try:
+        factors = load_file(source)
+    except (OSError, SafetensorError) as error:
+        raise JobError(f"{source}: cannot be read ({error}): delete the run's folder to train it again") from error
+    peft = {"base_model.model." + name.replace(".default.weight", ".weight"): factor for name, factor in factors.items()}
+    said = {key: value for key, value in read(final).metadata.items() if key.startswith(("ss_", "modelspec.", "scribble_"))}
+    said |= {"ss_steps": str(step), "scribble_recipe": json.dumps(recipe.as_dict())}
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(peft, Path(folder) / "factors.safetensors")
+        convert_file(Path(folder) / "factors.safetensors", target, alpha=recipe.true_alpha, metadata=said, overwrite=True)
