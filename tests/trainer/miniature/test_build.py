@@ -1,0 +1,131 @@
+"""The build's own parts: icons, captions, the folded latent scale, and a training that goes on as if never stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from trainer.miniature.build import denoiser, latents, pictures, prompts
+from trainer.miniature.build.icons import STYLES, Icons
+from trainer.miniature.narrow import END, START, narrow_vae
+
+
+class Words:
+    """A tokenizer of whole words: numbers by length and letters, as far as this needs one."""
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        return {"input_ids": [sum(map(ord, word)) for word in text.split()]}
+
+
+def test_a_row_of_tokens_is_as_hosts_pad_it() -> None:
+    assert prompts.padded([5, 6]) == [START, 5, 6, *[END] * 74]
+    full = prompts.padded(list(range(100)))
+    assert full == [START, *range(75), END]
+
+
+def test_strange_tokens_share_a_row_and_are_still_told_apart() -> None:
+    torch.manual_seed(0)
+    table = prompts.FewTokens([320, 400, START, END])
+    known, strange = table(torch.tensor([320, 400])), table(torch.tensor([7, 8]))
+    assert torch.equal(known, table.rows[:2]) and torch.equal(table.weight[7], strange[0])
+    assert not torch.equal(strange[0], strange[1]) and (strange - table.rows[-1]).abs().max() <= 0.03
+    strange.sum().backward()
+    assert table.rows.grad is not None and table.rows.grad[-1].abs().sum() > 0 and table.rows.grad[:4].abs().sum() == 0
+
+
+def test_token_noise_is_the_same_on_every_machine() -> None:
+    noise = prompts.token_noise()
+    assert noise.shape == (49408, 64) and abs(float(noise.mean())) < 1e-4
+    assert noise[0, :3].tolist() == pytest.approx(prompts.token_noise()[0, :3].tolist(), abs=0)
+    assert float(noise.std()) == pytest.approx(0.06 / 12**0.5, rel=1e-2)  # of a uniform distribution
+
+
+def test_captions_name_style_word_and_ground_and_are_dropped_as_often_as_they_should_be() -> None:
+    captions, rng = prompts.Captions(Words(), [START, END]), np.random.default_rng(0)
+    rows = [captions.draw("apple", "noto", "blue", rng) for _ in range(2000)]
+    empty = sum(row[1] == END for row in rows) / len(rows)
+    assert empty == pytest.approx(prompts.DROPPED, abs=0.02)
+    told = {pictures.caption("apple", "noto", "blue", np.random.default_rng(s)) for s in range(60)}
+    assert told == {"a drawing of apple on a blue background", "a drawing of an apple on a blue background",
+                    "apple on a blue background"}
+
+
+def test_a_picture_is_its_icon_on_its_ground() -> None:
+    icon = np.zeros((112, 112, 4), np.uint8)
+    icon[20:90, 20:90] = (200, 0, 0, 255)
+    for name, style in STYLES.items():
+        made = pictures.compose(icon, name, "", pictures.MILD, np.random.default_rng(0))
+        assert made.shape == (128, 128, 3) and made[64, 64].tolist() == [200, 0, 0]
+        assert (made[2, 2] == 255).all() == (style != "photo")
+
+
+def test_folding_the_scale_leaves_what_is_decoded_and_makes_latents_of_size_one_with_white_at_zero() -> None:
+    torch.manual_seed(0)
+    vae, rng = narrow_vae().eval(), np.random.default_rng(0)
+    seen = np.stack([pictures.strokes(rng) for _ in range(8)])
+    before = latents.encode(vae, seen)
+    with torch.no_grad():
+        decoded = vae.decode(before).sample
+        latents.fold_scale(vae, before)
+        after = latents.encode(vae, seen)
+        assert torch.allclose(vae.decode(after).sample, decoded, atol=1e-4)
+    scaled = after * latents.SCALE
+    assert float(scaled.std()) == pytest.approx(1, abs=0.01)
+    white = latents.encode(vae, np.full((1, 128, 128, 3), 255, np.uint8))
+    assert white[0, :, 8, 8].abs().max() < 1e-2
+    with torch.no_grad():
+        x = torch.randn(1, 3, 128, 128)
+        deviations = vae.encode(x).latent_dist.std
+    assert torch.allclose(deviations, deviations.mean().expand_as(deviations))  # the same everywhere, by design
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    """A work folder with latents, and a UNet small enough for a test."""
+    def unet() -> UNet2DConditionModel:
+        return UNet2DConditionModel(sample_size=16, block_out_channels=(32,) * 4, layers_per_block=1, cross_attention_dim=64)
+
+    monkeypatch.setattr(denoiser, "narrow_unet", unet)
+    rows = [["apple", "noto", ""], ["star", "twemoji", "red"]] * 4
+    torch.save({"latents": torch.randn(8, 4, 16, 16).half(), "rows": rows, "settings": ""}, tmp_path / "latents.pt")
+    return tmp_path
+
+
+def test_a_training_in_two_sittings_is_the_training_in_one(small) -> None:
+    captions, known = prompts.Captions(Words(), [START, END]), [START, END]
+    for steps, name in ((2, "two"), (4, "two"), (4, "one")):
+        folder = small / name
+        folder.mkdir(exist_ok=True)
+        (folder / "latents.pt").write_bytes((small / "latents.pt").read_bytes())
+        assert denoiser.train_unet(folder, None, captions, known, denoiser.Plan(steps=steps, batch=4))
+    one, two = (torch.load(small / name / "unet.pt", weights_only=True) for name in ("one", "two"))
+    assert one["step"] == two["step"] == 4 and one["samples"] == 16
+    assert all(torch.equal(one["average"][name], two["average"][name]) for name in one["average"])
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+
+
+def test_the_copy_is_read_where_the_state_itself_is_gone(small) -> None:
+    captions, known, mirror = prompts.Captions(Words(), [START, END]), [START, END], small / "copy"
+    mirror.mkdir()
+    denoiser.train_unet(small, mirror, captions, known, denoiser.Plan(steps=1, batch=4))
+    (small / "unet.pt").unlink()
+    denoiser.train_unet(small, mirror, captions, known, denoiser.Plan(steps=2, batch=4))
+    assert torch.load(small / "unet.pt", weights_only=True)["step"] == 2
+
+
+def test_a_decay_ends_at_zero() -> None:
+    plan = denoiser.Plan(steps=1000, decay=100)
+    assert [plan.factor(step) for step in (0, 199, 899, 950, 1000)] == pytest.approx([1 / 200, 1, 1, 0.5, 0])
+
+
+def test_the_loss_weights_favour_noise_and_have_mean_one() -> None:
+    weights = denoiser.Noise().weights
+    assert float(weights.mean()) == pytest.approx(1, abs=1e-5)
+    assert float(weights[800]) > float(weights[400]) > float(weights[100])
+
+
+def test_icons_of_some_words_keep_their_order() -> None:
+    icons = Icons(rgba=np.zeros((3, 1, 1, 4), np.uint8), words=np.array(["a", "b", "a"]), sets=np.array(["x", "x", "y"]))
+    assert icons.of({"a"}).sets.tolist() == ["x", "y"]

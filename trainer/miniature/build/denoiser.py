@@ -1,0 +1,175 @@
+"""Stage `unet`: the UNet and the text encoder, trained together on the icons' latents, over as many sittings as it takes.
+
+Optimizer step k draws its batch, timesteps and noise from (SEED, k). The rate is constant after a warm-up, so that training can
+go on for as long as the words still come; `--decay N` ends it with N steps in which the rate falls to zero. What is sampled and
+shipped is the averaged weights, with a memory of a tenth of the training (Karras et al. 2024, EDM2, section 3.1).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel
+
+from trainer.miniature.build.prompts import Captions, FewTokens
+from trainer.miniature.build.sitting import Sitting
+from trainer.miniature.narrow import narrow_text_encoder, narrow_unet
+
+SEED, WARMUP, MEMORY = 33, 200, 6.94
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One sitting's settings; they may change from one to the next."""
+
+    steps: int
+    """Optimizer steps in all, those of earlier sittings counted."""
+    batch: int = 16
+    rate: float = 6e-4
+    """The UNet's; the text encoder's is three times that."""
+    decay: int = 0
+    """The last steps, in which the rate falls linearly to zero."""
+    sheet: int = 20_000
+    """Samples between two sheets of pictures."""
+
+    def factor(self, step: int) -> float:
+        """The rate's factor at `step`."""
+        left = (self.steps - step) / self.decay if self.decay else 1.0
+        return min(1.0, (step + 1) / WARMUP, left)
+
+
+class Pair(nn.Module):
+    """The UNet and the text encoder, started the way Stable Diffusion's were: what closes a residual branch is zero."""
+
+    def __init__(self, known: list[int]) -> None:
+        super().__init__()
+        self.unet: UNet2DConditionModel = narrow_unet()
+        self.text: CLIPTextModel = narrow_text_encoder()
+        inner: Any = getattr(self.text, "text_model", self.text)  # transformers 5.6 dropped this level
+        inner.embeddings.token_embedding = FewTokens(known)
+        for name, module in self.unet.named_modules():
+            if name.split(".")[-1] in ("conv2", "proj_out", "conv_out"):
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The predicted noise, (B, 4, 16, 16), of `x_t` at timesteps `t` (B,) under `tokens` (B, 77)."""
+        return self.unet(x_t, t, self.text(tokens).last_hidden_state).sample
+
+
+class Training:
+    """The pair, its optimizer and its average, with the number of steps and samples done."""
+
+    def __init__(self, known: list[int]) -> None:
+        torch.manual_seed(SEED)
+        self.pair, self.step, self.samples = Pair(known), 0, 0
+        self.average = [p.detach().clone() for p in self.pair.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(self.pair.unet.parameters()), "share": 1.0},
+             {"params": list(self.pair.text.parameters()), "share": 3.0}], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+
+    def descend(self, loss: torch.Tensor, rate: float) -> None:
+        """One optimizer step at the UNet's `rate`, the gradient's norm clipped at 1, and the average moved along."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.pair.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        self.optimizer.step()
+        self.step += 1
+        if self.step % 4 == 0:  # every fourth: the average costs a pass over all numbers
+            kept = (1 - 1 / (self.step / 4)) ** (MEMORY + 1)
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.pair.parameters()], 1 - kept)
+
+    def state(self) -> dict[str, object]:
+        names = [name for name, _ in self.pair.named_parameters()]
+        return {"step": self.step, "samples": self.samples, "model": self.pair.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "average": dict(zip(names, self.average))}
+
+    def restore(self, state: dict) -> None:
+        self.step, self.samples = state["step"], state["samples"]
+        self.pair.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for mine, theirs in zip(self.average, state["average"].values()):
+            mine.copy_(theirs)
+
+    def averaged(self) -> Pair:
+        """A copy of the pair with the averaged weights."""
+        pair = copy.deepcopy(self.pair).eval()
+        for mine, theirs in zip(pair.parameters(), self.average):
+            mine.data.copy_(theirs)
+        return pair
+
+
+class Noise:
+    """SD1.5's schedule and this training's weights: sqrt(1 / SNR) where noise prevails, 1 / SNR elsewhere.
+
+    With the plain loss on the noise nearly all of the gradient comes from timesteps at which the picture already shows, and
+    words are learned last: what a caption decides is decided at SNRs of about 0.02, where an error in the picture counts 0.02.
+    """
+
+    def __init__(self) -> None:
+        schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+        self.signal, self.noise = schedule.alphas_cumprod.sqrt(), (1 - schedule.alphas_cumprod).sqrt()
+        snr = (self.signal / self.noise).square()
+        weights = torch.where(snr < 1, snr.rsqrt(), 1 / snr)
+        self.weights = weights / weights.mean()
+
+    def draw(self, x_0: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(x_t, eps, t) for a batch: one timestep from each of as many equal parts of the schedule as there are pictures."""
+        count = len(x_0)
+        t = ((torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count * 1000).long()
+        eps = torch.randn(x_0.shape, generator=generator)
+        return self.signal[t].view(-1, 1, 1, 1) * x_0 + self.noise[t].view(-1, 1, 1, 1) * eps, eps, t
+
+    def loss(self, predicted: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weighted loss and the plain one."""
+        each = (predicted - eps).square().mean((1, 2, 3))
+        return (each * self.weights[t]).mean(), each.detach().mean()
+
+
+def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[int], plan: Plan) -> bool:
+    """Train until `plan.steps`, going on from `work`/unet.pt; writes a sheet of pictures every `plan.sheet` samples.
+
+    Returns whether the end was reached.
+    """
+    from trainer.miniature.build.sheet import draw_sheet
+
+    data = torch.load(work / "latents.pt", weights_only=True)
+    training, noise, sitting = Training(known), Noise(), Sitting(work / "unet.pt", mirror)
+    if (state := sitting.load()) is not None:
+        training.restore(state)
+    losses: list[tuple[float, float]] = []
+    while training.step < plan.steps:
+        x_0, tokens, generator = _batch(data, captions, training.step, plan.batch)
+        x_t, eps, t = noise.draw(x_0, generator)
+        weighted, plain = noise.loss(training.pair(x_t, t, tokens), eps, t)
+        training.descend(weighted, plan.rate * plan.factor(training.step))
+        losses.append((weighted.item(), plain.item()))
+        before, training.samples = training.samples, training.samples + plan.batch
+        if training.step % 50 == 0:
+            means = np.mean(losses, 0)
+            print(f"unet step {training.step} samples {training.samples} loss {means[0]:.4f} plain {means[1]:.4f}", flush=True)
+            losses = []
+        if training.samples // plan.sheet > before // plan.sheet:
+            draw_sheet(training.averaged(), work, f"sheet-{training.samples // 1000:04d}k", data["rows"], captions)
+        if sitting.due or training.step == plan.steps:
+            sitting.save(training.state())
+        if sitting.over:
+            return False
+    return True
+
+
+def _batch(data: dict, captions: Captions, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+    rng = np.random.default_rng([SEED, step])
+    rows = rng.choice(len(data["rows"]), size, replace=False)
+    tokens = torch.tensor([captions.draw(word, icon_set, ground, rng) for word, icon_set, ground in
+                           (data["rows"][row] for row in rows)])
+    return data["latents"][rows].float(), tokens, torch.Generator().manual_seed(SEED * 1_000_003 + step)

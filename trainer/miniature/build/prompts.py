@@ -1,0 +1,101 @@
+"""Captions as the text encoder gets them: CLIP's token numbers, 77 of them, with random words thrown in now and then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.miniature.build.icons import STYLES
+from trainer.miniature.build.pictures import GROUNDS, caption
+from trainer.miniature.narrow import END, START
+
+TOKENS, CONTEXT, WIDTH = 49408, 77, 64
+COUNTS = ("two", "three", "four", "five")
+DROPPED, STRANGE, ONLY_STRANGE = 0.10, 0.10, 0.03
+"""How often a caption is empty, has strange tokens around it, is nothing but strange tokens."""
+
+
+def known_tokens(tokenizer: Any, words: list[str]) -> list[int]:
+    """The tokens that captions are made of, in ascending order. Every other token is strange."""
+    texts = [*words, *(word + "s" for word in words), *STYLES.values(), *GROUNDS, *COUNTS,
+             "a an of on and with the background white one , ."]
+    return sorted({token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]} | {START, END})
+
+
+def token_noise() -> torch.Tensor:
+    """float32 (49408, 64), uniform in +-0.03 by integer arithmetic alone: what tells strange tokens from each other."""
+    x = np.arange(TOKENS * WIDTH, dtype=np.uint32)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # a finalizer in the way of MurmurHash3's
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    x = x ^ (x >> np.uint32(16))
+    uniform = (x >> np.uint32(8)).astype(np.float32) / np.float32(1 << 24) - np.float32(0.5)
+    return torch.from_numpy(uniform * np.float32(0.06)).view(TOKENS, WIDTH)
+
+
+class FewTokens(nn.Module):
+    """CLIP's token embedding with a row for each known token and one that all strange tokens share, each with its noise."""
+
+    index: torch.Tensor
+    noise: torch.Tensor
+
+    def __init__(self, known: list[int]) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(len(known) + 1, WIDTH) * 0.1)  # the last is shared
+        index, noise = torch.full((TOKENS,), len(known)), token_noise()
+        index[known] = torch.arange(len(known))
+        noise[known] = 0
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("noise", noise, persistent=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.rows[self.index[tokens]] + self.noise[tokens]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole table, float32 (49408, 64)."""
+        return self.rows[self.index] + self.noise
+
+
+class Captions:
+    """Draws a caption for a picture and gives its tokens."""
+
+    def __init__(self, tokenizer: Any, known: list[int]) -> None:
+        self.tokenizer, self.strange = tokenizer, np.setdiff1d(np.arange(TOKENS), known)
+        self.seen: dict[str, list[int]] = {}
+
+    def tokens(self, text: str) -> list[int]:
+        if text not in self.seen:
+            self.seen[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.seen[text]
+
+    def draw(self, word: str, icon_set: str, ground: str, rng: np.random.Generator) -> list[int]:
+        """A row of 77 tokens for one picture."""
+        tokens, chance = self.tokens(caption(word, icon_set, ground, rng)), rng.random()
+        if chance < DROPPED:
+            tokens = []
+        elif chance < DROPPED + ONLY_STRANGE:
+            tokens = self._strange(rng)
+        elif chance < DROPPED + ONLY_STRANGE + STRANGE:
+            comma = self.tokens(",")
+            before, after = (self._strange(rng) if rng.random() < 0.6 else [] for _ in range(2))
+            tokens = [*before, *(comma if before else []), *tokens, *(comma if after else []), *after]
+        return padded(tokens)
+
+    def _strange(self, rng: np.random.Generator) -> list[int]:
+        return [int(token) for token in rng.choice(self.strange, rng.integers(1, 6))]
+
+
+def padded(tokens: list[int]) -> list[int]:
+    """77 tokens: the start, at most 75, and the end to the end, as every host pads."""
+    return ([START, *tokens[: CONTEXT - 2]] + [END] * CONTEXT)[:CONTEXT]
+
+
+def clip_tokenizer(path: Path) -> Any:
+    """CLIP's tokenizer from bpe_simple_vocab_16e6.txt.gz."""
+    from trainer.base.tokenizers import from_byte_pairs
+
+    return from_byte_pairs(path)

@@ -1,0 +1,35 @@
+"""The narrow networks: Stable Diffusion 1.5's own topology at a fraction of its width, so that widening them is exact.
+
+UNet 64-128-256-256 (a fifth), text encoder 64 wide with 2 layers (a twelfth), autoencoder 16-32-64-64 (an eighth). No other
+factors survive the UNet's concatenations and group norms. Pictures (3, 128, 128), latents (4, 16, 16), prompt embeddings
+(77, 64), CLIP's own 49,408 tokens.
+"""
+
+from __future__ import annotations
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+PICTURE, LATENT = 128, 16
+START, END = 49406, 49407  # CLIP's marks; it pads with the end
+
+
+def narrow_vae() -> AutoencoderKL:
+    """SD1.5's autoencoder, 4 groups instead of 32."""
+    return AutoencoderKL(
+        sample_size=PICTURE, block_out_channels=(16, 32, 64, 64), layers_per_block=2, norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.18215)
+
+
+def narrow_unet() -> UNet2DConditionModel:
+    """SD1.5's UNet with its 8 heads and 32 groups."""
+    return UNet2DConditionModel(
+        sample_size=LATENT, block_out_channels=(64, 128, 256, 256), layers_per_block=2, norm_num_groups=32,
+        attention_head_dim=8, cross_attention_dim=64)
+
+
+def narrow_text_encoder() -> CLIPTextModel:
+    """CLIP ViT-L/14's text encoder with two layers and 4 heads of 16."""
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=49408, hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=START, eos_token_id=END, pad_token_id=END))
