@@ -69,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
 def add_fields(group: Any, settings: Any) -> None:
     """A flag for every field of a dataclass made with `recipe.option`; None where the user does not give it."""
     for f in dataclasses.fields(settings):
+        if f.metadata["hidden"]:
+            continue
         silent = "(default" in f.metadata["help"] or f.default == ()
         told = "" if silent else f" (default {f.default!r})".replace("(default '')", "(default: none)")
         kind, help = type(f.default), f.metadata["help"] + told
@@ -111,7 +113,7 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
 def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     """The recipe and the job that `argv` asks for. UsageError names a flag that makes no sense."""
     options = vars(parser().parse_args(argv))
-    given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options[f.name] is not None}
+    given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options.get(f.name) is not None}
     for name in ("base", "data"):  # a slash that a shell's completion put at the end makes no other recipe
         bare = given.get(name, "").rstrip("/\\")
         if bare and not bare.endswith(":"):  # neither the root nor a drive
@@ -154,6 +156,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if unknown:
         raise JobError(f"--recipe {path}: unknown fields {', '.join(unknown)}: it was written by another version")
     for f in dataclasses.fields(Recipe):
+        if isinstance(f.default, tuple) and isinstance(stored.get(f.name), list):
+            stored[f.name] = tuple(stored[f.name])
         kinds = (int, float) if isinstance(f.default, float) else (type(f.default),)
         if f.name in stored and type(stored[f.name]) not in kinds:
             raise JobError(f"--recipe {path}: {f.name} is {stored[f.name]!r}: expected {type(f.default).__name__}")

@@ -29,9 +29,15 @@ TARGETS: dict[str, str] = {
 }
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
-    """A field of the recipe that is also a flag of the command line."""
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "", later: bool = False,
+           hidden: bool = False) -> Any:  # fmt: skip
+    """A field of the recipe that is also a flag of the command line.
+
+    later: added after recipes were first stored; left out of the stored form at its default, so that older runs resume
+    and files that do not use it keep their bytes. Every new field is one. hidden: has no flag of its own.
+    """
+    metadata = {"help": help, "choices": choices, "metavar": metavar, "later": later, "hidden": hidden}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +125,15 @@ class Recipe:
         return self.steps or self.epochs * self.steps_per_epoch(pictures)
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The stored form, JSON values: fields that were added later are left out at their defaults."""
+        fields = {f.name: f for f in dataclasses.fields(self)}
+        return {name: value for name, value in self.values().items()
+                if not (fields[name].metadata["later"] and getattr(self, name) == fields[name].default)}
+
+    def values(self) -> dict[str, Any]:
+        """Every field, JSON values."""
+        return {f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
+                for f in dataclasses.fields(self)}
 
 
 # Presets: a row says only what differs from the paper's recipe.

@@ -12,7 +12,7 @@ import pytest
 
 from convert.errors import JobError, UsageError
 from trainer import cli, plan
-from trainer.recipe import TARGETS, Recipe, flag
+from trainer.recipe import TARGETS, Recipe, flag, option
 
 
 def test_the_papers_arithmetic() -> None:
@@ -114,3 +114,19 @@ def test_targets_choose_the_modules_they_name() -> None:
 def test_times_read_well() -> None:
     assert [plan.in_words(s) for s in (30, 600, 30000, 86400 * 9)] == ["30 seconds", "10 minutes", "8 hours", "9 days"]
     assert "4410" in plan.report(Recipe(), plan.plan(Recipe(), 2000), "cuda", 8e14)
+
+
+def test_the_stored_form_is_the_old_one_until_a_later_field_is_used() -> None:
+    """A field that was added after recipes were first stored appears in the stored form only when it is used."""
+    from trainer.recipe import Recipe as Now
+
+    later = [f for f in dataclasses.fields(Now) if f.metadata["later"]]
+    assert set(Now().values()) - set(Now().as_dict()) == {f.name for f in later}
+    assert json.loads(json.dumps(Now().values())) == Now().values()  # JSON values only
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Newer(Now):
+        words: tuple[str, ...] = option((), "words", later=True)
+
+    assert Newer().as_dict() == Now().as_dict()
+    assert Newer(words=("a", "b")).as_dict() == Now().as_dict() | {"words": ["a", "b"]}

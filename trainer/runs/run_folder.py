@@ -66,7 +66,7 @@ class RunFolder:
             return
         if not self.begun:
             return
-        mine, theirs = json.loads(json.dumps(recipe.as_dict())), Recipe().as_dict() | stored["recipe"]
+        mine, theirs = json.loads(json.dumps(recipe.values())), Recipe().values() | stored["recipe"]
         changed = [f"{flag(k)} was {theirs.get(k)!r}, now {mine.get(k)!r}"
                    for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
         if changed:
