@@ -47,7 +47,7 @@ class Recipe:
     # where from
     base: str = option(DEFAULT_BASE, "hub id (or id@revision), diffusers folder or single .safetensors checkpoint of SD1.5, or "
                                      "'miniature'")
-    tokenizer: str = option("", "tokenizer folder or bpe_simple_vocab_16e6.txt.gz, for a single-file base without the hub")
+    tokenizer: str = option("", "tokenizer folder or bpe_simple_vocab_16e6.txt.gz, for a base that has none (default: CLIP's)")
     data: str = option("quickdraw", "'quickdraw' (downloaded), 'doodles' (made up), or a folder of .npy drawings or pictures")
     data_url: str = option("https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap",
                            "where <category>.npy files are served, for --data quickdraw")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import gzip
 import html
-import importlib.machinery
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -16,10 +13,10 @@ import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
-from convert.errors import JobError, UsageError
-from trainer.base import tokenizers
-from trainer.base.tokenizers import BPE, MERGES, byte_pairs, clip_tokenizer, from_byte_pairs, own_tokenizer, read_tokenizer
+from convert.errors import UsageError
+from trainer.base.tokenizers import clip_tokenizer, from_byte_pairs, own_tokenizer, read_tokenizer
 from trainer.miniature.build.procedural.vocabulary import build_tokenizer
+from trainer.miniature.vocabulary import BPE, END, MERGES, SHIPPED, byte_pairs
 
 CAPTIONS = ["a scribble of apple", "a photo of a cat", "A  Scribble of The Eiffel Tower!", "", "naïve café, 42 stars & co.",
             "don't", "🍎 x", "aircraft carrier " * 40]  # fmt: skip
@@ -38,15 +35,6 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = ['"bpe_simple_vocab_16e6.txt#version: 0.2', *(f"{a} {b}" for a, b in pairs), "never read"]
     file.write_bytes(gzip.compress("\n".join(lines).encode()))
     return file
-
-
-def installed() -> Path | None:
-    for package in tokenizers.PACKAGES:
-        spec = importlib.util.find_spec(package)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            if (Path(place) / BPE).is_file():
-                return Path(place) / BPE
-    return None
 
 
 def reference_ids(file: Path, text: str) -> list[int]:
@@ -97,14 +85,10 @@ def _once(file: Path):
 
 
 @pytest.mark.parametrize("caption", CAPTIONS)
-def test_the_real_file_gives_clips_ids(caption) -> None:
-    file = installed()
-    if file is None:
-        pytest.skip("neither open_clip nor clip is installed, so CLIP's real byte pairs are not here (pip install "
-                    "open_clip_torch)")
-    assert _once(file)(caption, truncation=False).input_ids == reference_ids(file, caption)
+def test_the_shipped_file_gives_clips_ids(caption) -> None:
+    assert _once(SHIPPED)(caption, truncation=False).input_ids == reference_ids(SHIPPED, caption)
     if caption == "a photo of a cat":  # the ids that every CLIP tutorial shows
-        assert _once(file)(caption).input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+        assert _once(SHIPPED)(caption).input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
 def test_every_spelling_of_the_path(made_up, tmp_path) -> None:
@@ -154,35 +138,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path) -> None:
         clip_tokenizer(str(tmp_path), max_positions=77, vocabulary=100)
 
 
-def _package(monkeypatch: pytest.MonkeyPatch, place: Path | None) -> None:
-    """Let `open_clip` alone be installed, at `place`, whatever is installed here."""
-    def find(name: str):
-        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = [str(place)]
-        return spec if place and name == "open_clip" else None
-
-    monkeypatch.setattr(importlib.util, "find_spec", find)
-
-
-def test_found_in_the_hubs_cache_then_in_a_package_then_nowhere(tmp_path, made_up, monkeypatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    _package(monkeypatch, None)
-    with pytest.raises(JobError, match="comfy/sd1_tokenizer.*bpe_simple_vocab_16e6.*open_clip_torch.*hub"):
-        clip_tokenizer("", max_positions=77, vocabulary=49408)
-    _package(monkeypatch, made_up.parent)
-    ids = clip_tokenizer("", max_positions=77, vocabulary=49408)("star").input_ids
-    assert ids == _once(made_up)("star").input_ids
-    snapshot = tmp_path / "hub/models--openai--clip-vit-large-patch14/snapshots/abc"
-    build_tokenizer(snapshot)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs/main").write_text("abc")
-    assert len(clip_tokenizer("", max_positions=77, vocabulary=700)) == 700
-
-
-def test_nothing_is_imported_to_find_it() -> None:
-    tree = ast.parse(Path(tokenizers.__file__).read_text(encoding="utf-8"))
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert not names & {"open_clip", "clip"}
+def test_the_shipped_vocabulary_needs_neither_hub_nor_package(monkeypatch) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    tokenizer = clip_tokenizer("", max_positions=77, vocabulary=49408)
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokenizer.model_max_length == 77 and tokenizer.pad_token == END

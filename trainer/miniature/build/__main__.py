@@ -21,7 +21,6 @@ def main() -> None:
     parser.add_argument("--mirror", type=Path, help="folder for a second copy of the long stages' states")
     parser.add_argument("--icons", type=Path, help="icons: folder with the icon packages, one folder each")
     parser.add_argument("--drawings", type=Path, help="icons: folder of QuickDraw's .npy files, whose names are the words")
-    parser.add_argument("--vocabulary", type=Path, help="unet: CLIP's bpe_simple_vocab_16e6.txt.gz")
     parser.add_argument("--vae-steps", type=int, default=2500, help="default: %(default)s")
     parser.add_argument("--words", choices=("some", "all"), default="some",
                         help="latents: 60 words that all sets draw alike, or all")
@@ -63,10 +62,11 @@ def run(stage: str, options: argparse.Namespace) -> bool | None:
         fold_and_check(work, icons, MILD)
         make_latents(work, icons if options.words == "all" else icons.of(set(WORDS)), spread, options.views)
         return None
+    from trainer.base.tokenizers import clip_tokenizer
     from trainer.miniature.build.denoiser import Plan, train_unet
-    from trainer.miniature.build.prompts import Captions, clip_tokenizer, known_tokens
+    from trainer.miniature.build.prompts import Captions, known_tokens
 
-    tokenizer = clip_tokenizer(options.vocabulary)
+    tokenizer = clip_tokenizer("", max_positions=77, vocabulary=49408)
     known = known_tokens(tokenizer, sorted(set(icons.words.tolist())))
     plan = Plan(steps=options.steps, batch=options.batch, rate=options.rate, decay=options.decay)
     return train_unet(work, options.mirror, Captions(tokenizer, known), known, plan)

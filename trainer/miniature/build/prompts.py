@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,10 +91,3 @@ class Captions:
 def padded(tokens: list[int]) -> list[int]:
     """77 tokens: the start, at most 75, and the end to the end, as every host pads."""
     return ([START, *tokens[: CONTEXT - 2]] + [END] * CONTEXT)[:CONTEXT]
-
-
-def clip_tokenizer(path: Path) -> Any:
-    """CLIP's tokenizer from bpe_simple_vocab_16e6.txt.gz."""
-    from trainer.base.tokenizers import from_byte_pairs
-
-    return from_byte_pairs(path)
