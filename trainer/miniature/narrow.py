@@ -10,7 +10,9 @@ from __future__ import annotations
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-PICTURE, LATENT = 128, 16
+PICTURE, LATENT = 128, 16  # pixels
+TOKENS, CONTEXT, WIDTH = 49408, 77, 64
+"""CLIP's vocabulary, the tokens of a prompt, and the width of the narrow prompt embedding."""
 START, END = 49406, 49407  # CLIP's marks; it pads with the end
 
 
@@ -25,11 +27,11 @@ def narrow_unet() -> UNet2DConditionModel:
     """SD1.5's UNet with its 8 heads and 32 groups."""
     return UNet2DConditionModel(
         sample_size=LATENT, block_out_channels=(64, 128, 256, 256), layers_per_block=2, norm_num_groups=32,
-        attention_head_dim=8, cross_attention_dim=64)
+        attention_head_dim=8, cross_attention_dim=WIDTH)
 
 
 def narrow_text_encoder() -> CLIPTextModel:
     """CLIP ViT-L/14's text encoder with two layers and 4 heads of 16."""
     return CLIPTextModel(CLIPTextConfig(
-        vocab_size=49408, hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=START, eos_token_id=END, pad_token_id=END))
+        vocab_size=TOKENS, hidden_size=WIDTH, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=CONTEXT, hidden_act="quick_gelu", bos_token_id=START, eos_token_id=END, pad_token_id=END))

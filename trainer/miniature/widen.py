@@ -97,9 +97,11 @@ class Rule:
 
     def weight(self, narrow: Tensor) -> Tensor:
         """A weight, bias or norm, narrow -> wide."""
-        wide = self.rows.spread(narrow, 0)
-        if wide.ndim > 1:
-            wide = self.columns.spread(wide, 1) / self._divisor
+        return self.rows.spread(self.columns_of(narrow), 0)
+
+    def columns_of(self, narrow: Tensor) -> Tensor:
+        """`weight` without the copies of the rows."""
+        wide = self.columns.spread(narrow, 1) / self._divisor if narrow.ndim > 1 else narrow
         return wide * self.scale if self.scale != 1 else wide
 
     def narrow_weight(self, wide: Tensor) -> Tensor:

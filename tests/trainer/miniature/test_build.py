@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from trainer.miniature.build import denoiser, latents, pictures, prompts
 from trainer.miniature.build.icons import STYLES, Icons
 from trainer.miniature.narrow import END, START, narrow_vae
+from trainer.miniature.tokens import token_noise
 
 
 class Words:
@@ -36,9 +39,9 @@ def test_strange_tokens_share_a_row_and_are_still_told_apart() -> None:
 
 
 def test_token_noise_is_the_same_on_every_machine() -> None:
-    noise = prompts.token_noise()
+    noise = token_noise([])
     assert noise.shape == (49408, 64) and abs(float(noise.mean())) < 1e-4
-    assert noise[0, :3].tolist() == pytest.approx(prompts.token_noise()[0, :3].tolist(), abs=0)
+    assert hashlib.sha256(noise.numpy().tobytes()).hexdigest().startswith("642446a636c761e6")
     assert float(noise.std()) == pytest.approx(0.06 / 12**0.5, rel=1e-2)  # of a uniform distribution
 
 

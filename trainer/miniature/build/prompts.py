@@ -10,9 +10,9 @@ from torch import nn
 
 from trainer.miniature.build.icons import STYLES
 from trainer.miniature.build.pictures import GROUNDS, caption
-from trainer.miniature.narrow import END, START
+from trainer.miniature.narrow import CONTEXT, END, START, TOKENS, WIDTH
+from trainer.miniature.tokens import token_noise, token_places
 
-TOKENS, CONTEXT, WIDTH = 49408, 77, 64
 COUNTS = ("two", "three", "four", "five")
 DROPPED, STRANGE, ONLY_STRANGE = 0.10, 0.10, 0.03
 """How often a caption is empty, has strange tokens around it, is nothing but strange tokens."""
@@ -25,16 +25,6 @@ def known_tokens(tokenizer: Any, words: list[str]) -> list[int]:
     return sorted({token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]} | {START, END})
 
 
-def token_noise() -> torch.Tensor:
-    """float32 (49408, 64), uniform in +-0.03 by integer arithmetic alone: what tells strange tokens from each other."""
-    x = np.arange(TOKENS * WIDTH, dtype=np.uint32)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # a finalizer in the way of MurmurHash3's
-        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
-    x = x ^ (x >> np.uint32(16))
-    uniform = (x >> np.uint32(8)).astype(np.float32) / np.float32(1 << 24) - np.float32(0.5)
-    return torch.from_numpy(uniform * np.float32(0.06)).view(TOKENS, WIDTH)
-
-
 class FewTokens(nn.Module):
     """CLIP's token embedding with a row for each known token and one that all strange tokens share, each with its noise."""
 
@@ -44,11 +34,8 @@ class FewTokens(nn.Module):
     def __init__(self, known: list[int]) -> None:
         super().__init__()
         self.rows = nn.Parameter(torch.randn(len(known) + 1, WIDTH) * 0.1)  # the last is shared
-        index, noise = torch.full((TOKENS,), len(known)), token_noise()
-        index[known] = torch.arange(len(known))
-        noise[known] = 0
-        self.register_buffer("index", index, persistent=False)
-        self.register_buffer("noise", noise, persistent=False)
+        self.register_buffer("index", token_places(known), persistent=False)
+        self.register_buffer("noise", token_noise(known), persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.rows[self.index[tokens]] + self.noise[tokens]

@@ -1,0 +1,110 @@
+"""The narrow networks in one file: matrices as int8 with a float32 scale for each output row, the rest in float16.
+
+    unet.<name>          int8, or float16 for norms, biases and small matrices; text_encoder.<name>, vae.<name> likewise
+    <name>.scale         float32 (out,), beside each int8 matrix
+    text_encoder.tokens  int32 (known,), the tokens that have a row of their own
+    text_encoder.rows    float16 (known + 1, 64), their rows, and the row of all other tokens
+
+Names are diffusers'; the text encoder's are without `text_model.`. Unpacking is elementwise in float32, so the networks are the
+same numbers on every machine, and those numbers are the base: what was trained in float32 is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convert.errors import JobError
+from trainer.miniature.narrow import narrow_text_encoder, narrow_unet, narrow_vae
+from trainer.miniature.tokens import token_table
+
+SHIPPED = Path(__file__).parent / "weights" / "narrow.safetensors"
+SMALL = 4096
+"""Numbers; a matrix with fewer stays float16. So does the autoencoder, whose errors show as colours."""
+
+EMBEDDING = "embeddings.token_embedding.weight"
+PARTS = ("unet", "text_encoder", "vae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrow:
+    """The three networks' state dicts, float32, diffusers' names, and the words they can draw."""
+
+    unet: Mapping[str, Tensor]
+    text_encoder: Mapping[str, Tensor]
+    vae: Mapping[str, Tensor]
+    words: tuple[str, ...] = ()
+
+    def models(self) -> dict[str, Any]:
+        """`unet`, `text_encoder` and `vae` as modules, for diffusers' pipelines."""
+        models: dict[str, Any] = {"unet": narrow_unet(), "text_encoder": narrow_text_encoder(), "vae": narrow_vae()}
+        prefix = "text_model." if hasattr(models["text_encoder"], "text_model") else ""
+        models["unet"].load_state_dict(dict(self.unet))
+        models["vae"].load_state_dict(dict(self.vae))
+        models["text_encoder"].load_state_dict({prefix + name: tensor for name, tensor in self.text_encoder.items()})
+        return {name: model.eval() for name, model in models.items()}
+
+
+def pack(networks: Mapping[str, Mapping[str, Tensor]], rows: Tensor, known: Sequence[int]) -> dict[str, Tensor]:
+    """The file's tensors of state dicts by part; the text encoder's has no token embedding, which `rows` stand for."""
+    packed: dict[str, Tensor] = {}
+    for part, state in networks.items():
+        for name, tensor in state.items():
+            if part == "vae" or tensor.ndim < 2 or tensor.numel() < SMALL:
+                packed[f"{part}.{name}"] = tensor.detach().half()
+                continue
+            flat = tensor.detach().float().flatten(1)
+            scale = (flat.abs().amax(1) / 127).clamp(min=1e-12)
+            packed[f"{part}.{name}"] = (flat / scale[:, None]).round().to(torch.int8).view(tensor.shape)
+            packed[f"{part}.{name}.scale"] = scale
+    packed["text_encoder.rows"] = rows.detach().half()
+    packed["text_encoder.tokens"] = torch.tensor(list(known), dtype=torch.int32)
+    return {name: tensor.contiguous() for name, tensor in packed.items()}
+
+
+def unpack(packed: Mapping[str, Tensor], words: Sequence[str] = ()) -> Narrow:
+    """`pack` undone, in float32. Raises KeyError for a tensor that is not there."""
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    for name, tensor in packed.items():
+        part, _, inner = name.partition(".")
+        if inner in ("rows", "tokens") or name.endswith(".scale"):
+            continue
+        value = tensor.float()
+        if tensor.dtype == torch.int8:
+            value = value * packed[f"{name}.scale"].view(-1, *[1] * (tensor.ndim - 1))
+        parts[part][inner] = value
+    rows, known = packed["text_encoder.rows"].float(), packed["text_encoder.tokens"].tolist()
+    parts["text_encoder"][EMBEDDING] = token_table(rows, known)
+    return Narrow(**parts, words=tuple(words))
+
+
+def read_narrow(path: Path = SHIPPED) -> Narrow:
+    """The networks in `path`. JobError if there is no such file, or it is another one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            words = json.loads((file.metadata() or {}).get("words", "[]"))
+        return unpack(packed, words)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise JobError(f"{path}: the miniature's networks cannot be read ({error})") from error
+
+
+def write_narrow(path: Path, packed: Mapping[str, Tensor], words: Sequence[str], metadata: Mapping[str, str]) -> None:
+    """Write what `pack` made, with the words and `metadata` (licences) in the header; equal input makes an equal file."""
+    from convert.container import Tensor as Bytes
+    from convert.files import atomic_path
+    from convert.stream import Output, write_container
+
+    kinds = {torch.int8: "I8", torch.float16: "F16", torch.float32: "F32", torch.int32: "I32"}
+    outputs = [Output(name, Bytes(kinds[t.dtype], tuple(t.shape), t.nbytes, data=t.numpy().tobytes()), tuple(t.shape),
+                      kinds[t.dtype]) for name, t in packed.items()]
+    with atomic_path(path) as temporary, temporary.open("wb+") as file:
+        write_container(file, outputs, {**metadata, "words": json.dumps(list(words))}, hashes={})
