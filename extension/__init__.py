@@ -1,6 +1,15 @@
-"""The AUTOMATIC1111 web UI's side: a scale slider for LoRA files, and certainty that they take effect.
+"""The AUTOMATIC1111 web UI's side (Forge and reForge too): a scale slider for LoRA files that says what takes effect.
 
-Loaded by path as `scribble_lora.extension` (see scripts/scribble_lora.py). The pure part (`prompts`, `request`, `infotext`,
-`cards`, `adapters`, `catalog`, `importing`, `panel`, `applying`) imports no host and no Gradio; `host`, `script`, `tab`,
-`axes` and `door` wire it. Importing anything here loads no torch.
+Loaded by path as `scribble_lora.extension` (see scripts/scribble_lora.py). Where to look:
+    register     callbacks, API route; called once when the web UI loads its scripts
+    script       the hooks of a generation: `process`, `before_process_batch`, …
+    accordion    the controls in txt2img and img2img         import_tab   the tab "Scribble LoRA"
+    generation   request -> prompts, infotext, messages      arguments    the arguments of the page and the API
+    prompts      the grammar of <lora:…> tags                infotext     what is written and pasted
+    lora_files   the files that the web UI lists             inspection   what one file is
+    web_uis      what A1111, Forge and reForge each read     xyz          axes of the X/Y/Z plot
+    import_files, cards, panel, failures                     host         everything that is asked of the web UI
+
+`register`, `script`, `accordion`, `import_tab`, `xyz` and `host` need a web UI; the rest imports neither it nor Gradio.
+Nothing here imports torch.
 """

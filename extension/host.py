@@ -8,16 +8,17 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
-from . import applying, cards
-from .catalog import Catalog
+from . import cards, failures, generation
+from .inspection import Inspected
+from .lora_files import LoraFiles
+from .web_uis import WebUI
 
 PREFIX = "Scribble LoRA: "
 
 
 def tell(text: str) -> None:
-    """One line in the console, whatever characters that can show."""
-    encoding = getattr(sys.stderr, "encoding", None) or "ascii"
-    print(_line(text).encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
+    """One line in the console; a character that it cannot show is escaped."""
+    _print(_line(text))
 
 
 def comment(p: Any, text: str) -> None:
@@ -26,45 +27,100 @@ def comment(p: Any, text: str) -> None:
     p.comment(_line(text))
 
 
+def toast(text: str) -> None:
+    """One line in the console, and on the page wherever the user is looking at it."""
+    import gradio as gr
+
+    tell(text)
+    gr.Warning(_line(text))
+
+
+def unforeseen(what: str, error: Exception, arguments: object = ()) -> str:
+    """Print the panel of an unforeseen failure; returns the user's one line."""
+    _print(failures.panel(what, error, arguments))
+    return f"{what}: {failures.line(error)}"
+
+
+def _print(text: str) -> None:
+    encoding = getattr(sys.stderr, "encoding", None) or "ascii"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
+
+
 def _line(text: str) -> str:
     return f"{PREFIX}{' '.join(text.splitlines())}"
 
 
+class LoraExtensionOff(RuntimeError):
+    """The web UI's own LoRA extension, which lists and loads the files, is switched off."""
+
+    def __init__(self) -> None:
+        super().__init__("the web UI's built-in Lora extension is off: switch it on in the Extensions tab")
+
+
 def networks() -> ModuleType | None:
-    """The web UI's own LoRA extension, which knows the files; None where it is switched off."""
+    """The web UI's own LoRA extension, which knows the files; None if it is switched off."""
     found = sys.modules.get("networks")
     return found if hasattr(found, "available_networks") else None
 
 
-def catalog(name: str | None = None) -> Catalog:
-    """What the web UI lists now; where it lacks `name`, after it has looked again."""
+def web_ui() -> WebUI:
+    """Which web UI this is: Forge and reForge have a copy of ComfyUI's loader, reForge in `ldm_patched`."""
+    if not hasattr(networks(), "load_lora_for_models"):
+        return WebUI.A1111
+    return WebUI.REFORGE if "ldm_patched" in sys.modules else WebUI.FORGE
+
+
+def files(name: str | None = None) -> LoraFiles:
+    """What the web UI lists now; if `name` is not in it, after it has scanned its folders again."""
     lora = networks()
     if lora is None:
-        raise RuntimeError("the web UI's built-in Lora extension is off: switch it on in the Extensions tab")
-    if name is not None and name not in lora.available_networks:
-        lora.list_available_networks()
-    files = dict(lora.available_networks)
-    return Catalog(
-        {key: Path(item.filename) for key, item in files.items()},
+        raise LoraExtensionOff
+    found = _files(lora)
+    if name is None or found.name_of(name) is not None:
+        return found
+    lora.list_available_networks()
+    return _files(lora)
+
+
+def _files(lora: ModuleType) -> LoraFiles:
+    networks = dict(lora.available_networks)
+    return LoraFiles(
+        {key: Path(item.filename) for key, item in networks.items()},
         {alias: item.name for alias, item in dict(lora.available_network_aliases).items()
          if alias.lower() not in lora.forbidden_network_aliases},
         {short: item.name for short, item in dict(lora.available_network_hash_lookup).items()},
-        many_forms=hasattr(lora, "load_lora_for_models"),  # Forge and reForge: ComfyUI's loader
+        web_ui(), tuple(folders()),
     )  # fmt: skip
 
 
-def refreshed() -> Catalog:
-    """The catalog after the web UI has read its folders again."""
+def rescanned() -> LoraFiles:
+    """The files after the web UI has scanned its folders again."""
     lora = networks()
     if lora is not None:
         lora.list_available_networks()
-    return catalog()
+    return files()
 
 
-def is_loaded(name: str) -> bool:
-    """Whether the web UI's LoRA extension has this file switched on for the running generation."""
-    loaded = getattr(networks(), "loaded_networks", ())
-    return any(name in (net.name, getattr(net, "mentioned_name", None)) for net in loaded)
+def is_applied(found: Inspected, scale: float) -> bool:
+    """Whether the web UI has this file switched on, at this scale, for the running generation."""
+    from modules import sd_models
+
+    lora = networks()
+    if lora is None:
+        return False
+    if web_ui() is WebUI.A1111:
+        named = (net for net in lora.loaded_networks if found.name in (net.name, net.mentioned_name))
+        return any(net.unet_multiplier == scale for net in named)
+    state = str(sd_models.model_data.sd_model.current_lora_hash)  # Forge's list of [file, scale of the UNet, …], as text
+    return f"[{lora.available_networks[found.name].filename!r}, {scale}, " in state
+
+
+def broken_layers(name: str) -> int:
+    """How many layers A1111 could not apply the file to, in the generation that has just run."""
+    from modules import extra_networks
+
+    lora = extra_networks.extra_network_registry.get("lora")
+    return int(getattr(lora, "errors", {}).get(name, 0))
 
 
 def folders() -> list[Path]:
@@ -76,14 +132,18 @@ def folders() -> list[Path]:
 
 
 def model_kind() -> str:
-    """The loaded model's kind as `Adapter.base` names it; "" where none is loaded or nothing is known of it."""
+    """The loaded model's kind as `Inspected.base` names it; "" if none is loaded or nothing is known of it.
+
+    This is the only place that tells models apart: one that has Stable Diffusion 1.5's shape and is another model (the
+    embedded miniature, `inspection.MINIATURE`) would be recognised here, by a fingerprint of its weights.
+    """
     from modules import sd_models
 
     model = getattr(sd_models.model_data, "sd_model", None)  # shared.sd_model would load one
     if model is None or not hasattr(model, "is_sdxl"):
         return ""
     flags = (("SDXL", "is_sdxl"), ("SD2", "is_sd2"), ("SD3", "is_sd3"), ("SD1", "is_sd1"))
-    return next((kind for kind, flag in flags if getattr(model, flag, False)), applying.OTHER)
+    return next((kind for kind, flag in flags if getattr(model, flag, False)), generation.OTHER)
 
 
 def picture_url(lora: Path) -> str:

@@ -6,90 +6,92 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from . import prompts
-from .request import Request
 
-ENABLED = "Scribble LoRA enabled"
 ADAPTER = "Scribble LoRA adapter"  # not "Scribble LoRA": the web UI drops a value that is the same as its key
 SCALE = "Scribble LoRA scale"
 TRIGGER = "Scribble LoRA trigger words"
 ERROR = "Scribble LoRA error"
 
-WRITTEN = (ADAPTER, SCALE, TRIGGER, ERROR)
-"""Keys of `extra_generation_params` that are ours."""
+APPLIED = (ADAPTER, SCALE, TRIGGER)
+
+Params = MutableMapping[str, Any]
+"""`extra_generation_params` of the web UI, or a parsed infotext: other extensions' values too, of any type."""
 
 
-def write(params: MutableMapping[str, Any], request: Request | None, scale: float = 0.0) -> None:
-    """Set our keys for this picture and remove those of one before it."""
-    clear(params)
-    if request is not None:
-        params[ADAPTER] = request.adapter
-        params[SCALE] = prompts.number(scale)
-        if request.use_trigger_words:
-            params[TRIGGER] = "True"
+def write(params: Params, adapter: str, scale: float, use_trigger_words: bool) -> None:
+    """Set our keys for this picture."""
+    params.update({ADAPTER: adapter, SCALE: prompts.number(scale)})
+    if use_trigger_words:
+        params[TRIGGER] = "True"
 
 
-def clear(params: MutableMapping[str, Any]) -> None:
+def clear(params: Params) -> None:
     """Remove our keys: one run of the X/Y/Z plot shares them with the next."""
-    for key in WRITTEN:
+    for key in (*APPLIED, ERROR):
         params.pop(key, None)
 
 
-class Field(str):
-    """A field's name that is also the function which reads it.
-
-    The web UI sends fields to another tab by comparing names, and pastes by name or by calling; this one does both, so that
-    an infotext without us switches us off.
-    """
-
-    read: Callable[[Mapping[str, Any]], Any]
-
-    def __new__(cls, name: str, read: Callable[[Mapping[str, Any]], Any]) -> Field:
-        field = super().__new__(cls, name)
-        field.read = read
-        return field
-
-    def __call__(self, params: Mapping[str, Any]) -> Any:
-        return self.read(params)
+def fail(params: Params, text: str, *, nothing_applied: bool = True) -> None:
+    """Write what went wrong; if nothing was applied, our other keys go."""
+    for key in APPLIED if nothing_applied else ():
+        params.pop(key, None)
+    before = params.get(ERROR)
+    if not before:
+        params[ERROR] = text
+    elif text not in before:
+        params[ERROR] = f"{before}; {text}"
 
 
-def _scale(params: Mapping[str, Any]) -> float | None:
+def pasted_enabled(params: Mapping[str, Any]) -> bool:
+    """An infotext without us switches us off."""
+    return ADAPTER in params
+
+
+def pasted_adapter(params: Mapping[str, Any]) -> str | None:
+    """The dropdown's entry, None to leave it."""
+    return params.get(ADAPTER)
+
+
+def pasted_scale(params: Mapping[str, Any]) -> float | None:
+    """The slider's value, None to leave it."""
     try:
         return float(params[SCALE])
     except (KeyError, TypeError, ValueError):
         return None
 
 
-FIELDS = (
-    Field(ENABLED, lambda params: ADAPTER in params),
-    Field(ADAPTER, lambda params: params.get(ADAPTER)),
-    Field(SCALE, _scale),
-    Field(TRIGGER, lambda params: params.get(TRIGGER) == "True" if ADAPTER in params else None),
-)
-"""In the order of the script's arguments."""
+def pasted_trigger(params: Mapping[str, Any]) -> bool | None:
+    """The tick of the trigger words, None to leave it."""
+    return params.get(TRIGGER) == "True" if ADAPTER in params else None
 
 
-def pasted(params: MutableMapping[str, Any], resolve: Callable[[str], str | None], by_hash: Mapping[str, str]) -> str | None:
+FIELDS = (pasted_enabled, pasted_adapter, pasted_scale, pasted_trigger)
+"""In the order of the script's arguments. The web UI calls them with a parsed infotext, and compares them to send the
+controls' values to another tab."""
+
+
+def pasted(params: Params, find: Callable[[str], str | None], by_hash: Mapping[str, str]) -> str | None:
     """Make a pasted infotext ours: the controls get the adapter, so its tag leaves the prompts.
 
     Args:
         params: the parsed infotext, changed in place.
-        resolve: the file a name stands for in a tag, None where there is none.
-        by_hash: short hash -> file name, for a file that has been renamed since.
+        find: the file that an adapter's or a tag's name stands for, None if there is none.
+        by_hash: short hash -> file, for a file that has been renamed since.
 
     Returns:
-        What the user should know, where the adapter is not here: then the infotext is left as a hand-written tag.
+        The name of an adapter that is not here; then the infotext is left as a hand-written tag. None if all is well.
     """
     name = params.get(ADAPTER)
     if name is None:
         return None
-    found = name if resolve(name) == name else by_hash.get(_hashes(params).get(name.translate(_NO_MARKS), ""))
+    found = find(name) or by_hash.get(_hashes(params).get(name.translate(_NO_MARKS).strip(), ""))
     if found is None:
         clear(params)
-        return f"the pasted picture used {name}, which is not in the LoRA folder"
+        return str(name)
     params[ADAPTER] = found
     for key in ("Prompt", "Hires prompt"):
         if params.get(key):
-            params[key] = prompts.without(params[key], lambda tagged: tagged == name or resolve(tagged) == found)
+            params[key] = prompts.without(params[key], lambda tagged: tagged == name or find(tagged) == found)
     return None
 
 

@@ -1,9 +1,16 @@
-"""Rewriting a prompt: the adapter's own tag out, ours in; trigger words in front."""
+"""The grammar of `<lora:…>` tags, and rewriting a prompt: the adapter's own tags out, ours in; trigger words in front.
+
+The grammar is the web UI's, in its modules/extra_networks.py and extensions-builtin/Lora/extra_networks_lora.py: the text
+of a tag is split at ":", an item with exactly one "=" is named, the first other item is the file, the numbers after it are
+the strengths of the text encoder and of the UNet. Tags are taken out of the prompt before anything else is parsed.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 TAG = re.compile(r"<(\w+):([^>]+)>")
 """The web UI's own pattern of an extra network."""
@@ -11,10 +18,76 @@ TAG = re.compile(r"<(\w+):([^>]+)>")
 KINDS = ("lora", "lyco")
 """Tag words that the web UI gives to its LoRA extension."""
 
+NAMES_NOTHING = {
+    ":": "ends the name in a <lora:…> tag",
+    ">": "ends the <lora:…> tag",
+    "#": "begins a comment in a prompt",
+}
+"""Letters that no file name in a tag may have, and why. (A single "=" is the fourth: see `why_no_tag`.)"""
 
-def tag(name: str, scale: float) -> str:
+
+class Tag(NamedTuple):
+    """A LoRA tag in a prompt."""
+
+    text: str
+    """the whole tag"""
+    items: tuple[str, ...]
+    """what stands between the colons, after `lora:`"""
+
+    @property
+    def positional(self) -> list[str]:
+        """The items that are not `key=value`: the file's name, then strengths."""
+        return [item for item in self.items if len(item.split("=", 2)) != 2]
+
+    @property
+    def name(self) -> str:
+        """What the web UI takes for the file's name."""
+        return next(iter(self.positional), "")
+
+    @property
+    def problem(self) -> str | None:
+        """Why the web UI fails over this tag, and then applies no LoRA of the prompt at all."""
+        if not self.positional:
+            return "names no file"
+        named = dict(item.split("=", 1) for item in self.items if item not in self.positional)
+        numbers = [*self.positional[1:3], *(named[key] for key in ("te", "unet") if key in named)]
+        bad = next((item for item in numbers if not _is_number(item)), None)
+        return f"has {ascii(bad)} where a number is expected" if bad is not None else None
+
+    @property
+    def own_strengths(self) -> bool:
+        """It sets the text encoder or the UNet apart, which one scale cannot."""
+        return len(self.positional) > 2 and _is_number(self.positional[2]) or bool(_scales(self.items))
+
+    @property
+    def extras(self) -> list[str]:
+        """Items of other extensions, such as `lbw=…`, which stay when the scale is replaced."""
+        rest = [item for item in self.items if item is not self.name]
+        return [item for item in rest if not _is_number(item) and item not in _scales(rest)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _scales(items: Iterable[str]) -> list[str]:
+    return [item for item in items if re.match(r"(te|unet)=", item)]
+
+
+def tags(prompt: str) -> Iterator[Tag]:
+    """The LoRA tags of a prompt, in order, as the web UI reads them."""
+    for match in TAG.finditer(prompt):
+        if match.group(1) in KINDS:
+            yield Tag(match.group(), tuple(match.group(2).split(":")))
+
+
+def tag(name: str, scale: float, extras: Iterable[str] = ()) -> str:
     """`<lora:scribble:0.8>`"""
-    return f"<lora:{name}:{number(scale)}>"
+    return f"<lora:{':'.join((name, number(scale), *extras))}>"
 
 
 def number(scale: float) -> str:
@@ -23,52 +96,86 @@ def number(scale: float) -> str:
 
 
 def why_no_tag(name: str) -> str | None:
-    """Why the web UI cannot be given this file by name, if it cannot."""
-    for letter in ":>":
-        if letter in name:
-            return f"its name holds a '{letter}', which ends the name in a <lora:…> tag: rename the file"
-    return None
+    """Why the web UI cannot be given this file by name, None if it can."""
+    why = next((f"its name holds a '{letter}', which {why}" for letter, why in NAMES_NOTHING.items() if letter in name), None)
+    if why is None and name.count("=") == 1:  # with two the web UI takes it for a name again
+        why = "its name holds a '=', which makes a named value of it in a <lora:…> tag"
+    return f"{why}: rename the file" if why else None
 
 
-def names(prompt: str) -> list[str]:
-    """What the LoRA tags of a prompt name, in order."""
-    return [_name(match) for match in TAG.finditer(prompt) if match.group(1) in KINDS]
+@dataclass(frozen=True)
+class Rewritten:
+    """A prompt, and what its old tags lose by the rewriting."""
+
+    prompt: str
+    notes: tuple[str, ...] = ()
+
+
+def rewrite(prompt: str, name: str, scale: float, refers: Callable[[str], bool], trigger: str = "") -> Rewritten:
+    """The prompt with one tag of the adapter, at its end; `trigger` in front if it does not begin with it.
+
+    Args:
+        name: the adapter's file.
+        refers: does a name in a tag mean that file? Those tags go; what they had for other extensions is kept in the new one.
+    """
+    old = [one for one in tags(prompt) if refers(one.name)]
+    extras = dict.fromkeys(item for one in old for item in one.extras)
+    rest, scheduled = _without(prompt, refers)
+    own = [one.text for one in old if one.own_strengths]
+    notes = [f"the scale replaces the separate strengths of the text encoder and the UNet in {text}" for text in own]
+    if scheduled:
+        notes.append("a LoRA tag inside [… : when] is not scheduled: the web UI applies it from the first step to the last")
+    if trigger and not starts_with(rest, trigger):
+        rest = f"{trigger} {rest}".strip()
+    return Rewritten(_with_tag(rest, tag(name, scale, extras)), tuple(notes))
+
+
+def _with_tag(text: str, new: str) -> str:
+    """The web UI deletes what follows a `#` in a line, so behind one the tag stands on a line of its own; and an unclosed
+    `<word:` would swallow a tag that follows it, so then it stands in front.
+    """
+    if not text:
+        return new
+    joined = f"{text}{chr(10) if '#' in text.rpartition(chr(10))[2] else ' '}{new}"
+    return joined if new in [one.text for one in tags(joined)] else f"{new} {text}"
 
 
 def without(prompt: str, refers: Callable[[str], bool]) -> str:
-    """The prompt without the LoRA tags whose name `refers` to the adapter. One without any comes back as it is."""
-
-    def keep(match: re.Match[str]) -> str:
-        return "" if match.group(1) in KINDS and refers(_name(match)) else match.group()
-
-    cleaned = TAG.sub(keep, prompt)
-    return prompt if cleaned == prompt else cleaned.strip()
+    """The prompt without the plain tags of the adapter; those with something for another extension stay."""
+    extra = {one.text for one in tags(prompt) if one.extras}
+    return _without(prompt, refers, keep=extra)[0]
 
 
-def rewrite(prompt: str, tag: str, refers: Callable[[str], bool], trigger: str = "") -> str:
-    """The prompt with `tag` at its end and no other tag of that adapter; `trigger` in front where it is not there yet.
+_HOLE = "\0"
+_EMPTY = re.compile(r"""(?<!\\)(?: \( \s* \0 \s* (?: : \s* [-+]? [\d.]+ \s* )? \)  # (tag), (tag:1.2)
+                               | \[ \s* \0 \s* \] )                                # [tag]""", re.VERBOSE)  # fmt: skip
+_SCHEDULED = re.compile(r"(?<!\\)\[(?=[^][]*\0)[\s\0]*(?::[\s\0]*){1,2}[\d.]+\s*\]")
+"""[tag:0.5], [tag::0.5], [tag:tag:0.5]: the web UI would be left with an empty schedule."""
 
-    The web UI deletes what follows a `#` in a line, so a tag behind one stands on a line of its own.
-    """
-    text = without(prompt, refers)
-    if trigger and not starts_with(text, trigger):
-        text = f"{trigger} {text}".strip()
-    if not text:
-        return tag
-    return f"{text}{chr(10) if '#' in text.rpartition(chr(10))[2] else ' '}{tag}"
+
+def _without(prompt: str, refers: Callable[[str], bool], keep: Iterable[str] = ()) -> tuple[str, bool]:
+    """The prompt without the adapter's tags and the brackets that held nothing else; whether those set a time."""
+    kept = set(keep)
+
+    def hole(match: re.Match[str]) -> str:
+        one = Tag(match.group(), tuple(match.group(2).split(":")))
+        return _HOLE if match.group(1) in KINDS and one.text not in kept and refers(one.name) else match.group()
+
+    text = TAG.sub(hole, prompt.replace(_HOLE, ""))
+    if _HOLE not in text:
+        return prompt, False
+    scheduled = False
+    while True:
+        cleared, emptied = _EMPTY.subn(_HOLE, text)
+        cleared, timed = _SCHEDULED.subn(_HOLE, cleared)
+        scheduled |= timed > 0
+        if not emptied + timed:
+            return cleared.replace(_HOLE, "").strip(), scheduled
+        text = cleared
 
 
 def starts_with(prompt: str, trigger: str) -> bool:
-    """Whether a prompt begins with these words, whatever tags, brackets, blanks and capitals there are."""
+    """Whether a prompt begins with these words; tags, brackets, blanks and capitals make no difference."""
     words = re.sub(r"^[\s([{]+", "", TAG.sub(" ", prompt))
     begin, wanted = " ".join(words.lower().split()), " ".join(trigger.lower().split())
     return re.match(rf"{re.escape(wanted)}(?!\w)", begin) is not None
-
-
-def all_names(prompts: Iterable[str]) -> list[str]:
-    """What the LoRA tags of several prompts name, each once, in order."""
-    return list(dict.fromkeys(name for prompt in prompts for name in names(prompt)))
-
-
-def _name(match: re.Match[str]) -> str:
-    return match.group(2).split(":")[0]

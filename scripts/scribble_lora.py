@@ -4,6 +4,8 @@ The repository becomes the package `scribble_lora` by its path, without running 
 that no general name (`convert`, `trainer`, …) is taken from another extension. A damaged folder costs one line.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.machinery
 import importlib.util
@@ -14,7 +16,7 @@ _PACKAGE = "scribble_lora"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def _package():
+def _package() -> None:
     """The repository as a fresh package: the web UI's "Reload UI" runs this file again, maybe after an update."""
     for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
         del sys.modules[name]
@@ -23,12 +25,12 @@ def _package():
     sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
 
 
-def _other_copy():
+def _other_copy() -> str | None:
     """The folder of another copy of this extension that the web UI has loaded before this one."""
     from modules import scripts
 
-    other = (data.basedir for data in scripts.scripts_data if os.path.basename(data.path) == os.path.basename(__file__))
-    return next(other, None)
+    others = (data for data in scripts.scripts_data if os.path.basename(data.path) == os.path.basename(__file__))
+    return next((str(data.basedir) for data in others), None)
 
 
 try:
@@ -36,9 +38,9 @@ try:
         print(f"Scribble LoRA: {_ROOT} is a second copy and stays off; {_other_copy()} is on", file=sys.stderr)
     else:
         _package()
-        _door = importlib.import_module(f"{_PACKAGE}.extension.door")
-        _door.register()
-        ScribbleLora = _door.ScribbleLora
+        _register = importlib.import_module(f"{_PACKAGE}.extension.register")
+        _register.register()
+        ScribbleLora = _register.ScribbleLora
 except Exception as error:  # noqa: BLE001 - the web UI goes on without us
     _why = " ".join(f"{type(error).__name__}: {error}".split())
     print(f"Scribble LoRA: is off, its folder is damaged ({_why}): install it again into {_ROOT}", file=sys.stderr)

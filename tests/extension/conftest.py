@@ -6,6 +6,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import inspect
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 COMPONENTS = ("Accordion", "Blocks", "Button", "Checkbox", "Column", "Dropdown", "HTML", "Image", "Row", "Slider", "Textbox")
-PURE = ("adapters", "applying", "cards", "catalog", "importing", "infotext", "panel", "prompts", "request")
+PURE = ("arguments", "cards", "failures", "generation", "import_files", "infotext", "inspection", "lora_files", "panel",
+        "prompts", "web_uis")  # fmt: skip
 """The modules that import no host."""
 
 
@@ -59,11 +61,32 @@ class Script:
 class Processing(SimpleNamespace):
     """What the hooks get, with its prompts set up."""
 
-    def __init__(self, prompt: str) -> None:
-        super().__init__(all_prompts=[prompt], main_prompt=prompt, extra_generation_params={}, comments=[])
+    def __init__(self, *prompts: str, batch_size: int = 1, **more: Any) -> None:
+        super().__init__(all_prompts=list(prompts), all_negative_prompts=[""] * len(prompts), main_prompt=prompts[0],
+                         extra_generation_params={}, comments=[], batch_size=batch_size, **more)  # fmt: skip
 
     def comment(self, text: str) -> None:
         self.comments.append(text)
+
+    def run(self, script: Any, *args: Any, expand: Any = None, load: Any = None) -> Processing:
+        """The web UI's order of hooks in `process_images_inner`.
+
+        Args:
+            expand: what another extension does to the prompts after our `process`.
+            load: what the web UI does with a batch's prompts.
+        """
+        script.process(self, *args)
+        if expand is not None:
+            self.all_prompts = [expand(prompt) for prompt in self.all_prompts]
+        for number in range(len(self.all_prompts) // self.batch_size):
+            places = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            self.prompts = self.all_prompts[places]
+            script.before_process_batch(self, *args, batch_number=number, prompts=self.prompts)
+            if load is not None:
+                load(list(self.prompts))
+            script.process_batch(self, *args, batch_number=number, prompts=self.prompts)
+            script.postprocess_batch(self, *args, batch_number=number, images=None)
+        return self
 
 
 class WebUI:
@@ -72,8 +95,10 @@ class WebUI:
     def __init__(self, folder: Path, gradio: str = "3.41.2") -> None:
         self.folder, self.root = folder, Component()
         self.callbacks: dict[str, Any] = {}
+        self.errors: dict[str, int] = {}
         self.stack_depths: list[int] = []
-        self.gradio = _module("gradio", update=lambda **changes: changes, __version__=gradio)
+        self.toasts: list[str] = []
+        self.gradio = _module("gradio", update=lambda **changes: changes, __version__=gradio, Warning=self.toasts.append)
         vars(self.gradio).update(dict.fromkeys(COMPONENTS, Component))
         self.scripts = _module("modules.scripts", Script=Script, AlwaysVisible=object(), scripts_data=[])
         self.networks = _module(
@@ -90,13 +115,17 @@ class WebUI:
             networks[path.stem] = SimpleNamespace(name=path.stem, filename=str(path))
 
     def modules(self) -> dict[str, ModuleType]:
-        callbacks = {f"on_{name}": self._recorder(name) for name in ("before_ui", "ui_tabs", "infotext_pasted")}
+        names = ("before_ui", "ui_tabs", "infotext_pasted", "app_started")
+        callbacks = {f"on_{name}": self._recorder(name) for name in names}
         parts = {
             "scripts": self.scripts,
             "script_callbacks": _module("modules.script_callbacks", **callbacks),
             "ui_components": _module("modules.ui_components", ToolButton=Component),
             "shared": _module("modules.shared", cmd_opts=SimpleNamespace(lora_dir=str(self.folder))),
             "sd_models": _module("modules.sd_models", model_data=SimpleNamespace(sd_model=self.model)),
+            "extra_networks": _module(
+                "modules.extra_networks", extra_network_registry={"lora": SimpleNamespace(errors=self.errors)}
+            ),
         }
         context = _module("gradio.context", Context=SimpleNamespace(root_block=self.root))
         return {
@@ -118,9 +147,21 @@ class WebUI:
         parts = {name.rpartition(".")[2]: part for name, part in sys.modules.items() if name.startswith("scribble_lora.ext")}
         return SimpleNamespace(names=names, Script=names.get("ScribbleLora"), **parts)
 
+    def load(self, prompts: list[str]) -> None:
+        """What A1111 does with the tags of a batch: the first prompt's, files that it lists."""
+        found = re.findall(r"<lora:([^:>]+):([\d.]+)", prompts[0])
+        self.networks.loaded_networks[:] = [
+            SimpleNamespace(name=name, mentioned_name=name, unet_multiplier=float(scale))
+            for name, scale in found if name in self.networks.available_networks
+        ]  # fmt: skip
+
+    def generate(self, script: Any, *args: Any, prompts: tuple[str, ...] = ("cat",), **more: Any) -> Processing:
+        """A generation of these prompts, one a batch."""
+        return Processing(*prompts).run(script, *args, load=self.load, **more)
+
     @staticmethod
-    def processing(prompt: str) -> Processing:
-        return Processing(prompt)
+    def processing(*prompts: str, **more: Any) -> Processing:
+        return Processing(*prompts, **more)
 
 
 def _module(name: str, **content: Any) -> ModuleType:

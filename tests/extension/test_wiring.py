@@ -15,12 +15,12 @@ def script_of(webui) -> tuple[SimpleNamespace, object]:
     return extension, extension.Script()
 
 
-def test_start_registers_one_script_and_three_callbacks_and_nothing_general(webui) -> None:
+def test_start_registers_one_script_and_four_callbacks_and_nothing_general(webui) -> None:
     path, before = list(sys.path), set(sys.modules)
     extension = webui.start()
     classes = [value for value in extension.names.values() if inspect.isclass(value)]
     assert [one.__name__ for one in classes if issubclass(one, webui.scripts.Script)] == ["ScribbleLora"]
-    assert set(webui.callbacks) == {"before_ui", "ui_tabs", "infotext_pasted"}
+    assert set(webui.callbacks) == {"before_ui", "ui_tabs", "infotext_pasted", "app_started"}
     assert sys.path == path and {name.split(".")[0] for name in set(sys.modules) - before} == {"scribble_lora"}
     assert max(webui.stack_depths) <= 8, "the web UI reads the source of the whole call stack at every callback"
 
@@ -44,7 +44,7 @@ def test_a_reload_takes_the_package_anew(webui) -> None:
 
 def test_forge_keeps_no_path_to_us(webui, monkeypatch) -> None:
     """Forge leaves every extension's folder on sys.path, where ours would hide another's `trainer`."""
-    root = str(webui.start().door.ROOT)
+    root = str(webui.start().register.ROOT)
     monkeypatch.setattr(sys, "path", [root, "/other", f"{root}/", *sys.path])
     webui.callbacks["before_ui"]()
     assert root not in sys.path and f"{root}/" not in sys.path and sys.path[0] == "/other"
@@ -53,7 +53,7 @@ def test_forge_keeps_no_path_to_us(webui, monkeypatch) -> None:
 def test_the_axes_set_and_check_their_values(webui) -> None:
     plot = SimpleNamespace(axis_options=[])
     plot.AxisOption = lambda label, kind, apply, **k: SimpleNamespace(label=label, apply=apply, **k)
-    webui.start().axes.register([SimpleNamespace(path="/x/xyz_grid.py", module=plot)])
+    webui.start().xyz.register([SimpleNamespace(path="/x/xyz_grid.py", module=plot)])
     scale, adapter = plot.axis_options
     p = webui.processing("cat")
     scale.apply(p, 0.5, [])
@@ -71,8 +71,8 @@ def test_the_axes_set_and_check_their_values(webui) -> None:
 def test_the_page_looks_into_no_file_until_it_is_opened(webui, monkeypatch) -> None:
     extension, script = script_of(webui)
     with monkeypatch.context() as patch:
-        for name in ("examine", "stamp"):
-            patch.setattr(extension.adapters, name, lambda path: pytest.fail(f"looked at {path} at start"))
+        for name in ("inspect", "stamp"):
+            patch.setattr(extension.inspection, name, lambda path: pytest.fail(f"looked at {path} at start"))
         enabled, adapter, scale, trigger = script.ui(False)
     assert adapter.arguments[0] == ["None", "broken", "scribble", "theirs"]
     [(marked, options)] = webui.root.events["load"]
@@ -101,39 +101,115 @@ def test_without_the_lora_extension_the_page_still_opens(webui, monkeypatch, cap
     assert p.main_prompt == "cat" and p.comments == []
     script.process(p, True, "scribble", 0.8, False)
     assert p.main_prompt == "cat" and len(p.comments) == 1 and "switch it on" in p.comments[0]
+    assert "switch it on" in p.extra_generation_params["Scribble LoRA error"]
 
 
-def test_a_hook_that_fails_says_one_line(webui, monkeypatch, capsys) -> None:
+def test_a_failure_that_nobody_foresaw_is_one_line_and_one_panel(webui, monkeypatch, capsys) -> None:
     extension, script = script_of(webui)
-    monkeypatch.setattr(extension.applying, "process", lambda *a: (_ for _ in ()).throw(ValueError("two\nlines")))
-    p = webui.processing("cat")
-    script.process(p, True, "scribble", 0.8, False)
+    monkeypatch.setattr(extension.generation, "begin", lambda *a: (_ for _ in ()).throw(ValueError("two\nlines")))
+    p = webui.generate(script, True, "scribble", 0.8, False)
     assert p.comments == ["Scribble LoRA: nothing was applied: ValueError: two lines"]
-    assert capsys.readouterr().err == f"{p.comments[0]}\n"
+    assert p.extra_generation_params["Scribble LoRA error"] == "nothing was applied: ValueError: two lines"
+    said = capsys.readouterr().err
+    for part in ("Python ", "gradio        3.41.2", "(True, 'scribble', 0.8, False)", "Traceback", "test_wiring.py"):
+        assert part in said, part
+    frame = [line for line in said.splitlines() if line[:1] in "+|"]
+    assert len(frame) > 8 and {len(line) for line in frame} == {120}
 
 
-def test_what_the_web_ui_did_not_load_is_told(webui) -> None:
+def test_wildcards_that_hold_the_adapters_tag_do_not_double_it(webui) -> None:
+    """Another extension expands after our `process`; each picture of each batch has its own expansion."""
+    _, script = script_of(webui)
+    ways = iter(["<lora:scribble:0.3> red", "blue", "<lora:scribble:0.3> green", "<lora:other:1>"])
+    p = webui.processing(*["cat __styles__"] * 4, batch_size=2)
+    p.run(script, True, "scribble", 0.8, False, expand=lambda prompt: prompt.replace("__styles__", next(ways)), load=webui.load)
+    assert p.all_prompts == [
+        "cat  red <lora:scribble:0.8>", "cat blue <lora:scribble:0.8>", "cat  green <lora:scribble:0.8>",
+        "cat <lora:other:1> <lora:scribble:0.8>",
+    ]  # fmt: skip
+    assert p.extra_generation_params == {"Scribble LoRA adapter": "scribble", "Scribble LoRA scale": "0.8"}
+    assert any("different LoRA tags" in text for text in p.comments), "the web UI applies the first picture's tags to a batch"
+
+
+def test_hires_prompts_are_settled_with_their_batch(webui) -> None:
+    _, script = script_of(webui)
+    p = webui.processing("cat", "dog", all_hr_prompts=["big cat <lora:scribble:1>", "big dog"])
+    p.run(script, True, "scribble", 0.8, False, load=webui.load)
+    assert p.all_hr_prompts == ["big cat <lora:scribble:0.8>", "big dog <lora:scribble:0.8>"]
+
+
+def test_what_the_web_ui_did_not_load_is_told_everywhere(webui) -> None:
+    _, script = script_of(webui)
+    assert webui.generate(script, True, "scribble", 0.8, False).comments == []
+    webui.networks.loaded_networks.clear()
+    for stale in ([], [SimpleNamespace(name="scribble", mentioned_name="scribble", unet_multiplier=0.5)]):
+        webui.networks.loaded_networks[:] = stale
+        p = webui.processing("cat <lora:other:x>").run(script, True, "scribble", 0.8, False)
+        for text in (p.comments[-1], p.extra_generation_params["Scribble LoRA error"]):
+            assert "the web UI did not load scribble: <lora:other:x> has 'x' where a number is expected" in text
+        assert "Scribble LoRA adapter" not in p.extra_generation_params
+
+
+def test_layers_that_did_not_fit_are_told(webui) -> None:
+    _, script = script_of(webui)
+    webui.errors["scribble"] = 3
+    p = webui.generate(script, True, "scribble", 0.8, False)
+    assert "did not fit 3 layers" in p.extra_generation_params["Scribble LoRA error"]
+    assert p.extra_generation_params["Scribble LoRA adapter"] == "scribble", "the other layers have it"
+
+
+def test_an_unknown_tag_is_named_and_on_forge_it_is_an_error(webui, folder) -> None:
+    _, script = script_of(webui)
+    p = webui.generate(script, False, prompts=("cat <lora:scribbel:1>",))
+    [said] = p.comments
+    assert "<lora:scribbel:1>: 'scribbel' is not in the LoRA folder; did you mean scribble?" in said
+    assert not p.extra_generation_params
+    webui.networks.load_lora_for_models = print
+    webui.model.current_lora_hash = "[]"
+    p = webui.generate(script, True, "scribble", 0.8, False, prompts=("cat <lora:scribbel:1>",))
+    error = p.extra_generation_params["Scribble LoRA error"]
+    assert "did you mean scribble?" in error and "Forge applies none of this prompt's LoRAs" in error
+    assert "Scribble LoRA adapter" not in p.extra_generation_params and p.comments == [f"Scribble LoRA: {error}"]
+
+
+def test_forge_is_asked_for_what_it_applied(webui, folder) -> None:
+    _, script = script_of(webui)
+    webui.networks.load_lora_for_models = print
+    webui.model.current_lora_hash = str([[str(folder / "scribble.safetensors"), 0.8, 0.8, False]])
+    assert webui.generate(script, True, "scribble", 0.8, False).comments == []
+    assert "Forge did not load scribble" in webui.generate(script, True, "scribble", 0.5, False).comments[0]
+
+
+def test_a_file_that_forge_renames_while_it_loads_is_told(webui, folder) -> None:
+    _, script = script_of(webui)
+    webui.networks.load_lora_for_models = print
+    webui.model.current_lora_hash = "[]"
+    lora = folder / "scribble.safetensors"
+    p = webui.processing("cat <lora:scribble:1>").run(
+        script, False, load=lambda prompts: lora.rename(lora.with_name(f"{lora.name}.corrupted"))
+    )
+    assert "has renamed it scribble.safetensors.corrupted" in p.extra_generation_params["Scribble LoRA error"]
+
+
+def test_a_tag_in_the_negative_prompt_is_told(webui) -> None:
     _, script = script_of(webui)
     p = webui.processing("cat")
-    script.process(p, True, "scribble", 0.8, False)
-    assert p.main_prompt == "cat <lora:scribble:0.8>"
-    script.process_batch(p)
-    assert "did not load scribble" in p.comments[0]
-    webui.networks.loaded_networks.append(SimpleNamespace(name="scribble"))
-    p.comments.clear()
-    script.process_batch(p)
-    assert p.comments == []
+    p.all_negative_prompts = ["bad <lora:scribble:1>"]
+    p.run(script, False, load=webui.load)
+    assert p.comments == [
+        "Scribble LoRA: <lora:scribble:1> in the negative prompt loads no LoRA: the web UI reads it as plain words there"
+    ]
 
 
-def test_a_tag_that_forge_may_read_is_not_called_without_effect(webui) -> None:
-    _, script = script_of(webui)
-    for many_forms, told in ((False, 1), (True, 0)):
-        if many_forms:
-            webui.networks.load_lora_for_models = print
-        p = webui.processing("cat <lora:theirs:1>")
-        webui.networks.available_network_aliases["theirs"] = SimpleNamespace(name="theirs")
-        script.process(p, False)
-        assert len(p.comments) == told
+def test_each_web_ui_is_recognised_and_reads_its_own_forms(webui, monkeypatch) -> None:
+    extension, script = script_of(webui)
+    assert extension.host.web_ui() is extension.web_uis.WebUI.A1111
+    webui.networks.load_lora_for_models = print
+    assert extension.host.web_ui() is extension.web_uis.WebUI.FORGE
+    p = webui.generate(script, False, prompts=("cat <lora:theirs:1>",))
+    assert "which Forge does not read: convert it first" in p.comments[0]
+    monkeypatch.setitem(sys.modules, "ldm_patched", SimpleNamespace())
+    assert extension.host.web_ui() is extension.web_uis.WebUI.REFORGE
 
 
 @pytest.mark.parametrize(("flag", "kind"), [("is_sdxl", "SDXL"), ("is_sd2", "SD2"), ("is_sd3", "SD3"), ("", "another kind")])
@@ -141,13 +217,12 @@ def test_the_loaded_model_decides(webui, flag, kind) -> None:
     webui.model.is_sd1 = False
     if flag:
         setattr(webui.model, flag, True)
-    p = webui.processing("cat")
-    script_of(webui)[1].process(p, True, "scribble", 0.8, False)
-    assert p.main_prompt == "cat" and kind in p.comments[0]
+    p = webui.generate(script_of(webui)[1], True, "scribble", 0.8, False)
+    assert p.all_prompts == ["cat"] and kind in p.comments[0]
 
 
 def test_choosing_converting_and_reading_again(webui, folder) -> None:
-    script = webui.start().script
+    script = webui.start().accordion
     entry = "theirs  ⚠ convert first: diffusers"
     html, button = script.show(entry)
     assert "convert it first" in html and button == {"visible": True}
@@ -157,10 +232,11 @@ def test_choosing_converting_and_reading_again(webui, folder) -> None:
     assert chosen["value"] == "theirs.kohya" and "theirs.kohya" in chosen["choices"] and "ready" in html
     assert button == {"visible": False} and (folder / "theirs.kohya.safetensors").exists()
     *_, html, _ = script.convert_chosen(entry)
-    assert "exists already" in html
+    assert "is already converted: theirs.kohya.safetensors is beside it" in html
     (folder / "scribble.safetensors").rename(folder / "renamed.safetensors")
     dropdown, html, _ = script.reload("scribble")
-    assert dropdown["value"] == "None" and "renamed" in dropdown["choices"] and "ready" not in html
+    assert dropdown["value"] == "scribble" and "renamed" in dropdown["choices"]
+    assert "scribble is not in the LoRA folder" in html and "ready" not in html
 
 
 def test_a_pasted_infotext_fills_the_controls(webui, capsys) -> None:
@@ -178,34 +254,44 @@ def test_a_pasted_infotext_fills_the_controls(webui, capsys) -> None:
     gone = {"Scribble LoRA adapter": "gone", "Prompt": "cat <lora:gone:1>"}
     webui.callbacks["infotext_pasted"]("", gone)
     assert gone == {"Prompt": "cat <lora:gone:1>"} and "used gone, which is not" in capsys.readouterr().err
+    assert len(webui.toasts) == 1 and "used gone, which is not in the LoRA folder" in webui.toasts[0]
 
 
 def test_the_import_tab_is_built_or_left_out(webui, monkeypatch, capsys) -> None:
     extension = webui.start()
     [(_, title, name)] = webui.callbacks["ui_tabs"]()
     assert (title, name) == ("Scribble LoRA", "scribble_lora")
-    assert extension.tab.listed()["choices"] == ["broken.safetensors", "scribble.safetensors", "theirs.safetensors"]
-    monkeypatch.setattr(extension.tab, "build", lambda: 1 / 0)
-    assert webui.callbacks["ui_tabs"]() == [] and "no Import tab: ZeroDivisionError" in capsys.readouterr().err
+    assert extension.import_tab.listed()["choices"] == ["broken.safetensors", "scribble.safetensors", "theirs.safetensors"]
+    monkeypatch.setattr(extension.import_tab, "build", lambda: 1 / 0)
+    assert webui.callbacks["ui_tabs"]() == [] and "Scribble LoRA: no Import tab: ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_the_import_tab_looks_and_converts(webui, folder) -> None:
-    tab = webui.start().tab
+    tab = webui.start().import_tab
     table, trigger, scale, description, picture, replace, *messages = tab.look("scribble.safetensors")
     assert "sound" in table and "kohya" in table and (trigger, scale, description) == ("a scribble of", 0.7, "")
     assert (picture, replace) == (None, False), "another file's picture and tick would be written to this one"
     assert "not sound" in tab.look("broken.safetensors")[0] and str(folder) not in tab.look("broken.safetensors")[0]
-    assert "nothing to do" in tab.convert_file("scribble.safetensors")[1]
-    choices, said = tab.convert_file("theirs.safetensors")
-    assert "theirs.kohya.safetensors" in choices["choices"] and "&lt;lora:theirs.kohya:0.8&gt;" in said
-    assert "exists already" in tab.convert_file("theirs.safetensors")[1]
-    assert "web page" in tab.convert_file("broken.safetensors")[1]
+    assert "form already" in tab.convert_file("scribble.safetensors")[-2]
+    assert "web page" in tab.convert_file("broken.safetensors")[-2]
     for other in (None, "", "../conftest.py", str(folder / "scribble.safetensors")):
-        assert "choose a file first" in tab.convert_file(other)[1] and "choose" in tab.write_card(other, "", 0, "", None, False)
+        assert "choose a file first" in tab.convert_file(other)[-2]
+        assert "choose a file first" in tab.write_card(other, "", 0, "", None, False)
+
+
+def test_after_a_conversion_the_card_is_that_of_the_file_that_is_used(webui, folder) -> None:
+    tab = webui.start().import_tab
+    (folder / "theirs.json").write_text('{"activation text": "in mystyle"}')
+    for verb in ("written", "already converted"):
+        dropdown, table, trigger, *_, note, _ = tab.convert_file("theirs.safetensors")
+        assert dropdown["value"] == "theirs.kohya.safetensors" and dropdown["value"] in dropdown["choices"]
+        assert "theirs.kohya.safetensors" in table and trigger == "in mystyle"
+        assert verb in note and "&lt;lora:theirs.kohya:0.8&gt;" in note
+    assert "written: theirs.kohya.json" in tab.write_card(dropdown["value"], "new words", 0.5, "", None, False)
 
 
 def test_the_import_tab_says_what_it_wrote_and_what_not(webui, folder) -> None:
-    tab, image = webui.start().tab, Image.new("RGB", (8, 8))
+    tab, image = webui.start().import_tab, Image.new("RGB", (8, 8))
     (folder / "scribble.png").write_bytes(b"mine")
     said = tab.write_card("scribble.safetensors", "words", 0.5, "", image, False)
     assert "written: scribble.json" in said and "scribble.png: is there already" in said
@@ -213,3 +299,20 @@ def test_the_import_tab_says_what_it_wrote_and_what_not(webui, folder) -> None:
     said = tab.write_card("scribble.safetensors", "words", 0.5, "", image, True)
     assert "written: scribble.json, scribble.png" in said and Image.open(folder / "scribble.png").size == (8, 8)
     assert tab.look("scribble.safetensors")[1:3] == ("words", 0.5)
+
+
+def test_the_apis_schema_has_the_arguments_of_the_page(webui) -> None:
+    extension, routes = webui.start(), {}
+    webui.callbacks["app_started"](None, SimpleNamespace(add_api_route=lambda path, call, **more: routes.update({path: call})))
+    properties = routes["/scribble-lora/arguments"]()["properties"]
+    assert list(properties) == ["enabled", "adapter", "scale", "use_trigger_words"]
+    assert len(extension.Script().ui(False)) == len(properties) and all(one["description"] for one in properties.values())
+
+
+def test_a_call_by_name_is_a_call_by_position(webui) -> None:
+    _, script = script_of(webui)
+    by_name = webui.generate(script, {"enabled": True, "adapter": "scribble.safetensors"}, "None", 0.8, False)
+    assert by_name.all_prompts == ["cat <lora:scribble:0.7>"], "the scale is the file's own: the page's is not the caller's"
+    p = webui.generate(script, {"enabled": True, "adaptor": "scribble"}, "None", 0.8, False)
+    assert p.all_prompts == ["cat"]
+    assert p.extra_generation_params["Scribble LoRA error"] == "'adaptor' is not an argument; did you mean adapter?"

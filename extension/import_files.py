@@ -1,24 +1,24 @@
-"""The Import tab's work: look into a file of the LoRA folders, convert it beside itself, write its card and picture."""
+"""The Import tab's work: look into a file of the LoRA folders, convert it beside itself, write its picture."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..convert.api import Report, convert_file
-from ..convert.card import card_path
 from ..convert.check import check, table
-from ..convert.errors import JobError
+from ..convert.errors import FileError, JobError
 from ..convert.files import atomic_path
+from ..convert.files.card import card_path
 from . import cards
-from .adapters import in_words
+from .inspection import in_words
 
-ENDINGS = (".safetensors", ".pt", ".ckpt")
-"""What the web UI lists."""
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 USELESS_NAMES = ("adapter_model", "pytorch_lora_weights")
 """What diffusers and peft call every file; the folder's name says more."""
@@ -27,24 +27,18 @@ PICTURE_SIDE = 1024
 """Pixels that the longer side of a written picture has at most."""
 
 
-def files(folders: Iterable[Path]) -> dict[str, Path]:
-    """Every LoRA file in the folders that the web UI lists, by its path below them. Nothing else can be named."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        for place, subfolders, names in os.walk(folder, followlinks=True):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(names):
-                path = Path(place) / name
-                if path.suffix.lower() in ENDINGS and not name.startswith("."):
-                    found.setdefault(path.relative_to(folder).as_posix(), path)
-    return dict(sorted(found.items(), key=lambda item: item[0].casefold()))
+class Exists(FileError):
+    """The conversion is there already; `path` is it."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, f"is already converted: {path.name} is beside it")
 
 
 def describe(path: Path, shown: str) -> tuple[bool, str]:
     """Whether the file is sound, and `convert --check`'s table of it, under the name `shown`."""
     audit = check(path)
-    audit = replace(audit, file=shown, problem=audit.problem and f"{shown}: {in_words(JobError(audit.problem), path)}")
-    return audit.sound, table(audit)
+    problem = f"{shown}: {in_words(audit.error)}" if audit.error is not None else audit.problem
+    return audit.sound, table(replace(audit, file=shown, problem=problem))
 
 
 def convert_beside(path: Path, taken: Collection[str]) -> Report:
@@ -54,23 +48,24 @@ def convert_beside(path: Path, taken: Collection[str]) -> Report:
         taken: names that other files in the LoRA folders have; the web UI knows a file by its bare name.
 
     Raises:
-        JobError: the file cannot be converted, or its conversion exists already.
+        Exists: its conversion is there already.
+        JobError: the file cannot be converted.
     """
     target = conversion_of(path, taken)
-    if target.exists():
-        raise JobError(f"{target.name}: exists already: choose it in the list, or delete it first")
+    if os.path.lexists(target):
+        raise Exists(target)
     report = convert_file(path, target, metadata={"ss_output_name": target.stem})  # two files of one alias disable it
     try:
         _copy_companions(path, target)
     except OSError as error:
-        raise JobError(f"{target.name} is written, its card or picture is not: {error.strerror}") from error
+        raise FileError(path, f"{target.name} is written, its card or picture is not: {error.strerror}") from error
     return report
 
 
 def conversion_of(path: Path, taken: Collection[str]) -> Path:
     """Where the conversion of `path` is written."""
     named = path.with_name(f"{path.parent.name}.safetensors")
-    if path.stem in USELESS_NAMES and path.parent.name and path.parent.name not in taken:
+    if path.stem in USELESS_NAMES and path.parent.name and (path.parent.name not in taken or named.exists()):
         return named
     return path.with_name(f"{path.stem}.kohya.safetensors")
 
@@ -86,10 +81,10 @@ def _copy_companions(path: Path, target: Path) -> None:
                 shutil.copyfile(source, temporary)
 
 
-def write_picture(path: Path, image: Any, *, overwrite: bool) -> Path:
-    """Save a PIL image as the picture that the web UI shows for the file, at most `PICTURE_SIDE` pixels wide or high.
+def write_picture(path: Path, image: Image, *, overwrite: bool) -> Path:
+    """Save `image` as the picture that the web UI shows for the file, at most `PICTURE_SIDE` pixels wide or high.
 
-    Raises `JobError` where there is one already and nobody said to replace it, or where it cannot be written.
+    Raises `JobError` if there is one already and `overwrite` is off, or if it cannot be written.
     """
     present = cards.picture(path)
     if present is not None and not overwrite:

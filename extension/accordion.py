@@ -1,0 +1,116 @@
+"""The accordion in txt2img and img2img: its controls, and what happens when one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+from modules.ui_components import ToolButton
+
+from ..convert.errors import JobError, UsageError
+from . import generation, host, import_files, inspection, panel
+from .arguments import LEAST, MOST, NO_ADAPTER, USUAL
+from .inspection import Inspected, Use, in_words
+from .lora_files import LoraFiles
+
+REFRESH = "\U0001f504"
+
+GRADIO = int(gr.__version__.partition(".")[0])
+
+MARKING_SECONDS = 1.0
+"""How long opening the page may look into files; start-up looks into none, refresh into all."""
+
+
+def build(title: str, elem_id: Callable[[str], str]) -> list[Any]:
+    """Build the controls; returns those that are arguments, in `arguments.ARGUMENTS`' order."""
+    with gr.Accordion(title, open=False, elem_id=elem_id("accordion"), elem_classes=["scribble-lora"]):
+        enabled = gr.Checkbox(False, label="Enable", elem_id=elem_id("enable"), elem_classes=["scribble-lora-enable"])
+        with gr.Row():
+            choices = host.files().choices(seconds=0)
+            # Gradio 4 refuses a value that is in no list, such as the entry that a paste brings before the marks are there
+            adapter = gr.Dropdown(
+                choices, value=NO_ADAPTER, label="Adapter", elem_id=elem_id("adapter"), allow_custom_value=GRADIO > 3
+            )
+            refresh = ToolButton(value=REFRESH, elem_id=elem_id("refresh"), tooltip="Read the LoRA folder again")
+        scale = gr.Slider(LEAST, MOST, value=USUAL, step=0.05, label="Scale", elem_id=elem_id("scale"))
+        trigger = gr.Checkbox(
+            False, label="Start the prompt with the adapter's trigger words", elem_id=elem_id("trigger_words")
+        )
+        facts = gr.HTML(panel.facts(None, ""), elem_id=elem_id("facts"))
+        convert = gr.Button("Convert it for the web UI", visible=False, elem_id=elem_id("convert"))
+    shown = [facts, convert]
+    if Context.root_block is not None:
+        Context.root_block.load(marked, outputs=[adapter], show_progress=False, queue=False)
+    chosen = adapter.change(show, inputs=[adapter], outputs=shown, show_progress=False)
+    chosen.then(show_whole, inputs=[adapter], outputs=shown, show_progress=False)
+    adapter.input(start_scale, inputs=[adapter], outputs=[scale], show_progress=False)
+    refresh.click(reload, inputs=[adapter], outputs=[adapter, *shown])
+    convert.click(convert_chosen, inputs=[adapter], outputs=[adapter, scale, *shown])
+    return [enabled, adapter, scale, trigger]
+
+
+def show(entry: str) -> tuple[Any, Any]:
+    """The facts of the chosen file, and the button if it should be converted."""
+    return _shown(host.files(), entry)
+
+
+def marked() -> Any:
+    """The dropdown with the marks that start-up had no time for."""
+    return gr.update(choices=host.files().choices(MARKING_SECONDS))
+
+
+def show_whole(entry: str) -> tuple[Any, Any]:
+    """`show` once more, after every number of the file was looked at; a generation then knows of it too."""
+    files = host.files()
+    found = files.chosen(entry)
+    if found is not None:
+        inspection.inspect_numbers(found.path, files.web_ui)
+    return _shown(files, entry)
+
+
+def start_scale(entry: str) -> Any:
+    """The slider at what the file that was just chosen recommends."""
+    found = host.files().chosen(entry)
+    return gr.update() if found is None else gr.update(value=generation.recommended(found))
+
+
+def reload(entry: str) -> tuple[Any, ...]:
+    """The dropdown from the folders as they are now. An adapter that is gone stays chosen, and the page says why."""
+    files = host.rescanned()
+    name = files.name_of(entry)
+    kept = files.entry(name) if name is not None else entry
+    choices = files.choices()
+    return (gr.update(choices=choices if kept in choices else [*choices, kept], value=kept), *_shown(files, entry))
+
+
+def convert_chosen(entry: str) -> tuple[Any, ...]:
+    """Convert the chosen file beside itself and choose the result."""
+    files = host.files()
+    found = files.chosen(entry)
+    if found is None:
+        return gr.update(), gr.update(), *_shown(files, entry)
+    try:
+        report = import_files.convert_beside(found.path, files.paths)
+    except (JobError, UsageError) as error:
+        text = f"{found.path.name}: {in_words(error)}"
+        host.tell(text)
+        facts, button = _shown(files, entry)
+        return gr.update(), gr.update(), panel.message(text) + facts, button
+    host.tell(f"{found.path.name} -> {report.target.name}: {report.form} -> {report.to}")
+    files = host.rescanned()
+    made = files.spelled(report.target.stem)
+    return gr.update(choices=files.choices(), value=made), start_scale(made), *_shown(files, made)
+
+
+def _shown(files: LoraFiles, entry: str | None) -> tuple[Any, Any]:
+    found = files.chosen(entry)
+    if found is None and entry and entry != NO_ADAPTER:
+        return panel.missing(entry, files.why_missing(entry)), gr.update(visible=False)
+    url = host.picture_url(found.path) if found is not None else ""
+    return panel.facts(found, host.model_kind(), url), gr.update(visible=_convertible(found))
+
+
+def _convertible(found: Inspected | None) -> bool:
+    return found is not None and found.use is Use.CONVERT

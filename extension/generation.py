@@ -1,0 +1,217 @@
+"""The work of a generation: from a request to prompts with one tag of the adapter, an infotext and what the user is told.
+
+Three moments, in the order of the web UI's hooks:
+    begin     `process`: the request is checked
+    settle    `before_process_batch`: after wildcards and dynamic prompts, so that nothing rewrites what is written here
+    verify    `process_batch` and later: did the web UI do it?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from . import infotext, prompts
+from .arguments import MOST, USUAL, BadRequest, Request, parse
+from .inspection import MINIATURE, Inspected, Use, renamed
+from .inspection import RENAMED as ENDING_OF_RENAMED
+from .lora_files import LoraFiles
+from .web_uis import WebUI
+
+AXIS_ADAPTER, AXIS_SCALE = "scribble_lora_adapter", "scribble_lora_scale"
+"""Attributes of the processing object that the axes of the X/Y/Z plot set."""
+
+MODELS = {"SD1": "Stable Diffusion 1.x", "SD2": "SD2", "SDXL": "SDXL", "SD3": "SD3"}
+"""Kinds of model -> in words."""
+
+OTHER = "other"
+"""The kind of a model that is none of these."""
+
+
+class Processing(Protocol):
+    """The web UI's object of one generation, as far as we use it. `all_hr_prompts` exists in txt2img only."""
+
+    all_prompts: list[str]
+    all_negative_prompts: list[str]
+    main_prompt: str
+    extra_generation_params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The adapter of a generation."""
+
+    found: Inspected
+    scale: float
+    trigger: str
+    """words for the prompt's start"""
+
+    @property
+    def name(self) -> str:
+        return self.found.name
+
+
+@dataclass
+class Generation:
+    """One call of the web UI's `process_images`."""
+
+    files: LoraFiles
+    model: str
+    """the loaded model's kind, as `Inspected.base` has it; "" if it is not known"""
+    say: Callable[[str], None]
+    """tells the user one line"""
+    applied: Applied | None = None
+    said: set[str] = field(default_factory=set)
+
+    def tell(self, text: str) -> None:
+        """Say it once in a generation of many batches."""
+        if text not in self.said:
+            self.said.add(text)
+            self.say(text)
+
+    def fail(self, p: Processing, text: str, *, nothing_applied: bool = True) -> None:
+        """Report on the page, in the console, and in the infotext, where an API client finds it."""
+        infotext.fail(p.extra_generation_params, text, nothing_applied=nothing_applied)
+        self.tell(text)
+
+
+Loader = Callable[[str | None], LoraFiles]
+"""Returns the files; rescans the folders first if the name is not among them."""
+
+
+def recommended(found: Inspected) -> float:
+    """The scale to start with: the file's own, within the slider, else the paper's 0.8."""
+    return USUAL if found.card.scale is None else min(found.card.scale, MOST)
+
+
+def begin(
+    p: Processing, args: Sequence[object], load: Loader, model: str, say: Callable[[str], None]
+) -> Generation:
+    """Check the request in a script's arguments and write its infotext."""
+    infotext.clear(p.extra_generation_params)
+    this = Generation(load(None), model, say)
+    try:
+        request = parse(args, adapter=getattr(p, AXIS_ADAPTER, None), scale=getattr(p, AXIS_SCALE, None))
+        if request is not None:
+            this.files = load(request.adapter)
+            this.applied = _applied(this, request)
+            infotext.write(
+                p.extra_generation_params, this.files.spelled(this.applied.name), this.applied.scale, request.use_trigger_words
+            )
+    except BadRequest as error:
+        this.fail(p, str(error))
+    return this
+
+
+def _applied(this: Generation, request: Request) -> Applied:
+    found = this.files.chosen(request.adapter)
+    if found is None:
+        raise BadRequest(f"nothing was applied: adapter {_shown(request.adapter)} {this.files.why_missing(request.adapter)}")
+    problem = why_not(found, this.model)
+    if problem:
+        raise BadRequest(f"nothing was applied: {found.name}: {problem}")
+    if found.use is Use.UNCHECKED:
+        this.tell(f"{found.name}: {found.why}")
+    scale = recommended(found) if request.scale is None else request.scale
+    return Applied(found, scale, found.card.trigger_words if request.use_trigger_words else "")
+
+
+def settle(p: Processing, this: Generation, batch: Sequence[int], now: list[str]) -> None:
+    """Write the adapter's tag into the prompts of one batch, and say what the web UI will not do with the others.
+
+    Args:
+        batch: places of the batch's pictures in `p.all_prompts`; for an empty one everything is done but the batch.
+        now: the prompts of the batch, which the web UI parses next; changed in place, as `p.all_prompts` is.
+    """
+    if this.applied is not None:
+        applied, files = this.applied, this.files
+
+        def rewritten(prompt: str) -> str:
+            done = prompts.rewrite(
+                prompt, applied.name, applied.scale, lambda tagged: files.resolve(tagged) == applied.name, applied.trigger
+            )
+            for note in done.notes:
+                this.tell(note)
+            return done.prompt
+
+        now[:] = [rewritten(prompt) for prompt in now]
+        for place, prompt in zip(batch, now):
+            p.all_prompts[place] = prompt
+        p.main_prompt = rewritten(p.main_prompt)
+        of_hires = getattr(p, "all_hr_prompts", None) or []
+        for place in batch:
+            if place < len(of_hires):
+                of_hires[place] = rewritten(of_hires[place])
+    _check_tags(p, this, batch, now)
+
+
+def _check_tags(p: Processing, this: Generation, batch: Sequence[int], now: Sequence[str]) -> None:
+    of_hires = getattr(p, "all_hr_prompts", None) or []
+    written = [*now, *(of_hires[place] for place in batch if place < len(of_hires))]
+    all_tags = dict.fromkeys(tag for prompt in written for tag in prompts.tags(prompt))
+    for tag in all_tags:
+        _check_tag(p, this, tag)
+    if len({tuple(prompts.tags(prompt)) for prompt in now}) > 1:
+        this.tell("the pictures of this batch have different LoRA tags: the web UI applies the first picture's to all")
+    negative = (p.all_negative_prompts[place] for place in batch if place < len(p.all_negative_prompts))
+    for tag in dict.fromkeys(tag for prompt in negative for tag in prompts.tags(prompt)):
+        this.tell(f"{tag.text} in the negative prompt loads no LoRA: the web UI reads it as plain words there")
+
+
+def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
+    """What somebody wrote by hand and the web UI would drop without a word."""
+    if this.applied is not None and tag.name == this.applied.name:
+        return
+    name = this.files.resolve(tag.name)
+    wrong = f"{_shown(tag.name)} {this.files.why_missing(tag.name)}" if name is None else tag.problem
+    if wrong is not None and this.files.web_ui is not WebUI.A1111:
+        this.fail(p, f"{tag.text}: {wrong}. {this.files.web_ui.value} applies none of this prompt's LoRAs because of it")
+    elif wrong is not None:
+        this.tell(f"{tag.text}: {wrong}")
+    if name is None:
+        return
+    found = this.files.find(name)
+    problem = why_not(found, this.model) if found is not None else None
+    if problem:
+        part = "has no effect" if found is not None and found.use is not Use.CONVERT else "has no effect, or not the whole"
+        this.tell(f"{tag.text} {part}: {name}: {problem}")
+
+
+def verify(p: Processing, this: Generation, is_applied: Callable[[Inspected, float], bool], now: Iterable[str]) -> None:
+    """Say what the web UI did not load, after it had its turn.
+
+    Args:
+        is_applied: asks the web UI.
+        now: the batch's prompts with their tags, as `settle` left them.
+    """
+    tagged = list(dict.fromkeys(tag for prompt in now for tag in prompts.tags(prompt)))
+    for tag in tagged:
+        path = this.files.paths.get(this.files.resolve(tag.name) or "")
+        away = path.with_name(f"{path.name}{ENDING_OF_RENAMED}") if path is not None else None
+        if path is not None and away is not None and away.is_file() and not path.exists():
+            this.fail(p, f"{tag.text} was not applied: {renamed(away)}")
+            return
+    if this.applied is None or infotext.ERROR in p.extra_generation_params:
+        return
+    if not is_applied(this.applied.found, float(prompts.number(this.applied.scale))):
+        bad = next((f": {tag.text} {tag.problem}" for tag in tagged if tag.problem), ": its console says why")
+        this.fail(p, f"{this.files.web_ui.value} did not load {this.applied.name}{bad}")
+
+
+def why_not(found: Inspected, model: str) -> str | None:
+    """Why the web UI could not apply this file to the loaded model, to be read after its name; None if it can."""
+    problem = prompts.why_no_tag(found.name)
+    if problem:
+        return f"cannot be used: {problem}"
+    if found.use in (Use.CONVERT, Use.BROKEN):
+        return found.why
+    if found.use is Use.UNCHECKED or not model or found.base == model:
+        return None
+    if model == OTHER and found.base not in MODELS and found.base != MINIATURE:
+        return None  # neither the file nor the model is of a kind that could be told apart here
+    return f"is a LoRA of {found.base_words} and the loaded model is {MODELS.get(model, 'of another kind')}"
+
+
+def _shown(name: str) -> str:
+    return ascii(name) if len(name) <= 80 else f"{ascii(name[:77])}..."

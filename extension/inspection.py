@@ -1,0 +1,199 @@
+"""What a file in the LoRA folders is, and whether the web UI can use it. Only headers are read, each once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from ..convert.check import check
+from ..convert.container import Container, open_container
+from ..convert.errors import Damaged, FileError, JobError, NotALora, UnknownKeys, WrongBase, quote
+from ..convert.files.card import card_path
+from ..convert.lora import SD15, Lora
+from ..convert.read import read
+from ..convert.sd15 import TEXT_ENCODER, UNET
+from ..convert.write import what_is_lacking
+from . import cards
+from .cards import Card
+from .web_uis import WebUI, unread
+
+MINIATURE = "scribble_miniature"
+"""Base of a LoRA of the trainer's embedded model, which no web UI has."""
+
+_BASE_WORDS = {"SD1": "Stable Diffusion 1.5", MINIATURE: "Scribble LoRA's own miniature model"}
+
+RENAMED = ".corrupted"
+"""What Forge puts behind the name of a file that it cannot read."""
+
+
+class Use(Enum):
+    """Can the web UI use the file?"""
+
+    READY = "ready"
+    CONVERT = "convert"
+    """sound, and the web UI does not read all of its tensors"""
+    OTHER_BASE = "other base"
+    """not for Stable Diffusion 1.5; `base` says for what"""
+    UNCHECKED = "unchecked"
+    """a kind of network that only the web UI itself knows"""
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A file, understood as far as possible."""
+
+    path: Path
+    use: Use
+    why: str = ""
+    """what is wrong or not known, to be read after the file's name; empty if nothing is"""
+    form: str = ""
+    base: str = ""
+    """the kind of model it is for: SD1, SD2, SDXL, … or the file's own word"""
+    rank: int = 0
+    alpha: float = 0.0
+    unet: int = 0
+    """patched modules"""
+    text_encoder: int = 0
+    card: Card = Card()
+    numbers_checked: bool = False
+    """every number was looked at, not only the header"""
+
+    @property
+    def name(self) -> str:
+        """What a tag calls it."""
+        return self.path.stem
+
+    @property
+    def base_words(self) -> str:
+        """`base`, for a sentence."""
+        return _BASE_WORDS.get(self.base, self.base)
+
+
+Stamp = tuple[int, ...]
+Key = tuple[Path, Stamp, WebUI]
+
+_MOST = 4096
+_KNOWN: OrderedDict[Key, Inspected] = OrderedDict()
+"""What was found, oldest first; after `inspect_numbers` with what its numbers are like."""
+
+
+def stamp(path: Path) -> Stamp:
+    """Changes when the file or its card does."""
+    numbers: list[int] = []
+    for place in (path, card_path(path)):
+        try:
+            status = place.stat()
+            numbers += status.st_mtime_ns, status.st_size
+        except OSError:
+            numbers += -1, -1
+    return tuple(numbers)
+
+
+def inspect(path: Path, web_ui: WebUI = WebUI.A1111) -> Inspected:
+    """What `path` is; read again only when it or its card has changed. Never raises for a bad file."""
+    key = path, stamp(path), web_ui
+    found = _KNOWN.get(key)
+    return found if found is not None else _remember(key, _inspect(path, web_ui))
+
+
+def inspect_numbers(path: Path, web_ui: WebUI = WebUI.A1111) -> Inspected:
+    """`inspect`, and if the header is sound every number too, which takes seconds for a large file; `inspect` then knows."""
+    key = path, stamp(path), web_ui
+    found = inspect(path, web_ui)
+    if found.use not in (Use.READY, Use.CONVERT) or found.numbers_checked:
+        return found
+    error = check(path).error
+    if error is not None:
+        found = replace(found, use=Use.BROKEN, why=in_words(error))
+    return _remember(key, replace(found, numbers_checked=True))
+
+
+def known(path: Path, web_ui: WebUI = WebUI.A1111) -> Inspected | None:
+    """`inspect(path)` if that costs nothing, else None. At the host's start the disk is not even asked."""
+    return _KNOWN.get((path, stamp(path), web_ui)) if _KNOWN else None
+
+
+def _remember(key: Key, found: Inspected) -> Inspected:
+    _KNOWN[key] = found
+    while len(_KNOWN) > _MOST:
+        _KNOWN.popitem(last=False)
+    return found
+
+
+def _inspect(path: Path, web_ui: WebUI) -> Inspected:
+    if path.suffix.lower() != ".safetensors":
+        return Inspected(path, Use.UNCHECKED, "is a pickle, which only the web UI itself can look into")
+    away = path.with_name(f"{path.name}{RENAMED}")
+    if away.is_file() and not path.exists():
+        return Inspected(path, Use.BROKEN, renamed(away))
+    try:
+        container = open_container(path)
+    except JobError as error:
+        return Inspected(path, Use.BROKEN, in_words(error))
+    try:
+        found = _of_lora(path, read(path), container, web_ui)
+    except JobError as error:
+        found = _refused(path, error, container)
+    return replace(found, card=cards.read(path, container.metadata))
+
+
+def renamed(away: Path) -> str:
+    """What happened to a file that Forge renamed."""
+    return f"Forge could not read it and has renamed it {away.name}: download or copy it again"
+
+
+def _of_lora(path: Path, lora: Lora, container: Container, web_ui: WebUI) -> Inspected:
+    if lora.base != SD15 and any(module.shape != module.module.shape for module in lora.modules.values()):
+        return _of_other_base(path, lora.base)
+    found = Inspected(
+        path, Use.READY, form=lora.form, base="SD1", rank=lora.rank, alpha=lora.alpha,
+        unet=len(lora.in_scope(UNET)), text_encoder=len(lora.in_scope(TEXT_ENCODER)),
+    )  # fmt: skip
+    lacks = what_is_lacking(lora, "kohya")
+    if lacks is not None:
+        return replace(found, use=Use.BROKEN, why=f"has no effect in the web UI: {lacks.reason}")
+    dropped = unread(container.tensors, web_ui)
+    if not dropped:
+        return found
+    which = "which" if len(dropped) == len(container.tensors) else f"{len(dropped)} of whose {len(container.tensors)} tensors"
+    why = f"is a file in the form \"{lora.form}\", {which} {web_ui.value} does not read: convert it first"
+    return replace(found, use=Use.CONVERT, why=why)
+
+
+def _refused(path: Path, error: JobError, container: Container) -> Inspected:
+    """A file that `read` does not take: decided by the error's type and fields."""
+    match error:
+        case WrongBase():
+            return _of_other_base(path, error.base)
+        case NotALora() | UnknownKeys() if any(key.startswith("bundle_emb.") for key in container.tensors):
+            return Inspected(path, Use.UNCHECKED, "has an embedding inside, which only the web UI itself reads")
+        case NotALora(hosts_read=True):
+            return Inspected(path, Use.UNCHECKED, f"is {error.kind}, which only the web UI itself reads")
+        case UnknownKeys() if any(key.startswith("lora_") for key in error.keys):
+            return Inspected(path, Use.UNCHECKED, f"may not be applied whole: it has {_unknown(error.keys)}")
+        case UnknownKeys():
+            return Inspected(path, Use.BROKEN, f"is not a LoRA of Stable Diffusion 1.5: it has {_unknown(error.keys)}")
+        case NotALora():
+            return Inspected(path, Use.BROKEN, f"is {error.kind}: {error.advice}")
+        case _:
+            return Inspected(path, Use.BROKEN, in_words(error))
+
+
+def _unknown(keys: Sequence[str]) -> str:
+    return f"{len(keys)} unknown tensor names, such as {quote(keys[0])}"
+
+
+def _of_other_base(path: Path, base: str) -> Inspected:
+    found = Inspected(path, Use.OTHER_BASE, base=base)
+    return replace(found, why=f"is a LoRA of {found.base_words}, not of Stable Diffusion 1.5")
+
+
+def in_words(error: Exception) -> str:
+    """An error for the page, to be read after the file's name; a command line's advice is left out."""
+    if isinstance(error, Damaged):
+        return f"{error.problem}: download or copy it again"
+    return error.problem if isinstance(error, FileError) else str(error)

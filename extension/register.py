@@ -1,0 +1,89 @@
+"""Tells the web UI of us: called once by scripts/scribble_lora.py when the scripts are loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from modules import script_callbacks, scripts
+
+from . import arguments, host, import_tab, infotext, xyz
+from .script import TITLE, ScribbleLora
+
+ROOT = Path(__file__).absolute().parents[1]
+
+ARGUMENTS_ROUTE = "/scribble-lora/arguments"
+
+T = TypeVar("T")
+
+__all__ = ["ScribbleLora", "register"]
+
+
+def register() -> None:
+    """Hand our callbacks to the web UI.
+
+    From a thread of its own, whose call stack is short: at every callback the web UI reads the source of the whole stack,
+    which at its start took 50 ms for ours.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(_register).result()
+
+
+def _register() -> None:
+    script_callbacks.on_before_ui(_before_ui)
+    script_callbacks.on_ui_tabs(_tabs)
+    script_callbacks.on_infotext_pasted(_pasted)
+    script_callbacks.on_app_started(_app_started)
+
+
+def _tried(what: str, work: Callable[[], T]) -> T | None:
+    """The result, or None after a report in the console: the web UI continues without this part."""
+    try:
+        return work()
+    except host.LoraExtensionOff as error:
+        host.tell(f"{what}: {error}")
+    except Exception as error:  # noqa: BLE001
+        host.tell(host.unforeseen(what, error))
+    return None
+
+
+def _before_ui() -> None:
+    # Forge leaves the folder of every extension on sys.path, where ours would hide another's `trainer` or `convert`.
+    sys.path[:] = [place for place in sys.path if os.path.abspath(place) != str(ROOT)]
+    _tried("no axes in the X/Y/Z plot", lambda: xyz.register(scripts.scripts_data))
+
+
+def _tabs() -> list[tuple[Any, str, str]]:
+    built = _tried("no Import tab", import_tab.build)
+    return [] if built is None else [(built, TITLE, "scribble_lora")]
+
+
+def _pasted(text: str, params: dict[str, Any]) -> None:
+    def work() -> None:
+        files = host.files()
+        gone = infotext.pasted(params, lambda name: files.name_of(name) or files.resolve(name), files.by_hash)
+        if gone is not None:
+            host.toast(f"the pasted picture used {gone}, which {files.why_missing(gone)}")
+        else:  # the dropdown knows it by its entry
+            params[infotext.ADAPTER] = files.entry(params[infotext.ADAPTER])
+
+    if infotext.ADAPTER in params:
+        _tried("the pasted infotext was not read", work)
+
+
+def _app_started(demo: Any, app: Any) -> None:
+    """Put the arguments of an API call into the schema that the web UI serves at /docs and /openapi.json."""
+
+    def schema() -> dict[str, object]:
+        return arguments.json_schema()
+
+    example = {"application/json": {"schema": arguments.json_schema()}}
+    _tried("its arguments are not in the API's schema", lambda: app.add_api_route(
+        ARGUMENTS_ROUTE, schema, methods=["GET"], tags=[TITLE], summary="Arguments of the script Scribble LoRA, by name",
+        description='Given as `"alwayson_scripts": {"Scribble LoRA": {"args": [{"enabled": true, "adapter": "…"}]}}`.',
+        responses={200: {"description": "JSON Schema of the arguments", "content": example}},
+    ))  # fmt: skip

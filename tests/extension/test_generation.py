@@ -1,0 +1,148 @@
+"""The extension's pure part, loaded as the web UI loads it: by path, as `scribble_lora`, with no host installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def files(core, folder):
+    return core.lora_files.LoraFiles({path.stem: path for path in folder.glob("*.safetensors")}, {"Alias": "scribble"})
+
+
+def processing(*prompts: str, **more) -> SimpleNamespace:
+    negative = [""] * len(prompts)
+    return SimpleNamespace(all_prompts=list(prompts), all_negative_prompts=negative, main_prompt=prompts[0],
+                           extra_generation_params={}, **more)  # fmt: skip
+
+
+def run(core, p: SimpleNamespace, arguments, files, model: str = "SD1") -> tuple[object, list[str]]:
+    """One batch of all pictures: what was applied, and what was said."""
+    said: list[str] = []
+    this = core.generation.begin(p, arguments, lambda name: files, model, said.append)
+    now = list(p.all_prompts)
+    core.generation.settle(p, this, range(len(now)), now)
+    assert now == p.all_prompts
+    return this.applied, said
+
+
+def test_every_prompt_of_a_generation_is_rewritten(core, files) -> None:
+    p = processing("cat", "cat", all_hr_prompts=["cat", "dog"])
+    applied, said = run(core, p, [True, "scribble", 0.5, True], files)
+    assert (applied.name, applied.scale, said) == ("scribble", 0.5, [])
+    assert p.all_prompts == [p.main_prompt] * 2 == ["a scribble of cat <lora:scribble:0.5>"] * 2
+    assert p.all_hr_prompts[1] == "a scribble of dog <lora:scribble:0.5>"
+    assert p.extra_generation_params == {
+        "Scribble LoRA adapter": "scribble", "Scribble LoRA scale": "0.5", "Scribble LoRA trigger words": "True"
+    }  # fmt: skip
+
+
+def test_no_scale_is_the_files_own(core, files) -> None:
+    p = processing("cat")
+    run(core, p, [True, "scribble", None, False], files)
+    assert p.main_prompt == "cat <lora:scribble:0.7>"
+
+
+@pytest.mark.parametrize("arguments", [
+    [True, "scribble", 0.5, False], [{"enabled": True, "adapter": "scribble", "scale": 0.5}],
+    [{"enabled": True, "adapter": "scribble.safetensors", "scale": 0.5, "use_trigger_words": False}, "None", 9, "x"],
+    [True, "Scribble.safetensors".lower(), 0.5],
+])  # fmt: skip
+def test_arguments_by_position_and_by_name_are_the_same(core, files, arguments) -> None:
+    p = processing("cat")
+    assert run(core, p, arguments, files)[1] == [] and p.all_prompts == ["cat <lora:scribble:0.5>"]
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["yes", "scribble", 0.8, False], "enabled must be true or false"), ([True, "scribble", "0.8", False], "scale must be"),
+    ([True, "scribble", 9, False], "from 0 to 1.5"), ([True, "scribble", float("nan"), False], "scale must be"),
+    ([True, "scribbel", 0.8, False], "did you mean scribble"), ([True, 7, 0.8, False], "adapter must be"),
+    ([True], "no adapter"), ([{"enabled": True}], "no adapter"), ([{"enabled": 1}], "enabled must be true or false"),
+    ([{"enabled": True, "Adapter": "scribble"}], "did you mean adapter?"), ([{"x": 1}], "the arguments are enabled, adapter"),
+    ([{"enabled": True, "adapter": "scribble", "scale": "1"}], "scale must be"),
+    ([True, "theirs", 0.8, False], "convert it first"), ([True, "broken", 0.8, False], "broken"),
+])  # fmt: skip
+def test_bad_requests_have_no_effect_and_one_line(core, files, arguments, named) -> None:
+    p = processing("cat", "cat")
+    applied, said = run(core, p, arguments, files)
+    assert applied is None and p.main_prompt == "cat" and p.all_prompts == ["cat", "cat"]
+    assert named in said[0] and "\n" not in said[0] and p.extra_generation_params == {"Scribble LoRA error": said[0]}
+
+
+def test_the_schema_says_what_the_validation_does(core, files) -> None:
+    """Each default is accepted, each bound is the validation's, and no other name is."""
+    schema = core.arguments.json_schema()
+    given = {name: one["default"] for name, one in schema["properties"].items()} | {"enabled": True, "adapter": "scribble"}
+    for bound in ("minimum", "maximum"):
+        given["scale"] = schema["properties"]["scale"][bound]
+        assert run(core, processing("cat"), [dict(given)], files)[0].scale == given["scale"]
+    assert schema["additionalProperties"] is False
+
+
+def test_a_hand_written_tag_without_effect_is_told(core, files) -> None:
+    p = processing("cat <lora:theirs:1>")
+    applied, said = run(core, p, [False], files)
+    assert applied is None and len(said) == 1 and "<lora:theirs:1> has no effect" in said[0] and not p.extra_generation_params
+
+
+def test_another_kind_of_model_is_refused(core, files) -> None:
+    _, said = run(core, processing("cat"), [True, "scribble", 0.8, False], files, "SDXL")
+    assert "is a LoRA of Stable Diffusion 1.5 and the loaded model is SDXL" in said[0]
+
+
+def test_the_list_marks_what_cannot_be_used(core, files, folder) -> None:
+    """Plain strings, and each leads back to its file."""
+    shown = files.choices()
+    assert shown[0] == "None" and [files.name_of(entry) for entry in shown[1:]] == ["broken", "scribble", "theirs"]
+    assert "damaged" in shown[1] and shown[2] == "scribble" and "convert first" in shown[3]
+
+
+@pytest.mark.parametrize("name", ["None", "warn  ⚠ sign", "a.safetensors", " lead", "new\nline"])
+def test_a_file_of_any_name_can_be_chosen_and_comes_back(core, folder, name) -> None:
+    path = folder / f"{name}.safetensors"
+    path.write_bytes((folder / "scribble.safetensors").read_bytes())
+    files = core.lora_files.LoraFiles({name: path})
+    nothing, entry = files.choices()
+    assert nothing == "None" != entry and files.chosen(entry).path == path and files.chosen("None") is None
+    p = processing("cat")
+    applied, said = run(core, p, [True, entry, 1, False], files)
+    assert (applied.name, said) == (name, []) and p.all_prompts == [f"cat <lora:{name}:1>"]
+    assert files.name_of(p.extra_generation_params["Scribble LoRA adapter"]) == name
+
+
+def test_a_replaced_file_is_looked_into_again(core, folder) -> None:
+    path = folder / "theirs.safetensors"
+    assert core.inspection.inspect(path).use is core.inspection.Use.CONVERT
+    path.write_bytes((folder / "scribble.safetensors").read_bytes())
+    assert core.inspection.inspect(path).use is core.inspection.Use.READY
+
+
+@pytest.mark.parametrize("left", [None, "", "(", "raise ValueError('two\\nlines')", "\0"], ids=lambda left: repr(left)[:9])
+def test_the_door_takes_no_general_name_and_survives_damage(tmp_path, left) -> None:
+    """In a process of its own: another extension owns `convert` and `trainer`, and of our folder this is left."""
+    if left is not None:
+        (tmp_path / "extension").mkdir()
+        (tmp_path / "extension/register.py").write_text(left)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/scribble_lora.py").write_bytes((ROOT / "scripts/scribble_lora.py").read_bytes())
+    code = (
+        "import runpy, sys, types\n"
+        "decoy = types.ModuleType('convert'); sys.modules['convert'] = sys.modules['trainer'] = decoy\n"
+        "scripts = types.ModuleType('modules.scripts'); scripts.scripts_data = []\n"
+        "modules = types.ModuleType('modules'); modules.scripts = scripts\n"
+        "sys.modules.update({'modules': modules, 'modules.scripts': scripts})\n"
+        "path = list(sys.path)\n"
+        f"runpy.run_path({str(tmp_path / 'scripts/scribble_lora.py')!r})\n"
+        "assert sys.modules['convert'] is decoy and sys.modules['trainer'] is decoy and 'extension' not in sys.modules\n"
+        "assert sys.path == path and 'torch' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("\n") == 1 and "Scribble LoRA: is off, its folder is damaged" in result.stderr
