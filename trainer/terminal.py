@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+Say = Callable[[str], None]
+"""Prints a line for the user."""
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,19 +21,19 @@ from trainer.runs.loss_curve import draw_curve
 from trainer.runs.run_folder import RunFolder
 from trainer.sample.preview import write_preview
 from trainer.sample.sampler import Sampler
-from trainer.terminal import say, say_nothing
-from trainer.training import checkpoints, devices, micro_batch
+from trainer.terminal import Say, say, say_nothing
+from trainer.training import checkpoints, devices
 from trainer.training.devices import Compute
-from trainer.training.loop import Training, train
+from trainer.training.loop import train
 from trainer.training.metrics import Metrics, check_tracker, open_tracker, read_lines
-from trainer.training.objective import Objective
+from trainer.training.micro_batch import choose_micro_batch
+from trainer.training.objective import choose_objective
 from trainer.training.processes import Processes, join
+from trainer.training.state import State, Training, prepare
+from trainer.training.stop import StopRequest
 
-Say = Callable[[str], None]
-
-
-
-
+STOPPED = 130
+"""Exit status of a run that was stopped by a signal and saved."""
 
 
 def run(recipe: Recipe, job: Job) -> int:
@@ -72,8 +71,8 @@ def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, tell
     adapter.layers(base.unet, recipe)  # bad --targets are said before the encoding
     if processes.main:
         folder.bind(recipe, base, dataset)
-    training, first = prepare(recipe, job, base, dataset, compute, processes, tell)
-    return _train_and_export(training, first, job, base, dataset, started, tell)
+    training, state = prepare_training(recipe, job, base, dataset, compute, processes, tell)
+    return _train_and_export(training, state, job, base, dataset, started, tell)
 
 
 def _check(recipe: Recipe, job: Job) -> int | None:
@@ -99,9 +98,9 @@ def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | No
         plan.refuse_cpu_by_accident(recipe, samples, devices.flops_per_second(compute))
 
 
-def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Compute, processes: Processes,
-            tell: Say) -> tuple[Training, int]:  # fmt: skip
-    """Encode, attach the LoRA, restore; returns the training and the steps already done."""
+def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Compute, processes: Processes,
+                     tell: Say) -> tuple[Training, State]:  # fmt: skip
+    """Encode, attach the LoRA, choose the micro-batch, restore the newest checkpoint."""
     encode: dict[str, Any] = {"recipe": recipe, "device": compute.device, "cache": job.cache, "say": tell}
     with processes.main_first():
         encoded = encode_dataset(dataset.train, base, **encode)
@@ -110,42 +109,49 @@ def prepare(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Com
         base.release_encoders()
     factors = adapter.attach(base.unet, recipe)
     base.unet.to(compute.device)
-    training = Training(
+    training, state = prepare(
         recipe=recipe, unet=base.unet, factors=factors, encoded=encoded, held_out=held_out, compute=compute,
-        objective=Objective(recipe, base.scheduler, compute.device), processes=processes, run=job.run,
+        objective=choose_objective(recipe, base.scheduler, compute.device), processes=processes, run=job.run,
         total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every,
-        forward=Compiled(base.unet, compute.device, job.compile, job.cache, tell),
-        sample_every=job.sample_every)
-    if job.sample_every:
-        training.sample = _sampling(Sampler(base, compute, resolution=recipe.resolution), dataset, RunFolder(job.run))
-    micro_batch.settle(training, job.micro_batch)
-    first = checkpoints.restore(job.run / "checkpoints", factors, training.optimizer, training.scaler)
-    numbers = sum(p.numel() for p in training.parameters)
-    tell(f"{len(encoded)} pictures, {training.micro_batch} at once, {len(factors) // 2} modules, {numbers:,} numbers to learn, "
-         f"{training.total} steps"
+        forward=Compiled(base.unet, compute.device, job.compile, job.cache, tell))
+    state.micro_batch = choose_micro_batch(training, job.micro_batch)
+    first = checkpoints.restore(job.run / "checkpoints", state)
+    tell(f"{len(encoded)} pictures, {state.micro_batch} at once, {len(factors) // 2} modules, "
+         f"{state.gradient.numel():,} numbers to learn, {training.total} steps"
          + (f", going on after step {first}" if first else ""))
-    return training, first
+    return training, state
 
 
-def _train_and_export(training: Training, first: int, job: Job, base: Base, dataset: Dataset, started: float,
+def _train(training: Training, state: State, job: Job, base: Base, dataset: Dataset, tell: Say) -> None:
+    """Drive the loop to its end or to a requested stop: write metrics, draw samples."""
+    folder, main = RunFolder(job.run), training.processes.main
+    sampler = Sampler(base, training.compute, resolution=training.recipe.resolution) if job.sample_every and main else None
+    metrics = Metrics(folder.metrics, first=state.step, total=training.total,
+                      tracker=open_tracker(job.track, job.run, training.recipe.as_dict())) if main else None
+    with StopRequest(tell) as stop, metrics or nullcontext():
+        for step in train(training, state, stop):
+            if metrics:
+                for report in step.reports:
+                    metrics.report(report)
+                if step.held_out is not None:
+                    metrics.held_out(step.done, step.held_out)
+            if sampler and step.done % job.sample_every == 0:
+                folder.samples.mkdir(exist_ok=True)
+                write_preview(sampler, dataset, folder.samples / f"step-{step.done:06d}.png")
+                adapter.set_scale(base.unet, 1.0)
+
+
+def _train_and_export(training: Training, state: State, job: Job, base: Base, dataset: Dataset, started: float,
                       tell: Say) -> int:  # fmt: skip
-    folder, recipe, main = RunFolder(job.run), training.recipe, training.processes.main
+    folder, recipe = RunFolder(job.run), training.recipe
     assert job.out is not None
-    metrics = None
-    if main:
-        metrics = Metrics(folder.metrics, first=first, total=training.total,
-                          tracker=open_tracker(job.track, job.run, recipe.as_dict()))
-    try:
-        reached = train(training, metrics, first)
-    finally:
-        if metrics:
-            metrics.close()
-    if not main:
-        return 0 if reached == training.total else 130
+    _train(training, state, job, base, dataset, tell)
+    if not training.processes.main:
+        return 0 if state.step == training.total else STOPPED
     draw_curve(read_lines(folder.metrics), job.run / "loss.png")
-    if reached < training.total:
-        tell(f"stopped and saved at step {reached} of {training.total}: the same command goes on")
-        return 130
+    if state.step < training.total:
+        tell(f"stopped and saved at step {state.step} of {training.total}: the same command goes on")
+        return STOPPED
     folder.claim(job.out)
     report = export.write_lora(base.unet, job.run, job.out, recipe, base, dataset, steps=training.total, started=started)
     export.write_card(job.out, recipe, base, dataset)
@@ -154,8 +160,7 @@ def _train_and_export(training: Training, first: int, job: Job, base: Base, data
             fresh = load_base(recipe, dtype=training.compute.base_dtype, say=say_nothing)
             base.vae, base.text_encoder = fresh.vae, fresh.text_encoder
         tell("drawing the preview")
-        write_preview(Sampler(base, training.compute, resolution=recipe.resolution), dataset,
-                             export.outputs(job.out)[2])
+        write_preview(Sampler(base, training.compute, resolution=recipe.resolution), dataset, export.outputs(job.out)[2])
     folder.finish(report.model_hash)
     tell(f"wrote {job.out} ({report.size / 1e6:.1f} MB, {report.unet} modules, sshs_model_hash {report.model_hash[:10]}); "
          f"beside it the card{' and the picture' if job.preview else ''}; run folder {job.run}")
@@ -167,15 +172,6 @@ def _check_captions(dataset: Dataset, base: Base, tell: Say) -> None:
     long = count_long_captions([*dataset.train, *dataset.held_out], base.tokenizer, limit)
     if long:
         tell(f"captions longer than the text encoder's {limit} tokens, cut there: {len(long)}, first {long[0].source}")
-
-
-def _sampling(sampler: Sampler, dataset: Dataset, folder: RunFolder) -> Any:
-    def sample(step: int) -> None:
-        folder.samples.mkdir(exist_ok=True)
-        write_preview(sampler, dataset, folder.samples / f"step-{step:06d}.png")
-        adapter.set_scale(sampler.base.unet, 1.0)
-
-    return sample
 
 
 def _contact_sheet(recipe: Recipe, job: Job, tell: Say) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,11 +24,13 @@ from trainer.lora import adapter
 from trainer.recipe import Recipe
 from trainer.training import micro_batch
 from trainer.training.devices import choose
-from trainer.training.draws import Ahead, draw_step
-from trainer.training.loop import Training, _gradients, train
+from trainer.training.draws import Prefetcher, draw_step
+from trainer.training.loop import backward, train
 from trainer.training.metrics import Metrics, read_lines
-from trainer.training.objective import Objective
+from trainer.training.noise_schedule import NoiseSchedule
+from trainer.training.objective import choose_objective
 from trainer.training.processes import Processes
+from trainer.training.state import State, Training, prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,12 +86,10 @@ def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Reci
     fused = Fused(unet)
     with fused:
         mine, mine_gradients = loss_and_gradients(unet, factors)
-        with fused.paused():
-            between, _ = loss_and_gradients(unet, factors)
     assert mine == pytest.approx(loss, abs=1e-5)
     assert (mine_gradients - gradients).norm() < 1e-4 * gradients.norm()  # each is 3e-5 from the truth
     after, _ = loss_and_gradients(unet, factors)
-    assert (between, after) == (pytest.approx(loss, abs=1e-6),) * 2
+    assert after == pytest.approx(loss, abs=1e-6)
     assert list(unet.state_dict()) == names
 
 
@@ -158,79 +160,96 @@ def test_attention_of_narrow_heads_is_torchs(queries: int, keys: int, monkeypatc
 RECIPE = Recipe(batch=2, accumulation=2, rank=2, learning_rate=1e-2)
 
 
-def make_training(run: Path, **more) -> Training:
+def make_training(run: Path, *, loss=None, micro_batch: int = 0, **more) -> tuple[Training, State]:
+    """loss: called instead of the objective's, with it first."""
     unet = make_unet()
     compute, g = choose("cpu"), torch.Generator().manual_seed(1)
     encoded = EncodedSet(mean=torch.randn(10, 2, 4, 8, 8, generator=g), std=torch.rand(10, 2, 4, 8, 8, generator=g) * 0.1,
                          caption_index=torch.arange(10) % 3, embeddings=torch.randn(3, 5, 12, generator=g))
-    return Training(recipe=RECIPE, unet=unet, factors=adapter.attach(unet, RECIPE), encoded=encoded, held_out=None,
-                    objective=Objective(RECIPE, DDPMScheduler(beta_schedule="scaled_linear"), compute.device),
-                    compute=compute, run=run, **({"total": 3, "checkpoint_every": 100, "processes": Processes()} | more))
+    objective = choose_objective(RECIPE, DDPMScheduler(beta_schedule="scaled_linear"), compute.device)
+    if loss:
+        objective = SimpleNamespace(loss=partial(loss, objective.loss), schedule=objective.schedule)
+    t, state = prepare(recipe=RECIPE, unet=unet, factors=adapter.attach(unet, RECIPE), encoded=encoded, held_out=None,
+                       objective=objective, compute=compute, run=run,
+                       **({"total": 3, "checkpoint_every": 100, "processes": Processes()} | more))
+    state.micro_batch = micro_batch or state.micro_batch
+    return t, state
 
 
 def test_draws_made_ahead_are_the_steps_own() -> None:
     def draw(step: int):
-        return draw_step(RECIPE, step, pictures=10, views=2, latent=(4, 8, 8), timesteps=1000)
+        return draw_step(RECIPE, step, pictures=10, views=2, latent=(4, 8, 8), schedule=NoiseSchedule(torch.ones(1000)))
 
-    ahead = list(Ahead(draw, 2, 5, pinned=False))
+    ahead = list(Prefetcher(draw, 2, 5, pinned=False))
     assert [step for step, _ in ahead] == [2, 3, 4]
     assert all(torch.equal(made.eps, draw(step).eps) for step, made in ahead)
-    assert list(Ahead(draw, 5, 5, pinned=False)) == []
+    assert list(Prefetcher(draw, 5, 5, pinned=False)) == []
 
 
 def test_a_step_that_is_not_finite_is_named_though_it_is_read_late(tmp_path: Path) -> None:
-    t = make_training(tmp_path, total=9)
-    loss, seen, reported = t.objective.loss, [], []
+    seen, reported = [], []
 
-    def breaking(*arguments):
+    def breaking(loss, *arguments):
         seen.append(1)
-        return loss(*arguments) * (float("nan") if len(seen) > 6 else 1)  # steps have 2, 2 and 1 micro-batches
+        return loss(*arguments) * (float("nan") if len(seen) > 3 else 1)
 
-    t.objective.loss = breaking
-    metrics = SimpleNamespace(step=lambda step, **numbers: reported.append(step))
+    t, state = make_training(tmp_path, total=9, loss=breaking)
     with pytest.raises(JobError, match="step 4: the loss is nan"):
-        train(t, metrics, 0)
+        for step in train(t, state):
+            reported += [report.step for report in step.reports]
     assert reported == [1, 2, 3]
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_gradient(tmp_path: Path) -> None:
-    draw = draw_step(RECIPE, 0, pictures=10, views=2, latent=(4, 8, 8), timesteps=1000)
-    t, calm = make_training(tmp_path, micro_batch=4), make_training(tmp_path, micro_batch=4)
-    loss = t.objective.loss
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("MPS backend out of memory"),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
+def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_gradient(error: Exception, tmp_path: Path) -> None:
+    most = 1
 
-    def short(unet, encoded, some):
-        if len(some) > 1:
-            raise torch.OutOfMemoryError("no")
+    def short(loss, unet, encoded, some):
+        if len(some) > most:
+            raise error
         return loss(unet, encoded, some)
 
-    t.objective.loss = short
-    for training in (t, calm):
-        _gradients(training, draw)
-    assert t.micro_batch == 1
-    torch.testing.assert_close(t.sums, calm.sums, rtol=1e-4, atol=1e-6)
-    train(t, None, 2)  # the last step, and its checkpoint: the next command starts with the halved number
+    t, state = make_training(tmp_path, micro_batch=4, loss=short)
+    calm, calm_state = make_training(tmp_path, micro_batch=4)
+    for training, its in ((t, state), (calm, calm_state)):
+        backward(training, its, t.draw(0))
+    assert state.micro_batch == 1
+    torch.testing.assert_close(state.reduce_buffer, calm_state.reduce_buffer, rtol=1e-4, atol=1e-6)
+    state.step = 2
+    list(train(t, state))  # the last step, and its checkpoint: the next command starts with the halved number
     assert json.loads((tmp_path / "micro_batch.json").read_text())["micro_batch"] == 1
-    t.objective.loss = lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
-    with pytest.raises(JobError, match="micro-batch of 1"):
-        _gradients(t, draw)
+    most = 0
+    with pytest.raises(JobError, match="out of memory on a micro-batch of 1"):
+        backward(t, state, t.draw(0))
+
+
+def test_another_runtime_error_is_not_taken_for_memory(tmp_path: Path) -> None:
+    def broken(loss, *arguments):
+        raise RuntimeError("sizes do not match")
+
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        list(train(*make_training(tmp_path, loss=broken)))
 
 
 def test_the_micro_batch_is_what_memory_holds_and_is_kept_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    t = make_training(tmp_path)
+    t, _ = make_training(tmp_path)
     each = micro_batch.activation_bytes(t)
     assert each > 16 * 16 * 8 * 4
     monkeypatch.setattr(micro_batch, "_free", lambda device: 3.5 * each / micro_batch.SHARE)
-    assert micro_batch.settle(t, 0) == 2  # three fit; two parts of two are as few and even
+    assert micro_batch.choose_micro_batch(t, 0) == 2  # three fit; two parts of two are as few and even
     monkeypatch.setattr(micro_batch, "_free", lambda device: 1e12)
-    assert micro_batch.settle(t, 0) == 2  # the recorded one
-    assert micro_batch.settle(t, 3) == 3
+    assert micro_batch.choose_micro_batch(t, 0) == 2  # the recorded one
+    assert micro_batch.choose_micro_batch(t, 3) == 3
+    assert micro_batch.choose_micro_batch(t, 64) == 4  # no larger than a step, or it would never be reached
+    assert micro_batch.choose_micro_batch(t, 3) == 3
     assert json.loads((tmp_path / "micro_batch.json").read_text()) == {"micro_batch": 3, "device": "cpu"}
     (tmp_path / "micro_batch.json").write_text("{")
     with pytest.raises(JobError, match="micro_batch.json"):
-        micro_batch.settle(t, 0)
-    assert [micro_batch.even(32, limit) for limit in (0, 1, 7, 15, 16, 31, 32, 99)] == [1, 1, 4, 8, 16, 16, 32, 32]
-    assert [micro_batch.even(31, limit) for limit in (5, 16, 31)] == [5, 16, 31]  # a prime number has no equal parts
+        micro_batch.choose_micro_batch(t, 0)
+    assert [micro_batch.equal_parts(32, limit) for limit in (0, 1, 7, 15, 16, 31, 32, 99)] == [1, 1, 4, 8, 16, 16, 32, 32]
+    assert [micro_batch.equal_parts(31, limit) for limit in (5, 16, 31)] == [5, 16, 31]  # a prime number has no equal parts
 
 
 def test_only_whole_micro_batches_are_computed_compiled(tmp_path: Path) -> None:
@@ -241,15 +260,34 @@ def test_only_whole_micro_batches_are_computed_compiled(tmp_path: Path) -> None:
             self.sizes.append(len(x))
             return t.unet(x, *arguments, **named)
 
-    t, calm = (make_training(tmp_path, micro_batch=4) for _ in range(2))
-    t.forward = Recording()
+    recording = Recording()
+    t, state = make_training(tmp_path, forward=recording)
+    calm, calm_state = make_training(tmp_path)
+    assert state.micro_batch == 4
     for step in range(3):  # 10 pictures: an epoch has steps of 4, 4 and 2
-        draw = draw_step(RECIPE, step, pictures=len(t.encoded), views=2, **t.shape)
-        for training in (t, calm):
-            with training.fused:
-                _gradients(training, draw)
-        torch.testing.assert_close(t.sums, calm.sums)
-    assert t.forward.sizes == [4, 4]
+        backward(t, state, t.draw(step))
+        backward(calm, calm_state, t.draw(step))
+        torch.testing.assert_close(state.reduce_buffer, calm_state.reduce_buffer)
+    assert recording.sizes == [4, 4]
+
+
+def test_a_set_smaller_than_a_step_is_one_compiled_micro_batch(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def forward(x, *arguments, **named):
+        sizes.append(len(x))
+        return t.unet(x, *arguments, **named)
+
+    forward.dtype = torch.float32
+    recipe = Recipe(batch=8, accumulation=4, rank=2)
+    small, _ = make_training(tmp_path)
+    factors = [(name, p) for name, p in small.unet.named_parameters() if "lora" in name]
+    t, state = prepare(recipe=recipe, unet=small.unet, factors=factors, encoded=small.encoded, held_out=None,
+                       objective=small.objective, compute=small.compute, run=tmp_path,
+                       total=3, checkpoint_every=100, processes=Processes(), forward=forward)
+    state.micro_batch = micro_batch.choose_micro_batch(t, 0)
+    backward(t, state, t.draw(0))
+    assert state.micro_batch == 10 and sizes == [10]
 
 
 def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,31 +364,41 @@ def _one_of_four(rank: int, count: int, folder: str) -> None:
     sent: list[int] = []
     reduce = torch.distributed.all_reduce
     torch.distributed.all_reduce = lambda tensor, **options: (sent.append(tensor.nbytes), reduce(tensor, **options))[1]
-    t = make_training(Path(folder) / "run", processes=Processes(rank=rank, count=count))
-    train(t, None, 0)
-    if rank == 0:
-        torch.save({"factors": [p.data for p in t.parameters], "sent": sent}, f"{folder}/result.pt")
+    t, state = make_training(Path(folder) / "run", processes=Processes(rank=rank, count=count), total=6)
+    stop_at = int(os.environ["STOP_AT"])
+    steps = list(train(t, state, lambda: rank == 2 and 0 < stop_at <= state.step))
+    torch.save({"factors": [p.data for p in state.parameters], "sent": sent, "done": steps[-1].done,
+                "stopped": steps[-1].stopped}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_four_processes_train_what_one_trains_and_send_one_buffer_a_step(tmp_path: Path) -> None:
-    """Steps of 4, 4 and 2 pictures: in the last one two processes have none."""
+@pytest.mark.parametrize("stop_at", [0, 2])
+def test_four_processes_train_what_one_trains_and_send_one_buffer_a_step(stop_at: int, tmp_path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Steps of 4, 4 and 2 pictures: in the last one two processes have none. One process alone is asked to stop."""
+    monkeypatch.setenv("STOP_AT", str(stop_at))
     torch.multiprocessing.spawn(_one_of_four, args=(4, str(tmp_path)), nprocs=4)
-    alone = make_training(tmp_path / "alone")
-    train(alone, None, 0)
-    result = torch.load(tmp_path / "result.pt")
-    assert result["sent"] == [alone.sums.nbytes] * 3
-    for mine, theirs in zip(result["factors"], alone.parameters, strict=True):
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    done = results[0]["done"]
+    assert {(r["done"], r["stopped"]) for r in results} == {(done, bool(stop_at))} and done == (4 if stop_at else 6)
+    assert (tmp_path / f"run/checkpoints/step-{done:06d}").is_dir()
+    alone, state = make_training(tmp_path / "alone", total=6)
+    for step in train(alone, state):
+        if step.done == done:
+            break
+    assert results[0]["sent"] == [state.reduce_buffer.nbytes] * done
+    for mine, theirs in zip(results[0]["factors"], state.parameters, strict=True):
         torch.testing.assert_close(mine, theirs.data, rtol=1e-3, atol=1e-4)
 
 
-def test_the_pace_of_every_step_is_its_own_though_steps_are_read_late(tmp_path: Path) -> None:
-    t = make_training(tmp_path, total=6, sample_every=2)
-    drawn = []
-    t.sample = drawn.append
-    metrics = Metrics(tmp_path / "metrics.jsonl", first=0, total=6)
-    train(t, metrics, 0)
-    metrics.close()
-    paces = sorted(line["pictures_per_second"] for line in read_lines(tmp_path / "metrics.jsonl"))
-    assert drawn == [2, 4, 6] and len(paces) == 6
-    assert paces[0] > 0 and paces[-1] < 50 * paces[3]  # a step timed by its reading has thousands of times the pace
+def test_every_step_is_reported_once_and_written(tmp_path: Path) -> None:
+    t, state = make_training(tmp_path, total=6, checkpoint_every=3)
+    with Metrics(tmp_path / "metrics.jsonl", first=0, total=6) as metrics:
+        for step in train(t, state):
+            for report in step.reports:
+                metrics.report(report)
+            assert len(step.reports) == {1: 0, 3: 2, 4: 0, 6: 2}.get(step.done, 1)
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["learning_rate"] for line in lines] == [t.schedule(k) for k in range(6)]
+    assert all(line["pictures_per_second"] > 0 for line in lines)

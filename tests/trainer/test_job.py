@@ -231,13 +231,13 @@ def test_numbers_that_are_lost_end_the_run_before_anything_is_saved(arguments: l
                                                                     monkeypatch: pytest.MonkeyPatch,
                                                                     capsys: pytest.CaptureFixture) -> None:  # fmt: skip
     """A finite loss with an infinite gradient: only the norm and the factors show it."""
-    update = loop._update
+    update = loop.update
 
-    def lost(t, rate):
-        t.gradient[0] = float("inf")
-        return update(t, rate)
+    def lost(t, state, rate):
+        state.gradient[0] = float("inf")
+        return update(t, state, rate)
 
-    monkeypatch.setattr(loop, "_update", lost)
+    monkeypatch.setattr(loop, "update", lost)
     assert main([*arguments, "--steps", "1"]) == 1
     assert "step 1: the gradient's norm is inf" in capsys.readouterr().err
     assert not (tmp_path / "run/checkpoints").exists() and not (tmp_path / "s.safetensors").exists()

@@ -15,7 +15,7 @@ from trainer.benchmark.steps import encoding, our_step, ours, plain_steps
 from trainer.plan import TRAIN_GFLOP, in_words
 from trainer.recipe import Recipe
 from trainer.training import devices
-from trainer.training.loop import Training
+from trainer.training.state import State, Training
 
 RECIPE_SAMPLES, RECIPE_INPUTS = 140_000, 4_000
 """The paper's recipe: pictures computed, 70 epochs of 2,000; inputs of the VAE, the 2,000 and their mirror images."""
@@ -41,43 +41,43 @@ def measure(options: Any, micro_batches: list[int], say: Say) -> Found:
     }  # fmt: skip
     started = time.perf_counter()
     unet = build_unet(SIZES[name], compute.device, compute.base_dtype)
-    training = ours(unet, recipe, compute, resolution, options.compile, options.cache, say)
+    training, state = ours(unet, recipe, compute, resolution, options.compile, options.cache, say)
     default = [8, whole] if on_cpu else [1, 4, 8, whole]
-    _time_micro_batches(found, training, micro_batches or default, started, say)
+    _time_micro_batches(found, training, state, micro_batches or default, started, say)
     best = max(found["micro_batches"], key=lambda row: row["pictures_per_second"])
     found["recipe_seconds"] = RECIPE_SAMPLES * TRAIN_GFLOP / (best["share_of_ceiling"] * found["ceiling_tflops"] * 1e3)
-    training.micro_batch = best["micro_batch"]
+    state.micro_batch = best["micro_batch"]
     if options.profile:
         say("one step under the profiler …")
-        found["profile"] = clock.profile(our_step(training), compute.device)
+        found["profile"] = clock.profile(our_step(training, state), compute.device)
     if not options.no_plain:
-        _time_others(found, training, SIZES[name], say)
+        _time_others(found, training, state, SIZES[name], say)
     return found
 
 
-def _time_micro_batches(found: Found, training: Training, sizes: list[int], started: float, say: Say) -> None:
+def _time_micro_batches(found: Found, training: Training, state: State, sizes: list[int], started: float, say: Say) -> None:
     """Fill in what our step takes at each micro-batch, and when the first one was done."""
     found["compiled"], found["micro_batches"] = bool(training.forward.blocks), []
     device, whole = training.compute.device, found["pictures_per_step"]
     for micro in dict.fromkeys(min(size, whole) for size in sizes):
-        training.micro_batch = micro
+        state.micro_batch = micro
         say(f"micro-batch {micro} …")
         clock.reset_peak(device)
         try:
-            timing = clock.race({"ours": our_step(training)}, found["rounds"], device)["ours"]
+            timing = clock.race({"ours": our_step(training, state)}, found["rounds"], device)["ours"]
         except JobError as error:
             say(str(error))
             break
         if "first_step_seconds" not in found:
             found["first_step_seconds"] = time.perf_counter() - started - found["rounds"] * timing.seconds
-        found["micro_batches"].append(_row(training.micro_batch, timing, found, device))
-        if training.micro_batch < micro:  # halved: memory does not hold more
+        found["micro_batches"].append(_row(state.micro_batch, timing, found, device))
+        if state.micro_batch < micro:  # halved: memory does not hold more
             break
     if not found["micro_batches"]:
         raise JobError("no micro-batch fits in memory here: give a smaller --size or --resolution")
 
 
-def _time_others(found: Found, training: Training, size: Size, say: Say) -> None:
+def _time_others(found: Found, training: Training, state: State, size: Size, say: Say) -> None:
     """Fill in the encoding's rate and, in alternation with our step, the plain ones."""
     compute, resolution = training.compute, found["resolution"]
     encoders = build_encoders(size, compute.device, compute.base_dtype)
@@ -87,7 +87,7 @@ def _time_others(found: Found, training: Training, size: Size, say: Say) -> None
     say("beside plain steps …")
     unet = build_unet(size, compute.device, compute.base_dtype)
     steps = plain_steps(unet, encoders, training.recipe, compute, resolution)
-    timings = clock.race({"ours": our_step(training), **steps}, found["rounds"], compute.device)
+    timings = clock.race({"ours": our_step(training, state), **steps}, found["rounds"], compute.device)
     key = "cpu_seconds" if compute.device.type == "cpu" else "seconds"
     taken = {kind: getattr(timing, key) for kind, timing in timings.items()}
     found["against_plain"] = {"clock": key, **taken, "ratio": taken["ours"] / taken["plain"],

@@ -21,17 +21,17 @@ from trainer.kernels.compile import Compiled
 from trainer.lora import adapter
 from trainer.recipe import Recipe
 from trainer.training.devices import Compute
-from trainer.training.draws import draw_step
-from trainer.training.loop import Training, _gradients, _update, learning_rate
-from trainer.training.objective import Objective
+from trainer.training.loop import backward, update
+from trainer.training.objective import choose_objective
 from trainer.training.processes import Processes
+from trainer.training.state import State, Training, prepare
 
 Step = Callable[[], None]
 PICTURES = 64
 
 
 def ours(unet: Any, recipe: Recipe, compute: Compute, resolution: int, compile: str, cache: Path,
-         say: Callable[[str], None]) -> Training:  # fmt: skip
+         say: Callable[[str], None]) -> tuple[Training, State]:  # fmt: skip
     """A training over made-up encodings of `unet`'s shapes, as trainer/train.py makes one."""
     side, dtype, device = resolution // 8, storage_dtype(compute.device), compute.device
     latents = torch.randn(2, PICTURES, 2, 4, side, side, generator=torch.Generator().manual_seed(1)).to(device, dtype)
@@ -39,22 +39,20 @@ def ours(unet: Any, recipe: Recipe, compute: Compute, resolution: int, compile: 
     encoded = EncodedSet(mean=latents[0], std=latents[1].abs() * 0.1, embeddings=embeddings,
                          caption_index=torch.arange(PICTURES, device=device))
     factors = adapter.attach(unet, recipe)
-    return Training(recipe=recipe, unet=unet, factors=factors, encoded=encoded, held_out=None, compute=compute,
-                    objective=Objective(recipe, scheduler(), device), processes=Processes(),
-                    run=Path(tempfile.gettempdir()), total=1000, checkpoint_every=1000,
-                    forward=Compiled(unet, device, compile, cache, say))
+    return prepare(recipe=recipe, unet=unet, factors=factors, encoded=encoded, held_out=None, compute=compute,
+                   objective=choose_objective(recipe, scheduler(), device), processes=Processes(),
+                   run=Path(tempfile.gettempdir()), total=1000, checkpoint_every=1000,
+                   forward=Compiled(unet, device, compile, cache, say))
 
 
-def our_step(t: Training) -> Step:
+def our_step(t: Training, state: State) -> Step:
     """One optimizer step of trainer/training/loop.py on the next draws."""
     number = iter(range(t.total))
 
     def step() -> None:
         k = next(number)
-        draw = draw_step(t.recipe, k, pictures=PICTURES, views=2, **t.shape)
-        with t.fused:
-            _gradients(t, draw)
-            _update(t, learning_rate(t.recipe, k, t.total))
+        backward(t, state, t.draw(k))
+        update(t, state, t.schedule(k))
 
     return step
 

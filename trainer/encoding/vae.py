@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.errors import JobError
 from trainer.base.load import Base
 from trainer.data.records import Example
 from trainer.encoding.formats import moved, storage_dtype
+from trainer.memory import halving
 
 VIEWS_AT_ONCE = {"cuda": 8, "cpu": 2}
 """Pictures of 512 x 512 that the VAE takes at a time (about 2 GB on a GPU); fewer of larger, more of smaller ones."""
@@ -40,13 +40,13 @@ class Posterior:
         self.device, self.views, self.say, self._original = device, views, say, base.vae
         self._dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
         self._vae: Any = None
-        self._parts = 1  # of a batch, one after the other; doubled when a GPU runs out of memory
         config = base.vae.config
         latent = side // 2 ** (len(config.block_out_channels) - 1)
         self.shape = (views, config.latent_channels, latent, latent)
         at_once = VIEWS_AT_ONCE.get(device.type, 2) * 512**2 // side**2
         self.batch = max(min(at_once, MOST_VIEWS) // views, 1)
         """Pictures per call; powers of two, so that shards hold whole batches."""
+        self._at_once = self.batch * views  # views that the VAE computes at a time; halved when memory runs out
 
     def __call__(self, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
         """uint8 (B, side, side, 3), B at most `batch` -> mean and std, each (B, views, 4, h, w), on the CPU.
@@ -67,19 +67,15 @@ class Posterior:
 
     @torch.no_grad()
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of pictures (B, 3, side, side), in as many parts as memory asks for."""
-        while True:
-            try:
-                if self._vae is None:
-                    self._vae = moved(self._original, self.device, self._dtype)
-                parts = [self._vae.encode(some).latent_dist for some in x.to(self._dtype).chunk(self._parts)]
-                break
-            except torch.OutOfMemoryError as error:
-                if self._parts >= len(x):
-                    raise JobError("out of memory on encoding a single picture: close other programs that use the GPU, or "
-                                   "give a smaller --resolution") from error
-                self._parts *= 2
-                torch.cuda.empty_cache()
+        """Mean and std of pictures (B, 3, side, side), as many at a time as memory holds."""
+
+        def encode(at_once: int) -> list[Any]:
+            if self._vae is None:
+                self._vae = moved(self._original, self.device, self._dtype)
+            return [self._vae.encode(some).latent_dist for some in x.to(self._dtype).split(at_once)]
+
+        parts, self._at_once = halving(encode, self._at_once, what="encoding a single picture", advice="close other programs "
+                                       "that use the GPU, or give a smaller --resolution")
         factor = self._original.config.scaling_factor
         return (torch.cat([p.mean.float() for p in parts]) * factor, torch.cat([p.std.float() for p in parts]) * factor)
 

@@ -17,7 +17,7 @@ from trainer.lora import adapter
 from trainer.recipe import Recipe
 from trainer.training.devices import Compute
 from trainer.training.draws import Draw, draw_held_out
-from trainer.training.objective import Objective
+from trainer.training.objective import choose_objective
 
 DRAWINGS = 40  # at most, of seen and of unseen categories each
 
@@ -38,7 +38,7 @@ class HeldOutLoss:
     def __init__(self, base: Base, compute: Compute, *, side: int, seed: int, noises: int, batch: int) -> None:
         self.base, self.compute, self.noises, self.batch = base, compute, noises, batch
         self.recipe = Recipe(base=base.name, seed=seed, flip=False, resolution=side)
-        self.objective = Objective(self.recipe, base.scheduler, compute.device)
+        self.objective = choose_objective(self.recipe, base.scheduler, compute.device)
 
     @torch.no_grad()
     def __call__(self, examples: Sequence[Example], scales: Sequence[float], *, cache: Path,
@@ -48,7 +48,7 @@ class HeldOutLoss:
         count = len(examples)
         channels, height, width = encoded.mean.shape[2:]
         draw = draw_held_out(self.recipe, pictures=count * self.noises, latent=(channels, height, width),
-                             timesteps=self.objective.timesteps)  # fmt: skip
+                             schedule=self.objective.schedule)  # fmt: skip
         draw = replace(draw, picture=draw.picture % count)
         self.base.unet.to(self.compute.device)
         losses = np.stack([self._at(scale, draw, encoded) for scale in scales], axis=-1)

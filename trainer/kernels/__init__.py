@@ -8,7 +8,6 @@ layout of its weights in memory), for sampling and saving.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -46,15 +45,6 @@ class Fused:
         self._depth -= 1
         if self._depth == 0:
             self._remove()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Plain again for a while, inside."""
-        self._remove()
-        try:
-            yield
-        finally:
-            self._install()
 
     def _install(self) -> None:
         for attention, _, fused in self._processors:

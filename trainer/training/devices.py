@@ -11,6 +11,8 @@ import torch
 
 from convert.errors import UsageError
 
+MEASURED_SECONDS = 0.2
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -63,14 +65,14 @@ def flops_per_second(compute: Compute) -> float:
 
     side = 4096 if compute.device.type == "cuda" else 1024
     a = torch.randn(side, side, device=compute.device, dtype=compute.autocast or torch.float32)
-    best = 0.0
-    for _ in range(4):
-        synchronize(compute.device)
-        start = now()
+    a @ a  # the first product loads the library
+    synchronize(compute.device)
+    products, start = 0, now()
+    while (spent := now() - start) < MEASURED_SECONDS:  # a process clock may tick only every 15.6 ms
         a @ a
         synchronize(compute.device)
-        best = max(best, 2 * side**3 / (now() - start))
-    return best
+        products += 1
+    return products * 2 * side**3 / spent
 
 
 def synchronize(device: torch.device) -> None:

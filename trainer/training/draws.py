@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer.recipe import Recipe
 from trainer.rng import Stream, generator_of
+from trainer.training.noise_schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,18 @@ class Draw:
         return Draw(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
 
-def draw_step(recipe: Recipe, step: int, *, pictures: int, views: int, latent: tuple[int, int, int],
-              timesteps: int) -> Draw:  # fmt: skip
+def draw_step(recipe: Recipe, step: int, *, pictures: int, views: int, latent: tuple[int, ...],
+              schedule: NoiseSchedule) -> Draw:  # fmt: skip
     """The draws of optimizer step `step` (from 0) over `pictures` pictures; `latent` is (4, h, w)."""
     epoch, place = divmod(step, recipe.steps_per_epoch(pictures))
     whole = recipe.batch * recipe.accumulation
     order = np.random.default_rng([recipe.seed, Stream.ORDER, epoch]).permutation(pictures)
     rows = torch.from_numpy(order[place * whole : (place + 1) * whole])
-    return _draw(generator_of(recipe.seed, Stream.STEP, step), rows, views, latent, timesteps, offset=recipe.noise_offset,
+    return _draw(generator_of(recipe.seed, Stream.STEP, step), rows, views, latent, schedule, offset=recipe.noise_offset,
                  dropout=recipe.caption_dropout)
 
 
-class Ahead:
+class Prefetcher:
     """Draws of steps in order, each made by a thread while the step before runs, in memory that a GPU copies from.
 
     draw: a step's draw, by its number; the steps are `first` … `last` - 1.
@@ -82,21 +83,20 @@ class Ahead:
         return draw.pinned() if self._pinned else draw
 
 
-def draw_held_out(recipe: Recipe, *, pictures: int, latent: tuple[int, int, int], timesteps: int) -> Draw:
+def draw_held_out(recipe: Recipe, *, pictures: int, latent: tuple[int, ...], schedule: NoiseSchedule) -> Draw:
     """Fixed noise and timesteps for the held-out loss, one for each picture; timesteps spread evenly over the schedule."""
     generator = generator_of(recipe.seed, Stream.HELD_OUT)
-    draw = _draw(generator, torch.arange(pictures), 1, latent, timesteps, offset=recipe.noise_offset, dropout=0)
-    spread = ((torch.arange(pictures) + 0.5) * timesteps / max(pictures, 1)).long()
-    return replace(draw, timestep=spread)
+    draw = _draw(generator, torch.arange(pictures), 1, latent, schedule, offset=recipe.noise_offset, dropout=0)
+    return replace(draw, timestep=schedule.grid(pictures))
 
 
 
 
-def _draw(generator: torch.Generator, rows: Tensor, views: int, latent: tuple[int, int, int], timesteps: int, *,
+def _draw(generator: torch.Generator, rows: Tensor, views: int, latent: tuple[int, ...], schedule: NoiseSchedule, *,
           offset: float, dropout: float) -> Draw:  # fmt: skip
     count = len(rows)
     view = torch.randint(views, (count,), generator=generator)
-    timestep = torch.randint(timesteps, (count,), generator=generator)
+    timestep = schedule.draw(generator, count)
     posterior = torch.randn(count, *latent, generator=generator)
     eps = torch.randn(count, *latent, generator=generator)
     if offset:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from convert.errors import JobError
 from convert.files import write_text
+from trainer.training.deferred import Report
 
 
 class Metrics:
@@ -26,26 +26,23 @@ class Metrics:
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
         self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=None)
-        self._clock = time.perf_counter()
 
-    def step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float | None, pictures: int,
-             ended: float) -> None:  # fmt: skip
-        """Note a step that ended at `ended`, a time of `time.perf_counter()`."""
-        pace, self._clock = pictures / (ended - self._clock), ended
-        self._write({"step": step, "loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm,
-                     "pictures_per_second": round(pace, 3)})
-        self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}", pictures_s=f"{pace:.1f}", refresh=False)
+    def report(self, report: Report) -> None:
+        """Write an optimizer step's numbers."""
+        pace = report.pictures / max(report.seconds, 1e-9)
+        self._write({"step": report.step, "loss": report.loss, "learning_rate": report.learning_rate,
+                     "grad_norm": report.grad_norm, "pictures_per_second": round(pace, 3)})
+        self._bar.set_postfix(loss=f"{report.loss:.4f}", lr=f"{report.learning_rate:.1e}", pictures_s=f"{pace:.1f}",
+                              refresh=False)
         self._bar.update()
 
     def held_out(self, step: int, loss: float) -> None:
         self._write({"step": step, "held_out_loss": loss})
-        self._clock = time.perf_counter()
 
-    def pause(self) -> None:
-        """Leave out of the pace what was not training: a checkpoint, a sample."""
-        self._clock = time.perf_counter()
+    def __enter__(self) -> Metrics:
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bar.close()
         self._file.close()
         if self.tracker:

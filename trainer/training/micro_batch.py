@@ -1,7 +1,7 @@
 """How many pictures to compute at once: as many as memory holds, found once and written down in the run folder.
 
-The whole of an optimizer step's pictures at once is the fastest; parts of it give the same gradient up to rounding. A
-resumed run takes the recorded number, so that it repeats the very bits of an uninterrupted one.
+All of an optimizer step's pictures at once is the fastest; micro-batches give the same gradient up to rounding. A
+resumed run takes the recorded number, so that it repeats an uninterrupted run bit by bit.
 """
 
 from __future__ import annotations
@@ -9,62 +9,63 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from convert.errors import JobError
 from convert.files import write_json
-from trainer.training.draws import Draw, draw_held_out
-
-if TYPE_CHECKING:
-    from trainer.training.loop import Training
+from trainer.training.draws import Draw
+from trainer.training.state import Training
 
 FILE = "micro_batch.json"
-MOST = 32
-"""No larger: kernels are full by then."""
+LARGEST = 32
+"""A GPU's kernels are full by then."""
 SHARE = 0.6
-"""Of the memory that is free, activations may take this much; the rest is for gradients in flight and fragmentation."""
+"""Share of the free memory that activations may take; the rest is for gradients in flight and fragmentation."""
 
 
-def settle(t: Training, wish: int) -> int:
-    """The micro-batch of this run: `wish` (0: none), else the recorded one, else what fits. Writes it down."""
-    whole = len(range(*t.processes.slice_of(t.recipe.batch * t.recipe.accumulation).indices(1 << 30)))
+def choose_micro_batch(t: Training, wish: int) -> int:
+    """The micro-batch of this run: `wish` (0: none), else the recorded one, else what fits. Records it."""
+    rows = t.processes.slice_of(t.largest_step)
+    whole = max(rows.stop - rows.start, 1)
     recorded = _read(t.run / FILE)
     if wish:
-        size = wish
+        size = min(wish, whole)
     elif recorded.get("device") == _device_name(t.compute.device):
         size = int(recorded["micro_batch"])
     else:
-        size = even(max(whole, 1), min(MOST, int(SHARE * _free(t.compute.device) / max(activation_bytes(t), 1))))
-    t.micro_batch = t.processes.least(size, t.compute.device)
-    record(t)
-    return t.micro_batch
+        fits = int(SHARE * _free(t.compute.device) / max(activation_bytes(t), 1))
+        size = equal_parts(whole, min(LARGEST, fits))
+    size = t.processes.all_reduce_min(size, t.compute.device)
+    record(t, size)
+    return size
 
 
-def record(t: Training) -> None:
-    """Write the micro-batch into the run folder, for the next command that goes on with this run."""
+def record(t: Training, size: int) -> None:
+    """Write the micro-batch into the run folder, for the command that resumes this run."""
     if t.processes.main:
         t.run.mkdir(parents=True, exist_ok=True)
-        write_json(t.run / FILE, {"micro_batch": t.micro_batch, "device": _device_name(t.compute.device)})
+        write_json(t.run / FILE, {"micro_batch": size, "device": _device_name(t.compute.device)})
 
 
-def even(whole: int, limit: int) -> int:
-    """The size, at most `limit` (at least 1), of the parts of `whole`: all equal where one not below half of `limit` makes
-    them so, for one set of compiled kernels; else as equal as can be."""
+def equal_parts(whole: int, limit: int) -> int:
+    """The largest size up to `limit` that divides `whole`, so that one set of compiled kernels serves all micro-batches; if
+    that is below half of `limit`, the size that makes the parts as equal as they can be."""
     limit = min(max(1, limit), whole)
     divisor = max(size for size in range(1, limit + 1) if whole % size == 0)
     return divisor if 2 * divisor >= limit else math.ceil(whole / math.ceil(whole / limit))
 
 
 def activation_bytes(t: Training) -> int:
-    """What one more picture in a forward pass keeps for the backward pass."""
+    """Bytes that a forward pass keeps for the backward pass, per picture."""
     return _kept(t, 2) - _kept(t, 1)
 
 
 def _kept(t: Training, pictures: int) -> int:
-    """Bytes that a forward pass of so many pictures keeps, each piece of memory counted once."""
+    """Bytes that a forward pass of `pictures` pictures keeps, each storage counted once."""
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -72,9 +73,9 @@ def _kept(t: Training, pictures: int) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    one = draw_held_out(t.recipe, pictures=1, **t.shape)
+    one = t.draw_held_out(1)
     draw = Draw(*(getattr(one, name).repeat_interleave(pictures, 0) for name in one.__dataclass_fields__))
-    with t.fused, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with t.kernels, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         loss = t.objective.loss(t.unet, t.encoded, draw.to(t.compute.device))
     del loss  # alive until here, so that no address is used twice
     return sum(kept.values())
@@ -83,10 +84,9 @@ def _kept(t: Training, pictures: int) -> int:
 def _free(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    memory = psutil.virtual_memory()  # half of all: what other programs hold is not to decide the bits of a run …
-    return min(memory.total // 2, memory.available)  # … unless there is really no room
+    memory = psutil.virtual_memory()
+    # half of all memory, so that other programs do not decide the bits of a run, unless less is left
+    return min(memory.total // 2, memory.available)
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,7 +1,12 @@
-"""What is minimised: the squared error of the UNet's prediction (section 3.2.1), at noise levels of one schedule."""
+"""The objective: what the UNet is asked to predict, how an error counts, and how noise levels are weighed.
+
+Each choice is a small object, picked once by `choose_objective`; to add one, write it here and name it there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,44 +16,69 @@ from convert.errors import JobError
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.recipe import Recipe
 from trainer.training.draws import Draw
+from trainer.training.noise_schedule import NoiseSchedule
+
+Target = Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]
+"""(schedule, x_0, eps, timestep) -> what the UNet is to predict, (B, 4, h, w)."""
+Weighting = Callable[[NoiseSchedule, Tensor], Tensor]
+"""(schedule, timestep) -> the weight of each picture's loss, (B,) float32."""
 
 
+def epsilon(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
+    """The noise itself (Ho et al. 2020, equation 14; the paper's objective)."""
+    return eps
+
+
+def v_prediction(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
+    return schedule.velocity(x_0, eps, timestep)
+
+
+TARGETS: dict[str, Target] = {"epsilon": epsilon, "v_prediction": v_prediction}
+"""By the prediction types of diffusers' schedulers."""
+
+
+def uniform(schedule: NoiseSchedule, timestep: Tensor) -> Tensor:
+    return torch.ones_like(timestep, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class MinSNR:
+    """min(SNR, gamma) / SNR for eps, min(SNR, gamma) / (SNR + 1) for v (Hang et al. 2023, section 3.4)."""
+
+    gamma: float
+    predicts: str
+
+    def __call__(self, schedule: NoiseSchedule, timestep: Tensor) -> Tensor:
+        snr = schedule.snr(timestep)
+        return snr.clamp(max=self.gamma) / (snr if self.predicts == "epsilon" else snr + 1)
+
+
+@dataclass(frozen=True)
 class Objective:
-    """Adds noise, asks the UNet, weighs the error. Built once; the loop only calls `loss`.
+    """Adds noise to the latents, asks the UNet and weighs the squared error (section 3.2.1 of the paper)."""
 
-    alphas_cumprod: (T,) float32 on the device, alpha-bar of Ho et al. 2020 for T timesteps.
-    """
-
-    def __init__(self, recipe: Recipe, scheduler: Any, device: torch.device) -> None:
-        from diffusers import DDPMScheduler
-
-        overrides = {} if recipe.noise_schedule == "base" else {"beta_schedule": recipe.noise_schedule}
-        schedule = DDPMScheduler.from_config(scheduler.config, **overrides)
-        self.alphas_cumprod = schedule.alphas_cumprod.to(device, torch.float32)
-        self.timesteps = len(self.alphas_cumprod)
-        self.predicts = schedule.config.prediction_type
-        if self.predicts not in ("epsilon", "v_prediction"):
-            raise JobError(f"the base predicts {self.predicts!r}; expected epsilon or v_prediction")
-        self.min_snr_gamma = recipe.min_snr_gamma
+    schedule: NoiseSchedule
+    target: Target
+    weighting: Weighting
 
     def loss(self, unet: Any, encoded: EncodedSet, draw: Draw) -> Tensor:
-        """Each picture's loss, (B,) float32, for `draw` on the device."""
+        """Each picture's loss, (B,) float32, for `draw` on the device. `unet`: diffusers' UNet, or it compiled."""
         mean, std, embedding = encoded.take(draw.picture, draw.view, draw.dropped)
         x_0 = mean.float() + std.float() * draw.posterior
-        alpha_bar = self.alphas_cumprod[draw.timestep].view(-1, 1, 1, 1)
-        # DDPM (Ho et al. 2020), equation 4: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
-        x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * draw.eps
+        x_t = self.schedule.add_noise(x_0, draw.eps, draw.timestep)
         predicted = unet(x_t.to(unet.dtype), draw.timestep, embedding.to(unet.dtype), return_dict=False)[0].float()
-        if self.predicts == "epsilon":
-            target = draw.eps
-        else:  # Salimans & Ho 2022, appendix D: v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
-            target = alpha_bar.sqrt() * draw.eps - (1 - alpha_bar).sqrt() * x_0
-        return (predicted - target).square().mean(dim=(1, 2, 3)) * self.weight(draw.timestep)
+        error = (predicted - self.target(self.schedule, x_0, draw.eps, draw.timestep)).square()
+        return error.mean(dim=(1, 2, 3)) * self.weighting(self.schedule, draw.timestep)
 
-    def weight(self, timestep: Tensor) -> Tensor:
-        """(B,) float32: 1, or min-SNR's min(SNR, gamma) / SNR (Hang et al. 2023; for v, over SNR + 1)."""
-        if not self.min_snr_gamma:
-            return torch.ones_like(timestep, dtype=torch.float32)
-        alpha_bar = self.alphas_cumprod[timestep]
-        snr = alpha_bar / (1 - alpha_bar)
-        return snr.clamp(max=self.min_snr_gamma) / (snr if self.predicts == "epsilon" else snr + 1)
+
+def choose_objective(recipe: Recipe, scheduler: Any, device: torch.device) -> Objective:
+    """The recipe's objective for a base with `scheduler` (diffusers' DDPMScheduler).
+
+    Raises:
+        JobError: the base predicts neither eps nor v.
+    """
+    predicts = scheduler.config.prediction_type
+    if predicts not in TARGETS:
+        raise JobError(f"the base predicts {predicts!r}; expected {' or '.join(TARGETS)}")
+    weighting = MinSNR(recipe.min_snr_gamma, predicts) if recipe.min_snr_gamma else uniform
+    return Objective(NoiseSchedule.of(recipe, scheduler, device), TARGETS[predicts], weighting)

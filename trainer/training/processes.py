@@ -31,12 +31,12 @@ class Processes:
         """This process's rows of a batch of `length`: contiguous, sizes differing by one at most."""
         return slice(self.rank * length // self.count, (self.rank + 1) * length // self.count)
 
-    def sum_(self, flat: torch.Tensor) -> None:
+    def all_reduce_sum(self, flat: torch.Tensor) -> None:
         """Add up `flat` over the processes, in place: one all-reduce."""
         if self.count > 1:
             distributed.all_reduce(flat)
 
-    def least(self, number: int, device: torch.device) -> int:
+    def all_reduce_min(self, number: int, device: torch.device) -> int:
         """The smallest of the processes' numbers."""
         if self.count == 1:
             return number

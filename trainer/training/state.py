@@ -1,0 +1,94 @@
+"""A training: its settings, fixed before the first step, and its state, which every step changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.encoding.encoded_set import EncodedSet
+from trainer.kernels import Fused
+from trainer.recipe import Recipe
+from trainer.training.devices import Compute
+from trainer.training.draws import Draw, draw_held_out, draw_step
+from trainer.training.objective import Objective
+from trainer.training.optim import Schedule, choose_optimizer, choose_schedule
+from trainer.training.processes import Processes
+
+Named = Sequence[tuple[str, torch.nn.Parameter]]
+"""A LoRA's factors by peft's names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Everything the training loop needs, fixed before it starts."""
+
+    recipe: Recipe
+    unet: Any
+    """diffusers' UNet2DConditionModel with peft's LoRA on it"""
+    forward: Any
+    """called instead of `unet` on whole micro-batches: `unet` itself, or it compiled"""
+    kernels: Fused
+    """entered around every forward and backward pass"""
+    encoded: EncodedSet
+    held_out: EncodedSet | None
+    """None: no held-out loss"""
+    objective: Objective
+    schedule: Schedule
+    compute: Compute
+    processes: Processes
+    run: Path
+    total: int
+    """optimizer steps of the whole run"""
+    checkpoint_every: int
+    """optimizer steps between checkpoints and held-out losses"""
+
+    def draw(self, step: int) -> Draw:
+        """The random draws of optimizer step `step`, for all processes."""
+        return draw_step(self.recipe, step, pictures=len(self.encoded), views=self.encoded.mean.shape[1],
+                         latent=tuple(self.encoded.mean.shape[2:]), schedule=self.objective.schedule)
+
+    def draw_held_out(self, pictures: int) -> Draw:
+        """The fixed draws of the held-out loss."""
+        return draw_held_out(self.recipe, pictures=pictures, latent=tuple(self.encoded.mean.shape[2:]),
+                             schedule=self.objective.schedule)
+
+    @property
+    def largest_step(self) -> int:
+        """Pictures of the largest optimizer step, over all processes."""
+        return min(self.recipe.batch * self.recipe.accumulation, len(self.encoded))
+
+
+class State:
+    """What changes from step to step: factors, gradients, optimizer, loss scaling, and the size of a micro-batch."""
+
+    def __init__(self, training: Training, factors: Named, *, micro_batch: int = 0) -> None:
+        device = training.compute.device
+        self.step = 0
+        """optimizer steps done"""
+        self.micro_batch = micro_batch or training.largest_step
+        self.factors = factors
+        self.parameters = [factor for _, factor in factors]
+        sizes = [factor.numel() for factor in self.parameters]
+        # one buffer that the processes sum: every gradient, then the loss and the number of processes asked to stop
+        self.reduce_buffer = torch.zeros(sum(sizes) + 2, device=device)
+        self.gradient, self.loss_and_stop = self.reduce_buffer[:-2], self.reduce_buffer[-2:]
+        for factor, part in zip(self.parameters, self.gradient.split(sizes), strict=True):
+            factor.data = factor.data.contiguous()  # those of convolutions became channels_last with the UNet
+            factor.grad = part.view_as(factor)
+        self.optimizer = choose_optimizer(training.recipe, self.parameters, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=training.compute.scaled)
+
+    def factors_are_finite(self) -> bool:
+        return all(bool(factor.isfinite().all()) for factor in self.parameters)
+
+
+def prepare(*, recipe: Recipe, unet: Any, factors: Named, total: int, forward: Any = None,
+            **settings: Any) -> tuple[Training, State]:  # fmt: skip
+    """A training at its start and its state. `settings`: the other fields of `Training`."""
+    training = Training(recipe=recipe, unet=unet, forward=forward or unet, kernels=Fused(unet), total=total,
+                        schedule=choose_schedule(recipe, total), **settings)
+    return training, State(training, factors)
