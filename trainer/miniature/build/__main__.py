@@ -1,7 +1,7 @@
 """Build the miniature Stable Diffusion: `python -m trainer.miniature.build STAGE [STAGE ...] --work DIR`.
 
-Stages, each from the files of those before it in DIR: `icons`, `vae`, `latents`, `unet`. The long ones save their state every
-ten minutes and on SIGTERM; the same command goes on from there.
+Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`. The long ones save their
+state every ten minutes and on SIGTERM; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-STAGES = ("icons", "vae", "latents", "unet")
+STAGES = ("icons", "drawings", "vae", "latents", "unet")
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the stages' files")
     parser.add_argument("--mirror", type=Path, help="folder for a second copy of the long stages' states")
     parser.add_argument("--icons", type=Path, help="icons: folder with the icon packages, one folder each")
-    parser.add_argument("--drawings", type=Path, help="icons: folder of QuickDraw's .npy files, whose names are the words")
+    parser.add_argument("--drawings", type=Path, help="icons, drawings: folder of QuickDraw's <word>.npy files")
     parser.add_argument("--vae-steps", type=int, default=2500, help="default: %(default)s")
     parser.add_argument("--words", choices=("some", "all"), default="some",
                         help="latents: 60 words that all sets draw alike, or all")
@@ -50,6 +50,11 @@ def run(stage: str, options: argparse.Namespace) -> bool | None:
         np.savez_compressed(work / "icons.npz", rgba=icons.rgba, words=icons.words, sets=icons.sets)
         return None
     icons = Icons.read(work / "icons.npz")
+    if stage == "drawings":
+        from trainer.miniature.drawings import write_drawings
+
+        write_drawings(work / "drawings.npz", options.drawings, sorted(set(icons.words.tolist())))
+        return None
     if stage == "vae":
         from trainer.miniature.build.autoencoder import train_vae
 

@@ -1,0 +1,36 @@
+"""Real drawings of the miniature's words, from "The Quick, Draw! Dataset" by Google, Inc. (CC BY 4.0), read where they lie.
+
+One compressed file, an entry a word: uint8 (N, 784), QuickDraw's `numpy_bitmap` rows, white strokes on black, 28 x 28.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DRAWINGS = Path(__file__).parent / "drawings.npz"
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """The words that have drawings, in alphabetical order."""
+    with np.load(DRAWINGS) as file:
+        return tuple(sorted(file.files))
+
+
+def drawings(word: str) -> np.ndarray:
+    """uint8 (N, 28, 28), 11 to 114 of them. Raises KeyError for a word that has none."""
+    with np.load(DRAWINGS) as file:
+        return file[word].reshape(-1, 28, 28)
+
+
+def write_drawings(path: Path, source: Mapping[str, np.ndarray] | Path, chosen: Sequence[str]) -> None:
+    """Pack the rows of `chosen` words, from arrays or a folder of <word>.npy files; equal input makes an equal file."""
+    rows: dict[str, Any] = {}
+    for word in sorted(chosen):
+        rows[word] = np.load(source / f"{word}.npy") if isinstance(source, Path) else source[word]
+    np.savez_compressed(path, **rows)
