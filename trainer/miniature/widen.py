@@ -132,6 +132,13 @@ class Rule:
     def narrow_magnitude(self, wide: Tensor) -> Tensor:
         return self.rows.gather(wide, 0) / (self.scale / math.sqrt(self.columns.copies))
 
+    def column_magnitude(self, narrow: Tensor) -> Tensor:
+        """DoRA's norms of the input columns as LyCORIS keeps them, (1, in, ...)."""
+        return self.columns.spread(narrow, 1) * (self.scale * math.sqrt(self.rows.copies) / self._divisor)
+
+    def narrow_column_magnitude(self, wide: Tensor) -> Tensor:
+        return self.columns.gather(wide, 1) / (self.scale * math.sqrt(self.rows.copies) / self._divisor)
+
     def gradient(self, wide: Tensor) -> Tensor:
         """The gradient of a narrow weight from that of the wide: `weight`'s transpose."""
         narrow = self.rows.gather(wide, 0) * self.rows.copies

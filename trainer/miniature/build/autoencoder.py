@@ -70,7 +70,7 @@ def _descend(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, rate: float, 
     x = crops(icons, np.random.default_rng([SEED, step]))
     draw = torch.Generator().manual_seed(SEED * 1_000_003 + step)
     z = vae.quant_conv(vae.encoder(x))[:, :4]
-    held = 0.1 * (z.square().mean() - 1).square() + 0.3 * hidden_colour(z, x)
+    held = 0.1 * (z.square().mean() - 1).square() + 0.6 * hidden_colour(z, x)
     loss = held + picture_loss(vae.decoder(vae.post_quant_conv(z + SIGMA * torch.randn(z.shape, generator=draw))), x)
     if step % 3 == 0:
         half = F.avg_pool2d(z, 2)

@@ -1,0 +1,121 @@
+"""LoRAs of the miniature, narrow and wide: the same adapter for the narrow network and for its widening to SD1.5's shapes.
+
+A narrow LoRA always widens. A wide one narrows only if its copies agree, as they do in what `widened` made: one that was
+trained on the wide checkpoint has a different number in each copy (Adam's steps are per element), and no narrow equivalent.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from convert.container import Tensor as Bytes
+from convert.errors import JobError
+from convert.lora import SD15, Lora, LoraModule
+from convert.sd15 import UNET, Module
+from convert.stream import write_container
+from convert.write import metadata, outputs
+from trainer.miniature import widen
+from trainer.miniature.widen import Factors, Rule
+
+BASE = "scribble_miniature"
+"""The base's name in a narrow LoRA's metadata (`ss_base_model_version`)."""
+
+KEY = "scribble_base"
+"""The metadata key by which a wide LoRA says that the miniature is its base; for hosts it is one of Stable Diffusion 1.5."""
+
+TOLERANCE = 1e-3
+"""Largest difference between copies, as a share of the tensor's largest number: float16 rounds equal copies equally."""
+
+NARROW_TEXT_LAYERS = 2
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+Change = Callable[[Rule, Tensor], Tensor]
+
+_PARTS: dict[str, tuple[Change, Change]] = {  # part -> narrow to wide, wide to narrow
+    "up": (Rule.up, Rule.narrow_up),
+    "down": (Rule.down, Rule.narrow_down),
+    "mid": (lambda _, core: core, lambda _, core: core),
+    "magnitude": (Rule.magnitude, Rule.narrow_magnitude),
+    "dora_rows": (Rule.magnitude, Rule.narrow_magnitude),
+    "dora_columns": (Rule.column_magnitude, Rule.narrow_column_magnitude),
+    **dict.fromkeys(("diff", "diff_b", "w_norm", "b_norm"), (Rule.weight, Rule.narrow_weight)),
+}
+
+
+def widened(lora: Lora, by: Factors = widen.SD15) -> Lora:
+    """The LoRA of the narrow miniature `lora` for the wide one, an SD1.5 LoRA to every host."""
+    modules = {name: _module(module, module.module.shape, partial(_wide, rule=_rule(module.module, by)))
+               for name, module in lora.modules.items()}
+    return replace(lora, modules=modules, base=SD15,
+                   metadata={**lora.metadata, KEY: BASE, "ss_base_model_version": SD15})
+
+
+def narrowed(lora: Lora, by: Factors = widen.SD15) -> Lora:
+    """The narrow LoRA that `widened` made `lora` of. Raises JobError if it was trained on the wide checkpoint itself."""
+    modules = {}
+    for name, module in lora.modules.items():
+        rule = _rule(module.module, by)
+        if module.module.scope != UNET and _layer(module.module) >= NARROW_TEXT_LAYERS:
+            raise _not_narrow(lora, name)
+        shape = tuple(n // factor for n, factor in zip(module.shape, (rule.rows.factor, rule.columns.factor)))
+        modules[name] = _module(module, (*shape, *module.shape[2:]), partial(_narrow, rule=rule, lora=lora, name=name))
+    kept = {key: value for key, value in lora.metadata.items() if key != KEY}
+    return replace(lora, modules=modules, base=BASE, metadata={**kept, "ss_base_model_version": BASE})
+
+
+def lora_bytes(lora: Lora, name: str, form: str = "kohya") -> bytes:
+    """The LoRA as a file of a form of `convert`, named `name` where its metadata has no name."""
+    buffer = io.BytesIO()
+    write_container(buffer, outputs(lora, form), metadata(lora, name, form))
+    return buffer.getvalue()
+
+
+def _rule(module: Module, by: Factors) -> Rule:
+    return widen.rule(widen.UNET if module.scope == UNET else widen.TEXT, module.name, by)
+
+
+def _layer(module: Module) -> int:
+    """The layer of the text encoder, 0 for its final norm."""
+    pieces = module.name.split(".")
+    return int(pieces[pieces.index("layers") + 1]) if "layers" in pieces else 0
+
+
+def _module(module: LoraModule, shape: tuple[int, ...], change: Callable[[str, Tensor], Tensor]) -> LoraModule:
+    parts = {}
+    for part, stored in module.parts.items():
+        kind = f"dora_{module.dora}" if part == "dora_scale" else part
+        tensor = change(kind, _tensor(stored)).to(_DTYPES[stored.dtype]).contiguous()
+        data = tensor.view(torch.uint8).numpy().tobytes()
+        parts[part] = Bytes(stored.dtype, tuple(tensor.shape), len(data), data=data)
+    return replace(module, shape=shape, parts=parts)
+
+
+def _wide(kind: str, narrow: Tensor, rule: Rule) -> Tensor:
+    return _PARTS[kind][0](rule, narrow)
+
+
+def _narrow(kind: str, wide: Tensor, rule: Rule, lora: Lora, name: str) -> Tensor:
+    to_wide, to_narrow = _PARTS[kind]
+    narrow = to_narrow(rule, wide)
+    if (to_wide(rule, narrow) - wide).abs().max() > TOLERANCE * wide.abs().max():
+        raise _not_narrow(lora, name)
+    return narrow
+
+
+def _not_narrow(lora: Lora, module: str) -> JobError:
+    return JobError(f"{lora.path}: was trained on the wide checkpoint (in {module} the copies of a channel differ), so it has "
+                    "no place on --base miniature: give --base the miniature.safetensors that it was trained on")
+
+
+def _tensor(stored: Bytes) -> Tensor:
+    if stored.dtype not in _DTYPES:
+        raise JobError(f"{stored.file}: its factors are {stored.dtype}: fp32, fp16 or bf16 were expected")
+    raw = torch.frombuffer(bytearray(stored.read()), dtype=_DTYPES[stored.dtype])
+    return raw.reshape(stored.shape).float()
