@@ -20,6 +20,9 @@ EXAMPLES = """examples:
   accelerate launch --num_processes 2 -m trainer --out scribble.safetensors   two GPUs (torchrun for processes on CPUs)
 """
 
+ATTENTION = ("auto", "flash", "cudnn", "efficient", "math")
+"""The choices of trainer.kernels.attention_backend, without importing torch for --help."""
+
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "WORD"}
 CACHE = Path.home() / ".cache" / "scribble-lora"
 
@@ -34,6 +37,7 @@ class Job:
     device: str
     micro_batch: int
     compile: str
+    attention: str
     checkpoint_every: int
     sample_every: int
     track: str
@@ -99,6 +103,8 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
         "rounding (default: as many as memory holds, found once and kept in the run)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile: on a CUDA GPU, anywhere, nowhere "
         "(default auto)")
+    add("--attention", choices=ATTENTION, default="auto", help="torch's attention kernel to try first (default auto: by the "
+        "GPU; python -m trainer.benchmark races them)")
     add("--checkpoint-every", type=int, default=500, metavar="N", help="optimizer steps between checkpoints and held-out "
         "losses (default 500)")
     add("--sample-every", type=int, default=0, metavar="N", help="optimizer steps between sample pictures (default 0: none)")

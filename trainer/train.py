@@ -113,7 +113,7 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
         recipe=recipe, unet=base.unet, factors=factors, encoded=encoded, held_out=held_out, compute=compute,
         objective=choose_objective(recipe, base.scheduler, compute.device), processes=processes, run=job.run,
         total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every,
-        forward=Compiled(base.unet, compute.device, job.compile, job.cache, tell))
+        attention=job.attention, forward=Compiled(base.unet, compute.device, job.compile, job.cache, tell))
     state.micro_batch = choose_micro_batch(training, job.micro_batch)
     first = checkpoints.restore(job.run / "checkpoints", state)
     tell(f"{len(encoded)} pictures, {state.micro_batch} at once, {len(factors) // 2} modules, "

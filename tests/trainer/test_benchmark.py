@@ -37,8 +37,10 @@ def test_it_measures_and_prints_json(capsys: pytest.CaptureFixture) -> None:
     assert pair["ratio"] == pytest.approx(pair["ours"] / pair["plain"]) and pair["clock"] == "cpu_seconds"
     assert pair["ratio_cached"] == pytest.approx(pair["ours"] / pair["plain_cached"])
     assert found["vae_inputs_per_second"] > 0
+    assert {"flash", "math"} <= set(found["attention"]) and min(found["attention"].values()) > 0
     text = as_text(found)
-    for line in ("micro-batch   pictures/s", "first step  ", "encoding ", "diffusers' script's", "one step, by operation:"):
+    for line in ("micro-batch   pictures/s", "first step  ", "encoding ", "attention alone", "diffusers' script's",
+                 "one step, by operation:"):
         assert line in text
     assert "aten::convolution" in found["profile"] or "aten::mkldnn_convolution" in found["profile"]
 

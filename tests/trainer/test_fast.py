@@ -14,10 +14,12 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.nn import functional
 
 from convert.errors import JobError
+from trainer.cli import ATTENTION
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.kernels import Fused
 from trainer.kernels import compile as compiling
 from trainer.kernels.attention import attend
+from trainer.kernels.attention_backend import BACKENDS, CHOICES, attention_backend, preferred
 from trainer.kernels.conv import small_map
 from trainer.kernels.lora_linear import _Folded, _Longer
 from trainer.lora import adapter
@@ -91,6 +93,20 @@ def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Reci
     after, _ = loss_and_gradients(unet, factors)
     assert after == pytest.approx(loss, abs=1e-6)
     assert list(unet.state_dict()) == names
+
+
+def test_the_attention_kernel_is_the_cards_or_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    for capability, first in (((9, 0), "cudnn"), ((8, 9), "cudnn"), ((8, 0), ""), ((7, 5), "")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert preferred(cuda) == first and preferred(cuda, "efficient") == "efficient"
+    assert preferred(torch.device("cpu")) == ""
+    before = torch._C._get_sdp_priority_order()
+    with attention_backend(cuda, "cudnn"):
+        order = torch._C._get_sdp_priority_order()
+        assert order[0] == int(BACKENDS["cudnn"].value) and set(order[:4]) == {int(b.value) for b in BACKENDS.values()}
+    assert torch._C._get_sdp_priority_order() == before
+    assert set(ATTENTION) == set(CHOICES)
 
 
 def test_small_maps_are_convolved_in_nchw_and_only_those(monkeypatch: pytest.MonkeyPatch) -> None:

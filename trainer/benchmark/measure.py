@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ class Timing:
     cpu_seconds: float
 
 
-def race(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, Timing]:
+def race(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, Timing]:
     """Time `steps` in turns, so that a busier or hotter machine slows all of them. The first round is not counted."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for round in range(rounds + 1):

@@ -10,6 +10,7 @@ import torch
 
 from convert.errors import JobError
 from trainer.benchmark import measure as clock
+from trainer.benchmark.attention import race_attention
 from trainer.benchmark.models import SIZES, Size, build_encoders, build_unet, counted_flops
 from trainer.benchmark.steps import encoding, our_step, ours, plain_steps
 from trainer.plan import TRAIN_GFLOP, in_words
@@ -50,6 +51,9 @@ def measure(options: Any, micro_batches: list[int], say: Say) -> Found:
     if options.profile:
         say("one step under the profiler …")
         found["profile"] = clock.profile(our_step(training, state), compute.device)
+    say("attention kernels …")
+    found["attention"] = race_attention(compute, pictures=2 if on_cpu else 8, tokens=(resolution // 8) ** 2,
+                                        rounds=found["rounds"])
     if not options.no_plain:
         _time_others(found, training, state, SIZES[name], say)
     return found
@@ -117,6 +121,8 @@ def as_text(found: Found) -> str:
     estimate = "" if found["size"] == "sd15" else " (estimate: another model was timed)"
     lines += ["", f"first step        after {found['first_step_seconds']:.1f} s", f"the paper's recipe (SD1.5 at 512 px, "
               f"{RECIPE_SAMPLES:,} pictures) at the best of these shares: about {in_words(found['recipe_seconds'])}{estimate}"]
+    lines += ["", "attention alone, forward and backward, heads 40 wide: "
+              + ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in found["attention"].items())]
     if "against_plain" in found:
         lines += _others_as_text(found)
     if "profile" in found:

@@ -8,6 +8,7 @@ layout of its weights in memory), for sampling and saving.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import Any
 
@@ -15,18 +16,24 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.attention import FusedProcessor
+from trainer.kernels.attention_backend import attention_backend
 from trainer.kernels.conv import ONE, point, small_map
 from trainer.kernels.cpu import WIDE, use_cpu_kernels
 from trainer.kernels.geglu import gated
 
 
 class Fused:
-    """A context in which `unet` (diffusers' UNet2DConditionModel with peft's LoRA) computes fused."""
+    """A context in which `unet` (diffusers' UNet2DConditionModel with peft's LoRA) computes fused.
 
-    def __init__(self, unet: Any) -> None:
+    attention: the kernel to try first, a choice of `attention_backend`.
+    """
+
+    def __init__(self, unet: Any, *, attention: str = "auto") -> None:
         from diffusers.models.attention_processor import Attention
 
         unet.to(memory_format=torch.channels_last)
+        self._unet, self._attention = unet, attention
+        self._backend: AbstractContextManager[None] = nullcontext()
         self._depth = 0
         self._processors: list[tuple[Any, Any, FusedProcessor]] = []
         for module in unet.modules():
@@ -47,12 +54,15 @@ class Fused:
             self._remove()
 
     def _install(self) -> None:
+        self._backend = attention_backend(self._unet.device, self._attention)
+        self._backend.__enter__()
         for attention, _, fused in self._processors:
             attention.processor = fused
         for module, forward in self._forwards:
             module.forward = forward
 
     def _remove(self) -> None:
+        self._backend.__exit__(None, None, None)
         for attention, before, _ in self._processors:
             attention.processor = before
         for module, _ in self._forwards:

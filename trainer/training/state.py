@@ -87,8 +87,9 @@ class State:
 
 
 def prepare(*, recipe: Recipe, unet: Any, factors: Named, total: int, forward: Any = None,
-            **settings: Any) -> tuple[Training, State]:  # fmt: skip
-    """A training at its start and its state. `settings`: the other fields of `Training`."""
-    training = Training(recipe=recipe, unet=unet, forward=forward or unet, kernels=Fused(unet), total=total,
+            attention: str = "auto", **settings: Any) -> tuple[Training, State]:  # fmt: skip
+    """A training at its start and its state. `attention`: as in `Fused`; `settings`: the other fields."""
+    training = Training(recipe=recipe, unet=unet, forward=forward or unet, kernels=Fused(unet, attention=attention),
+                        total=total,
                         schedule=choose_schedule(recipe, total), **settings)
     return training, State(training, factors)
