@@ -17,6 +17,7 @@ command line; a host puts its own in its place). By what a host decides:
     `DoesNotFit.module`                        tensors that do not fit together or the layer
     `FormLacks.form, .part, .modules, .reason` the wanted form has no place for it
     `NotFinite.tensors`                        NaN or infinite numbers
+    `WrongHash.key`                            sound but for a stored hash; the hosts load it
     `BadCard`                                  a card that cannot be read
 `check(source).error` is such an error, or None.
 
@@ -44,13 +45,14 @@ from .errors import (
     UnknownKeys,
     UsageError,
     WrongBase,
+    WrongHash,
 )
 from .lora import Lora, LoraModule
 from .read import read
 from .write import what_is_lacking
 
 __all__ = [
-    "BadCard", "Damaged", "DoesNotFit", "FileError", "FormLacks", "JobError", "Lora", "LoraModule", "NotALora", "NotFinite",
-    "NotSafetensors", "Report", "UnknownKeys", "UsageError", "WrongBase", "check", "convert_bytes", "convert_file", "read",
-    "set_metadata", "what_is_lacking",
+    "BadCard", "Damaged", "DoesNotFit", "FileError", "FormLacks", "JobError", "Lora", "LoraModule", "NotALora",
+    "NotFinite", "NotSafetensors", "Report", "UnknownKeys", "UsageError", "WrongBase", "WrongHash", "check",
+    "convert_bytes", "convert_file", "read", "set_metadata", "what_is_lacking",
 ]  # fmt: skip

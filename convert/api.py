@@ -6,18 +6,19 @@ import io
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import dtypes, names, write
 from .container import open_container
+from .contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .errors import FileError, UsageError, quote
 from .files import atomic_path, write_json
 from .lora import Lora
 from .metadata import merged
-from .read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read
+from .read import read
 from .sd15 import TEXT_ENCODER, UNET
-from .stream import HASHES, Output, write_container
+from .stream import HASHES, Output, Written, write_container
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Report:
     model_hash: str
     """`sshs_model_hash`; of a peft folder with two adapters, the UNet's"""
     notes: tuple[str, ...]
+    embeddings: tuple[Path, ...] = ()
+    """files that were written beside it, one for each bundled embedding"""
 
 
 def convert_file(
@@ -54,6 +57,9 @@ def convert_file(
     fold_alpha: bool = False,
     metadata: Mapping[str, object] | None = None,
     overwrite: bool = False,
+    skip_unknown: bool = False,
+    split_embeddings: bool = False,
+    pickles: bool = False,
 ) -> Report:
     """Read a LoRA of any form and write it in another; bytes of tensors are copied, nothing is held in memory.
 
@@ -66,28 +72,47 @@ def convert_file(
         fold_alpha: multiply the scale into the factors and write alpha = rank.
         metadata: merged over the file's; None removes a key. Hashes, rank and alpha are always computed anew.
         overwrite: replace a target that exists.
+        skip_unknown: leave out tensors whose names mean nothing here; the notes list them.
+        split_embeddings: write embeddings that OneTrainer bundled as files of their own, `<target>.<token>.safetensors`.
+        pickles: also read PyTorch's .bin, .pt and .ckpt, without running anything in them.
 
     Raises:
         JobError: the source cannot be read or has no equivalent in the form, or the target cannot be written.
         UsageError: an argument makes no sense.
     """
     source, target = Path(source), Path(target)
-    stored = _check_arguments(to, dtype)
-    _check_target(source, target, to, overwrite)
-    lora = read(source, alpha=alpha, metadata=metadata)
+    stored = check_arguments(to, dtype)
+    check_target(source, target, to, overwrite)
+    lora = read(source, alpha=alpha, metadata=metadata, skip_unknown=skip_unknown, pickles=pickles)
+    embeddings = {}
+    if split_embeddings:
+        embeddings, lora = write.embedding_files(lora, target), replace(lora, embeddings={})
+        for path in embeddings:
+            refuse_target(source, path, overwrite)
+    report = write_lora(lora, target, to=to, dtype=dtype, fold_alpha=fold_alpha)
+    for path, output in embeddings.items():
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            write_container(file, [output], {}, hashes={})
+    cast = [f"cast from {', '.join(lora.dtypes)} to {stored}"] if stored and lora.dtypes != [stored] else []
+    return replace(report, notes=(*report.notes, *cast), embeddings=tuple(embeddings))
+
+
+def write_lora(lora: Lora, target: Path, *, to: str, dtype: str | None = None, fold_alpha: bool = False) -> Report:
+    """Write a `Lora` to `target` in one of the forms, over what is there. Arguments and errors as of `convert_file`."""
+    stored = check_arguments(to, dtype)
     outputs = write.outputs(lora, to, dtype=stored, fold=fold_alpha)
-    notes = write.notes(lora, to, dtype=stored, fold=fold_alpha)
+    notes = write.notes(lora, to, fold=fold_alpha)
     if to == "kohya" and target.suffix.lower() != ".safetensors":
         notes.append("hosts list only files whose name ends in .safetensors")
     final = write.folded(lora) if fold_alpha else lora
     if to == "peft":
-        size, digest = _write_folder(final, outputs, target)
+        size, written = _write_folder(final, outputs, target)
     else:
-        size, digest = _write_file(final, outputs, target, to)
+        size, written = _write_file(final, outputs, target, to)
     counts = [len(lora.in_scope(scope)) for scope in (UNET, TEXT_ENCODER)]
     return Report(
-        source, target, lora.form, to, lora.base, counts[0], counts[1], final.rank, final.alpha, lora.alpha_from,
-        size, digest, tuple(notes),
+        lora.path, target, lora.form, to, lora.base, counts[0], counts[1], final.rank, final.alpha, lora.alpha_from,
+        size, written[0].metadata["sshs_model_hash"], (*notes, *(note for one in written for note in one.notes())),
     )  # fmt: skip
 
 
@@ -103,7 +128,7 @@ def convert_bytes(
 
     Raises `JobError` and `UsageError` as `convert_file` does; "peft" is a folder and not possible here.
     """
-    stored = _check_arguments(to, dtype)
+    stored = check_arguments(to, dtype)
     if to == "peft":
         raise UsageError("to='peft': is a folder, not bytes; allowed: kohya, diffusers")
     lora = read(source, alpha=alpha, metadata=metadata)
@@ -123,10 +148,11 @@ def set_metadata(path: Path | str, mapping: Mapping[str, object]) -> dict[str, s
     outputs = [Output(name, tensor, tensor.shape, tensor.dtype) for name, tensor in container.tensors.items()]
     wanted = {key: value for key, value in merged(container.metadata, mapping).items() if key not in HASHES}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        return write_container(file, outputs, wanted)
+        return write_container(file, outputs, wanted).metadata
 
 
-def _check_arguments(to: str, dtype: str | None) -> str | None:
+def check_arguments(to: str, dtype: str | None) -> str | None:
+    """The safetensors name of `dtype`. Raises `UsageError` for a form or dtype that cannot be written."""
     if to not in names.FORMS:
         raise UsageError(f"--to {to}: allowed are {', '.join(names.FORMS)}")
     if dtype is not None and dtype not in dtypes.CASTS:
@@ -134,7 +160,8 @@ def _check_arguments(to: str, dtype: str | None) -> str | None:
     return dtypes.CASTS[dtype] if dtype else None
 
 
-def _check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
+def check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
+    """Raise where writing `target` would touch `source` or a file that nobody said to replace."""
     if to != "peft":
         refuse_target(source, target, overwrite)
         return
@@ -167,18 +194,18 @@ def _same(one: Path, other: Path) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
-def _write_file(lora: Lora, outputs: list[Output], target: Path, form: str) -> tuple[int, str]:
+def _write_file(lora: Lora, outputs: list[Output], target: Path, form: str) -> tuple[int, list[Written]]:
     with atomic_path(target) as temporary, open(temporary, "wb") as file:
         written = write_container(file, outputs, write.metadata(lora, target.stem, form))
-    return target.stat().st_size, written["sshs_model_hash"]
+    return target.stat().st_size, [written]
 
 
-def _write_folder(lora: Lora, outputs: list[Output], target: Path) -> tuple[int, str]:
+def _write_folder(lora: Lora, outputs: list[Output], target: Path) -> tuple[int, list[Written]]:
     """One adapter in `target`, or where both networks are patched one in a subfolder for each."""
     scopes = [scope for scope in (UNET, TEXT_ENCODER) if lora.in_scope(scope)]
     folders = {scope: target if len(scopes) == 1 else target / scope for scope in scopes}
     made = _make_folders([target, *folders.values()])
-    size, digests = 0, []
+    size, written = 0, []
     try:
         with ExitStack() as stack:  # every file is complete before the first takes its place
             for scope, folder in folders.items():
@@ -187,16 +214,14 @@ def _write_folder(lora: Lora, outputs: list[Output], target: Path) -> tuple[int,
                 weights = stack.enter_context(atomic_path(folder / ADAPTER_WEIGHTS))
                 config = stack.enter_context(atomic_path(folder / ADAPTER_CONFIG))
                 with open(weights, "wb") as file:
-                    digests.append(
-                        write_container(file, mine, write.metadata(lora, target.name, "peft"))["sshs_model_hash"]
-                    )
+                    written.append(write_container(file, mine, write.metadata(lora, target.name, "peft")))
                 write_json(config, {"base_model_name_or_path": None, **write.peft_config(lora.in_scope(scope))})
                 size += weights.stat().st_size + config.stat().st_size
     except BaseException:
         for folder in reversed(made):
             folder.rmdir()
         raise
-    return size, digests[0]
+    return size, written
 
 
 def _make_folders(folders: list[Path]) -> list[Path]:

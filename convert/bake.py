@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import dtypes
 from .api import refuse_target
-from .cli import Parser, guarded
+from .commands import Parser, guarded
 from .container import Container, Tensor, open_container
 from .errors import JobError, UsageError
 from .files import atomic_path
@@ -210,7 +210,7 @@ def _bytes(array: Array, dtype: str, what: str) -> bytes:
 
 def parser() -> Parser:
     """The options of `python -m convert.bake`."""
-    p = Parser(prog="python -m convert.bake", description="Merge a LoRA into a checkpoint.", allow_abbrev=False)
+    p = Parser("python -m convert.bake", "Merge a LoRA into a checkpoint.")
     p.add_argument("lora", type=Path, metavar="LORA", help="a LoRA of any form that convert reads")
     p.add_argument("--into", type=Path, required=True, metavar="CHECKPOINT", help="the .safetensors file to merge into")
     p.add_argument("--out", type=Path, required=True, metavar="OUT", help="the .safetensors file to write")

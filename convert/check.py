@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from . import dtypes, names, write
-from .container import CHUNK, Tensor, open_container, open_source
-from .errors import JobError, NotFinite, UnknownKeys
+from .container import open_container, open_source
+from .errors import JobError, NotFinite, UnknownKeys, WrongHash, quote
 from .lora import SD15, Lora
 from .read import read
 from .sd15 import TEXT_ENCODER, UNET, modules
+
+HASH_KEYS = ("sshs_model_hash", "modelspec.hash_sha256")
+"""Metadata that holds the sha256 of all bytes after the header."""
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Audit:
     """alpha / rank, of the commonest of both"""
     dora: bool = False
     dtypes: list[str] = field(default_factory=list)
+    embeddings: list[str] = field(default_factory=list)
+    """keys of bundled embeddings"""
     size: int | None = None
     """bytes"""
     hash: str | None = None
@@ -56,11 +61,11 @@ class Audit:
         return {key: value for key, value in vars(self).items() if key != "error"}
 
 
-def check(path: Path | str, *, alpha: float | None = None) -> Audit:
+def check(path: Path | str, *, alpha: float | None = None, skip_unknown: bool = False, pickles: bool = False) -> Audit:
     """Audit a file or adapter folder. Raises nothing for a bad one: `sound` is False and `problem` says why."""
     audit = Audit(str(path))
     try:
-        lora = read(path, alpha=alpha)
+        lora = read(path, alpha=alpha, skip_unknown=skip_unknown, pickles=pickles)
         _describe(audit, lora)
         _scan(audit, lora)
     except JobError as error:
@@ -77,6 +82,7 @@ def _describe(audit: Audit, lora: Lora) -> None:
     audit.rank, audit.alpha, audit.alpha_from = lora.rank, lora.alpha, lora.alpha_from
     audit.ranks = sorted({module.rank for module in lora.factors})
     audit.scale = lora.alpha / lora.rank if lora.rank else None
+    audit.embeddings = list(lora.embeddings)
     audit.dora, audit.dtypes = lora.uses_dora, lora.dtypes
     audit.metadata, audit.notes = dict(lora.metadata), list(lora.notes)
     for form in names.FORMS:
@@ -86,33 +92,36 @@ def _describe(audit: Audit, lora: Lora) -> None:
 
 
 def _scan(audit: Audit, lora: Lora) -> None:
-    tensors = {(name, part): t for name, module in lora.modules.items() for part, t in module.parts.items()}
-    audit.not_finite = [f"{name} {part}" for (name, part), tensor in tensors.items() if not _finite(tensor)]
-    files = sorted({tensor.file for tensor in tensors.values() if tensor.file is not None})
-    audit.hash = _data_hash(files[0])
-    audit.hash_stored = open_container(files[0]).metadata.get("sshs_model_hash")
-    if audit.hash_stored not in (None, audit.hash):
-        audit.notes.append(
-            "the stored sshs_model_hash is another file's: the web UI would trust it; converting corrects it"
-        )
+    """Read every byte once, for the hash and for numbers that are none. Raises for what is found."""
+    names_of: dict[tuple[Path | None, int], str] = {
+        (tensor.file, tensor.offset): f"{name} {part}"
+        for name, module in lora.modules.items() for part, tensor in module.parts.items()
+    }  # fmt: skip
+    files = sorted({file for file, _ in names_of if file is not None})
+    stored, wrong = None, None
+    for file in files:
+        container = open_container(file, pickles=True)
+        digest = hashlib.sha256()
+        tensors = sorted(container.tensors.items(), key=lambda item: item[1].offset)
+        with open_source(file) as source:
+            for key, tensor in tensors:
+                finite = True
+                for chunk in tensor.chunks(source):
+                    digest.update(chunk)
+                    finite = finite and dtypes.all_finite(chunk, tensor.dtype)
+                if not finite:
+                    audit.not_finite.append(names_of.get((file, tensor.offset), quote(key)))
+        found = digest.hexdigest()
+        for key, value in container.metadata.items():
+            if key in HASH_KEYS and value.removeprefix("0x") != found:
+                wrong = wrong or WrongHash(file, key)
+        if file == files[0]:
+            audit.hash, stored = found, container.metadata.get("sshs_model_hash")
+    audit.hash_stored = stored
     if audit.not_finite:
         raise NotFinite(lora.path, audit.not_finite)
-
-
-def _finite(tensor: Tensor) -> bool:
-    assert tensor.file is not None
-    with open_source(tensor.file) as file:
-        return all(dtypes.all_finite(chunk, tensor.dtype) for chunk in tensor.chunks(file))
-
-
-def _data_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    start = min((tensor.offset for tensor in open_container(path).tensors.values()), default=0)
-    with open_source(path) as file:
-        file.seek(start)
-        for chunk in iter(lambda: file.read(CHUNK), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+    if wrong is not None:
+        raise wrong
 
 
 def table(audit: Audit) -> str:
@@ -134,6 +143,7 @@ def table(audit: Audit) -> str:
             ("dtype", ", ".join(audit.dtypes)),
             ("size", f"{audit.size:,} bytes"),
             ("hash", f"{(audit.hash or '?')[:16]}… ({_stored(audit)})"),
+            ("embeddings", ", ".join(quote(key) for key in audit.embeddings) or "none"),
             ("NaN or Inf", ", ".join(audit.not_finite) or "none"),
         ]
     rows += [("cannot become", f"{form}: {reason}") for form, reason in audit.cannot_become.items()]

@@ -7,15 +7,13 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from .api import Report, convert_file
 from .check import check, table
-from .dtypes import CASTS
-from .errors import JobError, UsageError, exit_status
-from .names import FORMS
+from .commands import Parser, clear_progress, guarded, progress
+from .errors import JobError, UsageError
 
 EXAMPLES = """examples:
   python -m convert lora.safetensors                     writes lora.kohya.safetensors, for the web UI and ComfyUI
@@ -27,62 +25,28 @@ EXAMPLES = """examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Says one line for bad usage instead of the whole usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help shows all)")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `python -m convert`."""
-    p = Parser(
-        prog="python -m convert",
-        description="Read a Stable Diffusion 1.5 LoRA in any form and write it in another, losing nothing.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument(
-        "paths", nargs="+", metavar="IN [OUT]", help="a .safetensors file or a peft adapter folder, and where to"
-    )
-    p.add_argument("--to", default="kohya", metavar="FORM", help=f"form to write: {', '.join(FORMS)} (default kohya)")
-    p.add_argument("--alpha", type=float, metavar="A", help="alpha of a file that keeps none (default: its rank)")
-    p.add_argument("--dtype", metavar="TYPE", help=f"cast to {', '.join(CASTS)} (default: bytes are copied)")
-    p.add_argument(
-        "--fold-alpha", action="store_true", help="multiply alpha / rank into the factors, so that alpha = rank"
-    )
-    p.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="set a metadata key; can be repeated"
-    )
+    what = "Read a Stable Diffusion 1.5 LoRA in any form and write it in another, losing nothing."
+    p = Parser("python -m convert", what, EXAMPLES)
+    p.add_argument("paths", nargs="+", metavar="IN [OUT]", help="a .safetensors file or a peft adapter folder, and where to")
+    p.add_output(out=False)
+    p.add_alpha()
+    p.add_argument("--fold-alpha", action="store_true", help="multiply alpha / rank into the factors, so that alpha = rank")
+    p.add_argument("--skip-unknown", action="store_true", help="leave out tensors whose names mean nothing here, and list them")
+    p.add_argument("--split-embeddings", action="store_true", help="write bundled embeddings as files of their own, beside OUT")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a metadata key; can be repeated")
     p.add_argument("--drop", action="append", default=[], metavar="KEY", help="remove a metadata key; can be repeated")
     p.add_argument("--title", help="title shown by hosts (modelspec.title)")
     p.add_argument("--trigger", metavar="PHRASE", help="words that call the style (modelspec.trigger_phrase)")
     p.add_argument("--out-dir", type=Path, metavar="DIR", help="convert every input into this folder")
-    p.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     p.add_argument("--check", action="store_true", help="audit the inputs, write nothing")
-    p.add_argument("--json", action="store_true", help="report as JSON")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 a job failed, 2 bad usage."""
     return guarded("convert", lambda: _main(argv))
-
-
-def guarded(name: str, run: Callable[[], int]) -> int:
-    """Turn the errors a user can cause into one line on stderr and an exit status."""
-
-    def work() -> int:
-        try:
-            return run()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing more
-            return JobError.exit_code
-        except OSError as error:
-            raise JobError(f"{error.filename}: {error.strerror}") from error
-
-    return exit_status(name, work)
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -130,7 +94,8 @@ def _metadata(options: argparse.Namespace) -> dict[str, object]:
 def _convert(source: Path, target: Path, options: argparse.Namespace) -> Report:
     return convert_file(
         source, target, to=options.to, alpha=options.alpha, dtype=options.dtype, fold_alpha=options.fold_alpha,
-        metadata=_metadata(options), overwrite=options.overwrite,
+        metadata=_metadata(options), overwrite=options.overwrite, skip_unknown=options.skip_unknown,
+        split_embeddings=options.split_embeddings, pickles=True,
     )  # fmt: skip
 
 
@@ -144,17 +109,15 @@ def _convert_all(paths: list[Path], options: argparse.Namespace) -> int:
     except OSError as error:
         raise UsageError(f"--out-dir {options.out_dir}: cannot be made: {error.strerror}") from error
     reports, failures = [], []
-    for number, (source, target) in enumerate(zip(paths, targets)):
-        _progress(number, len(paths), source.name)
+    for source, target in progress(list(zip(paths, targets)), lambda pair: pair[0].name):
         try:
             reports.append(_convert(source, target, options))
         except JobError as error:
             failures.append(str(error))
         else:
             if not options.json:
-                _clear_progress()
+                clear_progress()
                 print(describe(reports[-1]))
-    _clear_progress()
     for failure in failures:
         print(f"convert: {failure}", file=sys.stderr)
     if options.json:
@@ -165,7 +128,7 @@ def _convert_all(paths: list[Path], options: argparse.Namespace) -> int:
 
 
 def _check(paths: list[Path], options: argparse.Namespace) -> int:
-    audits = [check(path, alpha=options.alpha) for path in paths]
+    audits = [check(path, alpha=options.alpha, skip_unknown=options.skip_unknown, pickles=True) for path in paths]
     if options.json:
         plain = [audit.to_json() for audit in audits]
         print(json.dumps(plain[0] if len(plain) == 1 else plain, indent=2))
@@ -185,19 +148,10 @@ def describe(report: Report) -> str:
         f"{report.source} -> {report.target}: {report.form} -> {report.to}, {scopes} modules, "
         f"rank {report.rank}, alpha {report.alpha:g} (from {report.alpha_from}), {report.size:,} bytes"
     )
-    return "\n".join([done, *(f"  note: {note}" for note in report.notes)])
+    embeddings = [f"  embedding: {path}" for path in report.embeddings]
+    return "\n".join([done, *embeddings, *(f"  note: {note}" for note in report.notes)])
 
 
 def _plain(report: Report) -> dict[str, object]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(report).items()}
-
-
-def _progress(done: int, total: int, name: str) -> None:
-    if sys.stderr.isatty():
-        bar = "#" * (20 * done // total)
-        print(f"\r\033[K[{bar:<20}] {done}/{total} {name[:40]}", end="", file=sys.stderr, flush=True)
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(report).items()}
+    return {**plain, "embeddings": [str(path) for path in report.embeddings]}

@@ -121,6 +121,18 @@ class NotFinite(FileError):
         super().__init__(path, f"{hold} NaN or infinite numbers: {self.tensors[0]}", "take another checkpoint of its training")
 
 
+class WrongHash(FileError):
+    """The hash in the metadata is not that of the tensors: damaged, or changed by a program that did not renew the hash."""
+
+    def __init__(self, path: Path | str, key: str):
+        super().__init__(
+            path, f"its {key} is not the hash of its tensors: it was damaged, or changed by a program that left the hash",
+            "if you trust it, convert it: the hash is computed anew",
+        )  # fmt: skip
+        self.key = key
+        """of the metadata"""
+
+
 class BadCard(FileError):
     """A card beside a LoRA that cannot be read. It is somebody's text: it is never replaced without being kept."""
 

@@ -27,14 +27,14 @@ class Kind(NamedTuple):
     """the web UI and ComfyUI load it from their LoRA folder"""
 
 
-_AS_IT_IS = "the web UI and ComfyUI load it as it is"
+_AS_IT_IS = "the web UI and ComfyUI load it as it is; python -m convert.reduce makes a LoRA of it"
 _CONTROLNET = "put it into the ControlNet folder"
 
 KINDS = (
     Kind(r"\.hada_", "a LoHa (LyCORIS)", _AS_IT_IS, True),
     Kind(r"\.lokr_", "a LoKr (LyCORIS)", _AS_IT_IS, True),
     Kind(r"\.oft_|\.boft_|oft_blocks|oft_diag", "an OFT network", _AS_IT_IS, True),
-    Kind(r"\.on_input$", "an IA3 network", _AS_IT_IS, True),
+    Kind(r"\.on_input$", "an IA3 network", "the web UI loads it as it is", True),
     Kind(r"\.(a1|a2|b1|b2|bm)\.weight$", "a GLoRA network", _AS_IT_IS, True),
     Kind(r"motion_modules?[._]|temporal_transformer", "a motion LoRA or motion module (AnimateDiff)",
          "AnimateDiff's own extension or nodes load it, from their motion LoRA folder"),
@@ -80,6 +80,9 @@ _CLAIMS = (
     (r"^(wan|hunyuan|lumina|chroma|qwen|auraflow|pixart|ltx|cosmos|anima|z-image|hidream)", "another architecture"),
 )
 
+KNOWN_BY_WORD = ("scribble_miniature",)
+"""Bases with Stable Diffusion 1.5's modules that only `ss_base_model_version` tells apart."""
+
 CONTEXT_WIDTHS = {1024: "SD2", 2048: "SDXL"}
 """Width of the prompt embedding -> the base that has it."""
 
@@ -95,6 +98,11 @@ def refusal(path: Path, unknown: Sequence[str]) -> FileError:
     if base is not None:
         return WrongBase(path, base, f"is a LoRA of {base}")
     return UnknownKeys(path, unknown)
+
+
+def is_nothing_known(keys: Sequence[str]) -> bool:
+    """Whether these names are of no known network or base: what `--skip-unknown` may leave out."""
+    return _first(BASES, keys) is None and kind_of_keys(keys) is None
 
 
 def kind_of_keys(keys: Iterable[str]) -> Kind | None:

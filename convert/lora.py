@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .container import Tensor
-from .sd15 import Module
+from .sd15 import Module, fits
 
 SD15 = "sd_v1"
 """What kohya writes as `ss_base_model_version` for Stable Diffusion 1.x."""
@@ -71,6 +71,8 @@ class Lora:
     """bytes on disk"""
     notes: tuple[str, ...] = ()
     """what the user should know, one line each"""
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    """key (`bundle_emb.<token>.<vector>`) -> vectors of a textual inversion that OneTrainer bundled"""
 
     @property
     def factors(self) -> list[LoraModule]:
@@ -92,6 +94,11 @@ class Lora:
         """Every dtype among the tensors, commonest first."""
         tensors = (tensor for module in self.modules.values() for tensor in module.parts.values())
         return [dtype for dtype, _ in Counter(tensor.dtype for tensor in tensors).most_common()]
+
+    @property
+    def fits_sd15(self) -> bool:
+        """Whether every module has Stable Diffusion 1.5's shape, whatever the base is called."""
+        return all(fits(module.module, module.shape) for module in self.modules.values())
 
     @property
     def uses_dora(self) -> bool:

@@ -7,10 +7,11 @@ Keys and their meaning: kohya's sd-scripts (`ss_…`, strings, some of them JSON
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from .errors import UsageError, quote
-from .lora import SD15, Lora
+from .lora import Lora
 from .peft_config import METADATA_KEY
 from .stream import HASHES
 
@@ -61,11 +62,10 @@ def _text(key: str, value: object) -> str:
     return text
 
 
-def base_of(metadata: Mapping[str, str]) -> str:
-    """The base a file is for: `SD15` where its metadata says so or nothing, else its own word."""
-    stated = metadata.get(BASE_KEY, "")
-    plain = "".join(letter for letter in stated.lower() if letter.isalnum())
-    return SD15 if plain in ("", "none", "sd1", "sd15", "stablediffusion15") or plain.startswith("sdv1") else stated
+def says_sd15(word: str) -> bool:
+    """Whether a value of `BASE_KEY` names Stable Diffusion 1 in some way, or nothing at all."""
+    plain = "".join(letter for letter in word.lower() if letter.isalnum())
+    return plain in ("", "none") or re.search(r"(sd|stablediffusion)v?1([^0-9]|[0-5]|$)", plain) is not None
 
 
 def complete(lora: Lora, name: str, form: str) -> dict[str, str]:
@@ -81,7 +81,7 @@ def complete(lora: Lora, name: str, form: str) -> dict[str, str]:
         BASE_KEY: lora.base,
         "ss_v2": "False",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": ARCHITECTURE if lora.base == SD15 else f"{lora.base.replace('_', '-')}/lora",
+        "modelspec.architecture": ARCHITECTURE if lora.fits_sd15 else f"{lora.base.replace('_', '-')}/lora",
     }
     if lora.rank:
         computed["ss_network_dim"], computed["ss_network_alpha"] = str(lora.rank), _number(lora.alpha)
@@ -103,4 +103,4 @@ def complete(lora: Lora, name: str, form: str) -> dict[str, str]:
 
 def _number(value: float) -> str:
     """`4` for 4.0, as people write it; every digit otherwise."""
-    return str(int(value)) if value == int(value) else repr(value)
+    return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)

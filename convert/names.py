@@ -1,13 +1,13 @@
-"""One table of names: how each form spells a module and its parts. Reading inverts it; nothing is kept by hand twice.
+"""How each form spells a module and its parts: two tables that are read in one direction to write and inverted to read.
 
 A key is a prefix, a module's name in some spelling, and a suffix that says which part of the adapter it is:
 
     lora_unet_ | down_blocks_0_attentions_0_proj_in | .lora_down.weight
     unet.      | down_blocks.0.attentions.0.proj_in | .lora.down.weight
 
-Parts: `down` (rank, in[, k, k]), `up` (out, rank[, 1, 1]), `mid` (rank, rank, k, k), `alpha` (),
-`magnitude` (DoRA, peft's), `dora_scale` (DoRA, LyCORIS's),
-`diff`, `w_norm` (as the weight) and `diff_b`, `b_norm` (out,).
+Parts of a LoRA: `down` (rank, in[, k, k]), `up` (out, rank[, 1, 1]), `mid` (rank, rank, k, k), `alpha` (),
+`magnitude` (DoRA, peft's), `dora_scale` (DoRA, LyCORIS's), `diff`, `w_norm` (as the weight) and `diff_b`, `b_norm` (out,).
+Parts of other networks are called as LyCORIS calls them (`hada_w1_a`, `lokr_w1`, …); their shapes: see `matrix.change`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,37 @@ from .sd15 import TEXT_ENCODER, UNET, Module, modules
 FORMS = ("kohya", "diffusers", "peft")
 """The forms that can be written."""
 
+LORA_PARTS = ("down", "up", "mid", "alpha", "magnitude", "dora_scale", "diff", "diff_b", "w_norm", "b_norm")
+"""The parts of plain LoRA, LoCon and DoRA; all others are of another network."""
+
+BUNDLED = "bundle_emb."
+"""Prefix of embeddings that OneTrainer keeps in a LoRA's file: `bundle_emb.<token>.<vector>`."""
+
 
 class Spelling(NamedTuple):
     """One way to name every module of a scope; `name` answers None for modules it does not exist for."""
 
-    family: str
+    form: str
+    """in words"""
+    style: str
+    """what the suffixes of its factors look like, as a rule"""
     scope: str
     prefix: str
     name: Callable[[Module], str | None]
+    writes: str = ""
+    """the form that is written with this row"""
+
+
+class Suffix(NamedTuple):
+    """How a part is marked."""
+
+    part: str
+    text: str
+    """`*` stands for the adapter name that peft puts there in memory"""
+    style: str = ""
+    """as in `Spelling`; "" for parts that are marked in one way only"""
+    writes: tuple[str, ...] = ()
+    """the forms that are written with this row; "diffusers unet" is that form for one scope only"""
 
 
 def _dotted(module: Module) -> str:
@@ -38,6 +61,12 @@ def _dotted(module: Module) -> str:
 
 def _underscored(module: Module) -> str:
     return module.name.replace(".", "_")
+
+
+def _underscored_but_last(module: Module) -> str:
+    """diffusers' own conversion to kohya leaves a dot too many before a DoRA magnitude: `…_attn1.to_q`."""
+    head, _, last = module.name.rpartition(".")
+    return f"{head.replace('.', '_')}.{last}"
 
 
 def _ldm(module: Module) -> str:
@@ -71,90 +100,90 @@ def _text_processor(module: Module) -> str | None:
     return re.sub(r"\.(q|k|v|out)_proj$", r".to_\1", module.name)
 
 
+_KOHYA, _PEFT, _DOTS, _PROCESSOR = "lora_down/lora_up", "lora_A/lora_B", "lora.down/lora.up", "to_q_lora"
+
+_OLD = "diffusers attention processors"
+
 SPELLINGS = (
-    # the first row of a family and scope is the one that is written
-    Spelling("kohya",      UNET, "lora_unet_", _underscored),
-    Spelling("kohya-ldm",  UNET, "lora_unet_", _ldm_underscored),
-    Spelling("diffusers",  UNET, "unet.", _dotted),
-    Spelling("diffusers",  UNET, "unet.", _processor),
-    Spelling("peft",       UNET, "base_model.model.", _dotted),
-    Spelling("peft",       UNET, "base_model.model.unet.", _dotted),
-    Spelling("peft",       UNET, "unet.base_model.model.", _dotted),
-    Spelling("unprefixed", UNET, "", _dotted),
-    Spelling("unprefixed", UNET, "", _processor),
-    Spelling("comfyui",    UNET, "diffusion_model.", _ldm),
-    Spelling("comfyui",    UNET, "model.diffusion_model.", _ldm),
-    Spelling("kohya",      TEXT_ENCODER, "lora_te_", _underscored),
-    Spelling("kohya",      TEXT_ENCODER, "lora_te_", _short_underscored),
-    Spelling("kohya",      TEXT_ENCODER, "lora_te1_", _underscored),
-    Spelling("kohya",      TEXT_ENCODER, "lora_te1_", _short_underscored),
-    Spelling("diffusers",  TEXT_ENCODER, "text_encoder.", _dotted),
-    Spelling("diffusers",  TEXT_ENCODER, "text_encoder.", _short),
-    Spelling("diffusers",  TEXT_ENCODER, "text_encoder.", _text_processor),
-    Spelling("peft",       TEXT_ENCODER, "base_model.model.", _short),
-    Spelling("peft",       TEXT_ENCODER, "base_model.model.", _dotted),
-    Spelling("peft",       TEXT_ENCODER, "base_model.model.text_encoder.", _short),
-    Spelling("peft",       TEXT_ENCODER, "base_model.model.text_encoder.", _dotted),
-    Spelling("peft",       TEXT_ENCODER, "text_encoder.base_model.model.", _short),
-    Spelling("peft",       TEXT_ENCODER, "text_encoder.base_model.model.", _dotted),
-    Spelling("unprefixed", TEXT_ENCODER, "", _dotted),
-    Spelling("unprefixed", TEXT_ENCODER, "", _short),
-    Spelling("unprefixed", TEXT_ENCODER, "", _text_processor),
-    Spelling("comfyui",    TEXT_ENCODER, "clip_l.transformer.", _ldm),
-    Spelling("comfyui",    TEXT_ENCODER, "text_encoders.clip_l.transformer.", _ldm),
-    Spelling("comfyui",    TEXT_ENCODER, "cond_stage_model.transformer.", _ldm),
+    Spelling("kohya",                        _KOHYA, UNET, "lora_unet_", _underscored, writes="kohya"),
+    Spelling("kohya",                        _KOHYA, UNET, "lora_unet_", _underscored_but_last),
+    Spelling("kohya by diffusers",           _KOHYA, UNET, "base_model_model_", _underscored),
+    Spelling("kohya by diffusers",           _KOHYA, UNET, "base_model_model_", _underscored_but_last),
+    Spelling("kohya with LDM names",         _KOHYA, UNET, "lora_unet_", _ldm_underscored),
+    Spelling("kohya with dots",              _KOHYA, UNET, "lora_unet.", _dotted),
+    Spelling("SimpleTuner's LyCORIS",        _KOHYA, UNET, "lycoris_", _underscored),
+    Spelling("diffusers",                    _DOTS,  UNET, "unet.", _dotted, writes="diffusers"),
+    Spelling("diffusers with LDM names",     _DOTS,  UNET, "unet.", _ldm),
+    Spelling(_OLD,                           _PROCESSOR, UNET, "unet.", _processor),
+    Spelling("peft",                         _PEFT,  UNET, "base_model.model.", _dotted, writes="peft"),
+    Spelling("peft",                         _PEFT,  UNET, "base_model.model.unet.", _dotted),
+    Spelling("peft",                         _PEFT,  UNET, "unet.base_model.model.", _dotted),
+    Spelling("module names without prefix",  _PEFT,  UNET, "", _dotted),
+    Spelling("LDM names without prefix",     _PEFT,  UNET, "", _ldm),
+    Spelling(f"{_OLD} without prefix",       _PROCESSOR, UNET, "", _processor),
+    Spelling("ComfyUI trainer",              _KOHYA, UNET, "diffusion_model.", _ldm),
+    Spelling("ComfyUI trainer",              _KOHYA, UNET, "model.diffusion_model.", _ldm),
+    Spelling("kohya",                        _KOHYA, TEXT_ENCODER, "lora_te_", _underscored, writes="kohya"),
+    Spelling("kohya",                        _KOHYA, TEXT_ENCODER, "lora_te_", _underscored_but_last),
+    Spelling("kohya",                        _KOHYA, TEXT_ENCODER, "lora_te_", _short_underscored),
+    Spelling("kohya",                        _KOHYA, TEXT_ENCODER, "lora_te1_", _underscored),
+    Spelling("kohya",                        _KOHYA, TEXT_ENCODER, "lora_te1_", _short_underscored),
+    Spelling("kohya with dots",              _KOHYA, TEXT_ENCODER, "lora_te.", _dotted),
+    Spelling("SimpleTuner's LyCORIS",        _KOHYA, TEXT_ENCODER, "lycoris_", _underscored),
+    Spelling("SimpleTuner's LyCORIS",        _KOHYA, TEXT_ENCODER, "lycoris_", _short_underscored),
+    Spelling("diffusers",                    _DOTS,  TEXT_ENCODER, "text_encoder.", _dotted, writes="diffusers"),
+    Spelling("diffusers",                    _DOTS,  TEXT_ENCODER, "text_encoder.", _short),
+    Spelling(_OLD,                           _PROCESSOR, TEXT_ENCODER, "text_encoder.", _text_processor),
+    Spelling("peft",                         _PEFT,  TEXT_ENCODER, "base_model.model.", _short, writes="peft"),
+    Spelling("peft",                         _PEFT,  TEXT_ENCODER, "base_model.model.", _dotted),
+    Spelling("peft",                         _PEFT,  TEXT_ENCODER, "base_model.model.text_encoder.", _short),
+    Spelling("peft",                         _PEFT,  TEXT_ENCODER, "base_model.model.text_encoder.", _dotted),
+    Spelling("peft",                         _PEFT,  TEXT_ENCODER, "text_encoder.base_model.model.", _short),
+    Spelling("peft",                         _PEFT,  TEXT_ENCODER, "text_encoder.base_model.model.", _dotted),
+    Spelling("module names without prefix",  _PEFT,  TEXT_ENCODER, "", _dotted),
+    Spelling("module names without prefix",  _PEFT,  TEXT_ENCODER, "", _short),
+    Spelling(f"{_OLD} without prefix",       _PROCESSOR, TEXT_ENCODER, "", _text_processor),
+    *(
+        Spelling("ComfyUI trainer",          _KOHYA, TEXT_ENCODER, prefix, name)
+        for prefix in ("clip_l.transformer.", "text_encoders.clip_l.transformer.", "cond_stage_model.transformer.",
+                       "clip_l.", "text_encoders.clip_l.", "text_encoders.", "cond_stage_model.clip_l.transformer.")
+        for name in (_dotted, _short)
+    ),
 )  # fmt: skip
 
-# (part, style) of each suffix; `*` stands for the adapter name that peft puts there in memory.
-SUFFIXES = {
-    ".lora_down.weight": ("down", "kohya"),
-    ".lora_up.weight": ("up", "kohya"),
-    ".lora_mid.weight": ("mid", "kohya"),
-    ".dora_scale": ("dora_scale", "any"),
-    ".alpha": ("alpha", "any"),
-    ".diff": ("diff", "any"),
-    ".diff_b": ("diff_b", "any"),
-    ".w_norm": ("w_norm", "any"),
-    ".b_norm": ("b_norm", "any"),
-    ".lora_A.weight": ("down", "peft"),
-    ".lora_B.weight": ("up", "peft"),
-    ".lora_A.*.weight": ("down", "peft"),
-    ".lora_B.*.weight": ("up", "peft"),
-    ".lora_magnitude_vector": ("magnitude", "any"),
-    ".lora_magnitude_vector.weight": ("magnitude", "any"),
-    ".lora_magnitude_vector.*.weight": ("magnitude", "any"),
-    ".lora.down.weight": ("down", "diffusers"),
-    ".lora.up.weight": ("up", "diffusers"),
-    ".lora_linear_layer.down.weight": ("down", "diffusers"),
-    ".lora_linear_layer.up.weight": ("up", "diffusers"),
-    "_lora.down.weight": ("down", "processor"),
-    "_lora.up.weight": ("up", "processor"),
-}
+SUFFIXES = (
+    Suffix("down", ".lora_down.weight", _KOHYA, ("kohya",)),
+    Suffix("up", ".lora_up.weight", _KOHYA, ("kohya",)),
+    Suffix("mid", ".lora_mid.weight", _KOHYA, ("kohya",)),
+    Suffix("alpha", ".alpha", writes=("kohya",)),
+    Suffix("dora_scale", ".dora_scale", writes=("kohya",)),
+    Suffix("diff", ".diff", writes=("kohya",)),
+    Suffix("diff_b", ".diff_b", writes=("kohya",)),
+    Suffix("w_norm", ".w_norm", writes=("kohya",)),
+    Suffix("b_norm", ".b_norm", writes=("kohya",)),
+    Suffix("down", ".lora.down.weight", _DOTS, ("diffusers unet",)),
+    Suffix("up", ".lora.up.weight", _DOTS, ("diffusers unet",)),
+    Suffix("down", ".lora_linear_layer.down.weight", _DOTS, ("diffusers text_encoder",)),
+    Suffix("up", ".lora_linear_layer.up.weight", _DOTS, ("diffusers text_encoder",)),
+    Suffix("down", ".lora_A.weight", _PEFT, ("peft",)),
+    Suffix("up", ".lora_B.weight", _PEFT, ("peft",)),
+    Suffix("down", ".lora_A.*.weight", _PEFT),
+    Suffix("up", ".lora_B.*.weight", _PEFT),
+    Suffix("magnitude", ".lora_magnitude_vector", writes=("diffusers unet", "peft")),
+    Suffix("magnitude", ".lora_magnitude_vector.weight", writes=("diffusers text_encoder",)),
+    Suffix("magnitude", ".lora_magnitude_vector.*.weight"),
+    Suffix("down", "_lora.down.weight", _PROCESSOR),
+    Suffix("up", "_lora.up.weight", _PROCESSOR),
+    *(Suffix(f"hada_{name}", f".hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+    *(Suffix(f"lokr_{name}", f".lokr_{name}") for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+    *(Suffix(name, f".{name}.weight") for name in ("a1", "a2", "b1", "b2", "bm")),
+    Suffix("oft_blocks", ".oft_blocks"),
+    Suffix("rescale", ".rescale"),
+    Suffix("on_input", ".on_input"),
+)
 
-WRITTEN = {
-    "kohya": {
-        "down": ".lora_down.weight", "up": ".lora_up.weight", "mid": ".lora_mid.weight", "alpha": ".alpha",
-        "dora_scale": ".dora_scale", "diff": ".diff", "diff_b": ".diff_b", "w_norm": ".w_norm", "b_norm": ".b_norm",
-    },
-    "diffusers": {
-        "down": ".lora.down.weight", "up": ".lora.up.weight", "magnitude": ".lora_magnitude_vector",
-    },
-    "peft": {
-        "down": ".lora_A.weight", "up": ".lora_B.weight", "magnitude": ".lora_magnitude_vector",
-    },
-}  # fmt: skip
-"""Parts that each form has, and their suffix. (The text encoder's in diffusers: see `spell`.)"""
-
-_LABELS = {
-    ("kohya", "peft"): "kohya with lora_A/lora_B",
-    ("diffusers", "peft"): "diffusers with lora_A/lora_B",
-    ("diffusers", "processor"): "diffusers attention processors",
-    ("unprefixed", "processor"): "attention processors without prefix",
-    ("kohya-ldm", "kohya"): "kohya with LDM names",
-    ("comfyui", "kohya"): "ComfyUI trainer",
-    ("unprefixed", "peft"): "module names without prefix",
-    ("unprefixed", "diffusers"): "module names without prefix",
-}
+IA3_WEIGHT = "weight"
+"""The one part whose suffix, `.weight`, is also a checkpoint's: it is only read under kohya's prefixes."""
 
 
 class Key(NamedTuple):
@@ -163,55 +192,90 @@ class Key(NamedTuple):
     module: Module
     part: str
     form: str
-    """the form in words: `kohya`, `diffusers`, `peft`, or one of the variants that are only read"""
+    """the form in words"""
 
 
 def parse(key: str) -> Key | None:
     """The meaning of a tensor's name, or None where it names no module of SD1.5 in any known form."""
-    match = _suffix_pattern().search(key)
-    if match is None:
-        return None
-    named = _spelled().get(key[: match.start()])
-    if named is None:
-        return None
-    module, family = named
-    part, style = SUFFIXES[_star(match.group())]
-    form = family if style in (family, "any") else _LABELS.get((family, style), f"{family} with {style} factors")
-    return Key(module, part, form)
+    stem, _, rest = key.partition(".")
+    row = _flat().get(stem)
+    if row is not None and f".{rest}" in _suffixes():
+        return _key(*row, _suffixes()[f".{rest}"])
+    if row is not None and rest == IA3_WEIGHT:
+        return Key(row[0], IA3_WEIGHT, row[1].form)
+    tail = _tail(key)
+    for suffix in _by_tail().get(tail, ()) or _in_memory(key, tail):
+        if key.endswith(suffix.text):
+            row = _spelled().get(key[: -len(suffix.text)])
+            return _key(*row, suffix) if row is not None else None
+    return None
+
+
+def _tail(key: str) -> str:
+    """From the last dot on, or where that part is `.weight` from the one before."""
+    last = key.rfind(".")
+    return key[key.rfind(".", 0, last) if key[last:] == ".weight" else last :] if last > 0 else ""
+
+
+def _in_memory(key: str, tail: str) -> tuple[Suffix, ...]:
+    """The suffix of `<module>.lora_A.<adapter name>.weight`, with that name."""
+    before = key[: -len(tail)]
+    suffix = _suffixes().get(f"{before[before.rfind('.') :]}.*.weight") if tail.endswith(".weight") else None
+    return (suffix._replace(text=suffix.text.replace(".*.weight", tail)),) if suffix is not None else ()
+
+
+def _key(module: Module, spelling: Spelling, suffix: Suffix) -> Key:
+    if suffix.style in ("", spelling.style):
+        return Key(module, suffix.part, spelling.form)
+    joined = "and" if " with " in spelling.form else "with"
+    return Key(module, suffix.part, f"{spelling.form} {joined} {suffix.style}")
 
 
 def spell(form: str, module: Module, part: str) -> str:
     """The name of a part in a writable form, the inverse of `parse`; `KeyError` where the form has no such part."""
-    suffix = WRITTEN[form][part]
-    if form == "diffusers" and module.scope == TEXT_ENCODER:
-        suffix = suffix.replace(".lora.", ".lora_linear_layer.")
-    return module_name(form, module) + suffix
+    return module_name(form, module) + parts_of(form, module.scope)[part]
 
 
+@cache
 def module_name(form: str, module: Module) -> str:
     """The prefix and name of a module in a writable form."""
-    row = next(row for row in SPELLINGS if row.family == form and row.scope == module.scope)
+    row = next(row for row in SPELLINGS if row.writes == form and row.scope == module.scope)
     return f"{row.prefix}{row.name(module)}"
 
 
 @cache
-def _spelled() -> dict[str, tuple[Module, str]]:
-    """Every spelling of every module -> the module and the family of the spelling."""
-    table: dict[str, tuple[Module, str]] = {}
+def parts_of(form: str, scope: str) -> dict[str, str]:
+    """The parts that a writable form has a place for -> their suffix."""
+    return {row.part: row.text for row in SUFFIXES if form in row.writes or f"{form} {scope}" in row.writes}
+
+
+@cache
+def _spelled() -> dict[str, tuple[Module, Spelling]]:
+    """Every spelling of every module -> the module and the row of the table."""
+    table: dict[str, tuple[Module, Spelling]] = {}
     for row in SPELLINGS:
         for module in modules().values():
             name = row.name(module) if module.scope == row.scope else None
             if name is not None:
-                table.setdefault(row.prefix + name, (module, row.family))
+                table.setdefault(row.prefix + name, (module, row))
     return table
 
 
 @cache
-def _suffix_pattern() -> re.Pattern[str]:
-    longest_first = sorted(SUFFIXES, key=len, reverse=True)
-    alternatives = "|".join(re.escape(suffix).replace(r"\*", r"[^.]+") for suffix in longest_first)
-    return re.compile(f"(?:{alternatives})$")
+def _flat() -> dict[str, tuple[Module, Spelling]]:
+    """The spellings that have no dot: all before a key's first dot."""
+    return {name: row for name, row in _spelled().items() if "." not in name and row[1].prefix}
 
 
-def _star(suffix: str) -> str:
-    return suffix if suffix in SUFFIXES else re.sub(r"^(\.\w+)\.[^.]+\.weight$", r"\1.*.weight", suffix)
+@cache
+def _suffixes() -> dict[str, Suffix]:
+    return {row.text: row for row in SUFFIXES}
+
+
+@cache
+def _by_tail() -> dict[str, list[Suffix]]:
+    """Every suffix by its `_tail`, the longest first, so that none is taken for the end of a longer one."""
+    table: dict[str, list[Suffix]] = {}
+    for row in sorted(SUFFIXES, key=lambda row: -len(row.text)):
+        table.setdefault(_tail(f"x{row.text}"), []).append(row)
+    return table

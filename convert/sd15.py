@@ -23,6 +23,10 @@ CONTEXT = 768
 TEXT_LAYERS, TEXT_WIDTH = 12, 768
 
 
+SPECIAL_INPUTS = {8: "InstructPix2Pix", 9: "Stable Diffusion 1.5's inpainting model"}
+"""Channels of a `conv_in` other than the usual 4 -> the model that has it; all else in it is Stable Diffusion 1.5."""
+
+
 class Module(NamedTuple):
     """One layer with a weight."""
 
@@ -38,6 +42,13 @@ class Module(NamedTuple):
     @property
     def is_norm(self) -> bool:
         return len(self.shape) == 1
+
+
+def fits(module: Module, shape: tuple[int, ...]) -> bool:
+    """Whether Stable Diffusion 1.5, or its inpainting or InstructPix2Pix variant, has the module in this shape."""
+    if module.name == "conv_in" and len(shape) == 4 and shape[1] in SPECIAL_INPUTS:
+        return (shape[0], *shape[2:]) == (module.shape[0], *module.shape[2:])
+    return shape == module.shape
 
 
 Shape = tuple["str | int", ...]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from .container import Tensor
+from .dtypes import FLOATS
 from .lora import FULL_PARTS
 from .sd15 import Module
 
@@ -33,6 +33,8 @@ def implied_shape(module: Module, parts: Mapping[str, Tensor]) -> tuple[Shape, i
     else:
         raise WrongShape(f"has {' and '.join(sorted(parts))} but no factors")
     for part, wanted in _wanted(shape, rank, parts).items():
+        if part != "alpha" and parts[part].dtype not in FLOATS:
+            raise WrongShape(f"{part} is {parts[part].dtype}; it must be floating-point numbers")
         given = parts[part].shape
         if given not in wanted:
             raise WrongShape(
@@ -45,7 +47,7 @@ def canonical_parts(parts: Mapping[str, Tensor], shape: Shape, rank: int) -> dic
     """The tensors in the shapes that kohya writes, without alpha."""
     wanted = _wanted(shape, rank, parts)
     return {
-        part: replace(tensor, shape=wanted[part][_variant(part, tensor)])
+        part: tensor._replace(shape=wanted[part][_variant(part, tensor)])
         for part, tensor in parts.items()
         if part != "alpha"
     }

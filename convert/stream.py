@@ -7,19 +7,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from . import dtypes
-from .container import Tensor, open_source
+from .container import HEADER_LIMIT, Tensor, open_source
 from .errors import FileError, JobError, quote
 
-HEADER_LIMIT = 1 << 20
-"""Bytes; ComfyUI reads the metadata of no file with a longer header."""
+SHOWN_HEADER = 1 << 20
+"""Bytes; ComfyUI loads a file with a longer header, but does not show its metadata."""
 
 LEGACY_HASH_AT, LEGACY_HASH_BYTES = 0x100000, 0x10000
 
@@ -87,25 +85,33 @@ class _Digest:
         return {name: values[name] for name in self._wanted}
 
 
-@contextmanager
-def _in_background(work: Callable[[bytes], None]) -> Iterator[Callable[[bytes], None]]:
-    """Yield a function that hands chunks, in order, to `work` in a thread; all are done when the block is left.
+class Written(NamedTuple):
+    """A container that was written."""
 
-    Hashing lets go of Python's lock, so it runs beside the copying.
-    """
-    chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
+    metadata: dict[str, str]
+    """as in the file, hashes included"""
+    not_finite: list[str]
+    """names of tensors that hold NaN or infinite numbers"""
+    header: int
+    """bytes"""
 
-    def run() -> None:
-        for chunk in iter(chunks.get, None):
-            work(chunk)
+    def notes(self) -> list[str]:
+        """What the user should know of the file, one line each."""
+        notes = []
+        if self.not_finite:
+            hold = "1 tensor holds" if len(self.not_finite) == 1 else f"{len(self.not_finite)} tensors hold"
+            notes.append(f"{hold} NaN or infinite numbers, so every picture would be black: {quote(self.not_finite[0])}")
+        if self.header > SHOWN_HEADER:
+            notes.append(
+                f"the header has {self.header:,} bytes, and ComfyUI shows no metadata of more than {SHOWN_HEADER:,}; "
+                f"{_drop(self.metadata)}"
+            )
+        return notes
 
-    thread = threading.Thread(target=run, name="hash")
-    thread.start()
-    try:
-        yield chunks.put
-    finally:
-        chunks.put(None)
-        thread.join()
+
+def _drop(metadata: Mapping[str, str]) -> str:
+    longest = quote(max(metadata, key=lambda key: len(metadata[key]), default=""))
+    return f"its longest metadata is {longest}: --drop {longest} removes it"
 
 
 def write_container(
@@ -114,8 +120,8 @@ def write_container(
     metadata: Mapping[str, str],
     *,
     hashes: Mapping[str, int] = HASHES,
-) -> dict[str, str]:
-    """Stream a safetensors file into `target` and return its metadata, hashes included.
+) -> Written:
+    """Stream a safetensors file into `target`.
 
     Tensors lie in safetensors' own order (wide dtypes first, then by name) and metadata keys are sorted, so equal
     tensors and metadata make an equal file. `metadata` must not hold the `hashes`; they are added:
@@ -127,36 +133,34 @@ def write_container(
     full = {**metadata, **{name: "0" * length for name, length in hashes.items()}}
     header = _header(outputs, full)
     if len(header) > HEADER_LIMIT:
-        longest = max(metadata, key=lambda key: len(metadata[key]), default="")
-        raise JobError(
-            f"the header would be {len(header)} bytes and ComfyUI reads at most {HEADER_LIMIT}: "
-            f"remove metadata, the longest is {quote(longest)} (--drop {quote(longest)})"
-        )
+        raise JobError(f"the header would be {len(header):,} bytes and at most {HEADER_LIMIT:,} are read; {_drop(metadata)}")
     training_only = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     digest = _Digest(8 + len(_header(outputs, training_only)), hashes)
     target.seek(8 + len(header))
-    with _in_background(digest.update) as hash_chunk:
-        for chunk in _stream(outputs):
-            hash_chunk(chunk)
-            target.write(chunk)
+    not_finite: dict[str, None] = {}
+    for output, chunk in _stream(outputs):
+        digest.update(chunk)
+        target.write(chunk)
+        if output.name not in not_finite and not dtypes.all_finite(chunk, output.dtype):
+            not_finite[output.name] = None
     full.update(digest.found())
     target.seek(0)
     target.write(len(header).to_bytes(8, "little") + _header(outputs, full))
-    return full
+    return Written(full, list(not_finite), len(header))
 
 
-def _stream(outputs: Sequence[Output]) -> Iterator[bytes]:
-    """The bytes of all tensors, one after another; each source file is opened once."""
+def _stream(outputs: Sequence[Output]) -> Iterator[tuple[Output, bytes]]:
+    """The bytes of all tensors, one after another, in chunks; each source file is opened once."""
     with ExitStack() as stack:
         paths = {output.source.file for output in outputs if output.source.file is not None}
         files = {path: stack.enter_context(open_source(path)) for path in paths}
         for output in outputs:
             source = output.source
             if output.compute is not None:
-                yield output.compute(source.read())
+                yield output, output.compute(source.read())
                 continue
             for chunk in source.chunks(files[source.file] if source.file is not None else None):
                 try:
-                    yield dtypes.recode(chunk, source.dtype, output.dtype, output.scale)
+                    yield output, dtypes.recode(chunk, source.dtype, output.dtype, output.scale)
                 except dtypes.Unrepresentable as error:
                     raise FileError(source.file or "", f"tensor for {quote(output.name)}: {error}") from error

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from . import names
+from . import dtypes, names
 from .container import Tensor
-from .errors import FormLacks
+from .errors import FileError, FormLacks, quote
 from .lora import FULL_PARTS, Lora, LoraModule
 from .metadata import complete
 from .peft_config import METADATA_KEY
@@ -57,6 +59,8 @@ def outputs(lora: Lora, form: str, *, dtype: str | None = None, fold: bool = Fal
         if module.rank and form == "kohya":
             alpha = Tensor.scalar(float(module.rank) if fold else module.alpha)
             result.append(Output(names.spell(form, module.module, "alpha"), alpha, (), "F32"))
+    for key, tensor in lora.embeddings.items():
+        result.append(Output(key, tensor, tensor.shape, dtype if dtype and tensor.dtype in dtypes.FLOATS else tensor.dtype))
     return result
 
 
@@ -77,6 +81,9 @@ def what_is_lacking(lora: Lora, form: str) -> FormLacks | None:
             return FormLacks(lora.path, form, part, having, reason, advice)
     if form == "kohya":
         return None
+    if lora.embeddings:
+        reason = f"it has no place for an embedding: {quote(next(iter(lora.embeddings)))}"
+        return FormLacks(lora.path, form, "embedding", [], reason, "--split-embeddings writes them apart")
     for part, what in _PART_NAMES.items():
         having = [name for name, module in lora.modules.items() if part in module.parts]
         if having:
@@ -145,10 +152,29 @@ def _commonest(values: Sequence[Any]) -> Any:
 
 
 def _whole(value: float) -> float:
-    return int(value) if value == int(value) else value
+    return int(value) if value == int(value) and abs(value) < 2**53 else value  # 1e25 as 26 digits helps no reader
 
 
-def notes(lora: Lora, form: str, *, dtype: str | None, fold: bool) -> list[str]:
+def embedding_files(lora: Lora, target: Path) -> dict[Path, Output]:
+    """Where to write each bundled embedding, beside `target`, and its tensor, as the web UI and ComfyUI read it.
+
+    Raises `FileError` for an output embedding, which no host reads, and for two tokens of one name.
+    """
+    files: dict[Path, Output] = {}
+    for key, tensor in lora.embeddings.items():
+        token, _, vector = key.removeprefix(names.BUNDLED).rpartition(".")
+        if vector.endswith("_out") or not token:
+            problem = f"no host reads the embedding {quote(key)}"
+            raise FileError(lora.path, problem, "convert without --split-embeddings to carry it over")
+        safe = re.sub(r"[^\w.-]+", "", token).strip(".") or "embedding"
+        path = target.with_name(f"{target.stem}.{safe[:80]}.safetensors")
+        if path in files:
+            raise FileError(lora.path, f"two of its embeddings would both be written to {path.name}")
+        files[path] = Output("emb_params", tensor, tensor.shape, tensor.dtype)
+    return files
+
+
+def notes(lora: Lora, form: str, *, fold: bool) -> list[str]:
     """What the user should know of this conversion, one line each."""
     result = list(lora.notes)
     scaled = any(module.scale != 1.0 for module in lora.factors)
@@ -159,8 +185,6 @@ def notes(lora: Lora, form: str, *, dtype: str | None, fold: bool) -> list[str]:
         )
     if fold and any(math.frexp(module.scale)[0] != 0.5 for module in lora.factors if module.scale):
         result.append("the scale is no power of two, so folding it in rounded the factors once")
-    if dtype and lora.dtypes != [dtype]:
-        result.append(f"cast from {', '.join(lora.dtypes)} to {dtype}")
     if form == "kohya" and any(module.dora == "rows" for module in lora.modules.values()):
         result.append(
             "its DoRA scales are one per output row, which the web UI and ComfyUI do not apply as LyCORIS trained them"
@@ -168,4 +192,7 @@ def notes(lora: Lora, form: str, *, dtype: str | None, fold: bool) -> list[str]:
     differences = sum(part in FULL_PARTS for module in lora.modules.values() for part in module.parts)
     if differences:
         result.append(f"{differences} whole differences (.diff and the like) were carried over as they are")
+    if lora.embeddings:
+        result.append(f"{len(lora.embeddings)} bundled embeddings were carried over: the web UI reads them, --split-embeddings "
+                      "writes them apart")
     return result

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
+import platform
+import re
+import stat
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from ..errors import JobError
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a path beside `target` for the body to write; when the body ends well, it takes `target`'s place.
 
-    The temporary file lies in the same folder and is called `.<name>.<random>.part`. If the body raises, it is
-    removed and `target` stays as it was. A symbolic link is followed: the file it points at is replaced, the link kept.
+    The temporary file lies in the same folder and is called `.<name>.<machine>-<process>-<random>.part`. If the body
+    raises, it is removed and `target` stays as it was; one that a killed process left is removed by the next that writes
+    the same target. A symbolic link is followed: the file it points at is replaced, the link kept. So are its permissions.
 
     Raises:
         JobError: the file could not be written (disk full, no such folder, no permission), or another program holds
@@ -28,9 +32,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
     if "\0" in str(target):
         raise JobError(f"{str(target)!r}: cannot be written: no file name holds a NUL")
     place = Path(os.path.realpath(target))
-    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    temporary = place.with_name(f"{_marked(place)}{_process()}{os.urandom(3).hex()}.part")
     try:
+        _remove_leftovers(place)
         yield temporary
+        if place.is_file():
+            os.chmod(temporary, stat.S_IMODE(place.stat().st_mode))
         _flush(temporary)
         _move(temporary, place)
     except OSError as error:
@@ -41,6 +48,42 @@ def atomic_path(target: Path) -> Iterator[Path]:
         if os.path.exists(temporary):
             temporary.unlink()
     flush_folder(place.parent)
+
+
+_MACHINE = f"{zlib.crc32(platform.node().encode('utf-8', 'surrogateescape')):08x}"
+
+
+def _process() -> str:
+    return f"{_MACHINE}-{os.getpid()}-"
+
+
+def _marked(place: Path) -> str:
+    """What the names of all temporary files for `place` begin with."""
+    name = os.fsencode(place.name)
+    short = place.name if len(name) <= 200 else f"{zlib.crc32(name):08x}"  # 255 bytes is a name's limit
+    return f".{short}."
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Remove temporary files of processes that are no more. What cannot be removed stays, it is in nobody's way."""
+    pattern = re.compile(rf"{re.escape(_marked(place))}{_MACHINE}-(\d{{1,9}})-[0-9a-f]{{6}}\.part")
+    with suppress(OSError):
+        for name in os.listdir(place.parent):
+            match = pattern.fullmatch(name)
+            if match and not _is_running(int(match[1])):
+                place.with_name(name).unlink()
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":
+        return True  # no harmless way to ask; Windows has no kill -9 that a user would type either
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -12,6 +12,12 @@ LIMIT = 16 << 20
 """Bytes; no JSON file that this project reads comes near."""
 
 
+DIGITS = 20
+"""Of an absurd integer: beyond any file size; and by the million they are slow to parse."""
+
+_AS_ZERO = {ord(digit): "0" for digit in "123456789"}
+
+
 def read_object(path: Path, *, limit: int = LIMIT, error: type[FileError] = FileError) -> dict[str, Any]:
     """The JSON object in a file, UTF-8 with or without a byte order mark. Its values are not checked.
 
@@ -38,13 +44,15 @@ def read_object(path: Path, *, limit: int = LIMIT, error: type[FileError] = File
 
 def parse(text: str, **hooks: Any) -> Any:
     """`json.loads` that raises nothing but ValueError, for deep nesting and numbers of a million digits too."""
+    if DIGITS * "0" in text.translate(_AS_ZERO):  # else the plain parser is safe, and twice as fast
+        hooks["parse_int"] = _integer
     try:
-        return json.loads(text, parse_int=_integer, **hooks)
+        return json.loads(text, **hooks)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 19:  # beyond any file size, and slow to parse by the million digits
+    if len(digits) >= DIGITS:
         raise ValueError("an absurdly large number")
     return int(digits)

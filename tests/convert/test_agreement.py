@@ -19,6 +19,7 @@ from convert.sd15 import modules
 
 BASE = {"ss_base_model_version": "narrow"}
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 ALL_TARGETS = [*TARGETS, "proj_in", "proj_out", "conv1", "conv2", "time_emb_proj", "ff.net.0.proj", "ff.net.2"]
 
 
@@ -121,9 +122,9 @@ def test_diffusers_loads_our_file_to_the_same_output(form, how, unet, tmp_path):
     torch.testing.assert_close(_unet_output(loaded), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["kohya", "diffusers"])
-def test_diffusers_loads_convolutions_and_feed_forwards_too(form, unet, tmp_path):
-    trained, config = _trained(unet, targets=ALL_TARGETS)
+@pytest.mark.parametrize(("form", "use_dora"), [("kohya", False), ("diffusers", False), ("diffusers", True)])
+def test_diffusers_loads_convolutions_and_feed_forwards_too(form, use_dora, unet, tmp_path):
+    trained, config = _trained(unet, targets=ALL_TARGETS, use_dora=use_dora)
     convert.convert_file(_save(trained, config, tmp_path / "adapter"), tmp_path / "out.safetensors", to=form)
     loaded = _load_into_unet(unet, tmp_path / "out.safetensors")
     torch.testing.assert_close(_unet_output(loaded), _unet_output(trained), rtol=1e-5, atol=1e-5)
@@ -159,9 +160,9 @@ def test_peft_loads_our_folder_and_its_merged_weights_are_ours(use_dora, unet, t
         torch.testing.assert_close(torch.from_numpy(ours), merged[f"{name}.weight"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["kohya", "diffusers"])
-def test_diffusers_loads_our_text_encoder(form, text_encoder, tmp_path):
-    trained, config = _trained(text_encoder, targets=["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"])
+@pytest.mark.parametrize(("form", "use_dora"), [("kohya", False), ("diffusers", False), ("diffusers", True)])
+def test_diffusers_loads_our_text_encoder(form, use_dora, text_encoder, tmp_path):
+    trained, config = _trained(text_encoder, targets=TEXT_TARGETS, use_dora=use_dora)
     convert.convert_file(_save(trained, config, tmp_path / "adapter"), tmp_path / "out.safetensors", to=form)
     state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
         str(tmp_path / "out.safetensors"), return_lora_metadata=True
@@ -176,10 +177,11 @@ def test_diffusers_loads_our_text_encoder(form, text_encoder, tmp_path):
         torch.testing.assert_close(loaded(tokens)[0], trained(tokens)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_peft_loads_our_text_encoder_folder(text_encoder, tmp_path):
-    trained, config = _trained(text_encoder, targets=["q_proj", "v_proj"])
-    convert.convert_file(_save(trained, config, tmp_path / "adapter"), tmp_path / "k.safetensors")
-    convert.convert_file(tmp_path / "k.safetensors", tmp_path / "back", to="peft")
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_peft_loads_our_text_encoder_folder(use_dora, text_encoder, tmp_path):
+    trained, config = _trained(text_encoder, targets=TEXT_TARGETS, use_dora=use_dora)
+    convert.convert_file(_save(trained, config, tmp_path / "adapter"), tmp_path / "d.safetensors", to="diffusers")
+    convert.convert_file(tmp_path / "d.safetensors", tmp_path / "back", to="peft")
     loaded = PeftModel.from_pretrained(copy.deepcopy(text_encoder), str(tmp_path / "back"))
     tokens = torch.arange(10)[None]
     with torch.no_grad():

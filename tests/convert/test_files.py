@@ -1,12 +1,17 @@
 """Atomic writing: whole or not at all, and nothing of the user's lost."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import convert
 from convert.files import atomic_path, write_bytes, write_json, write_text
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_temporary_lies_beside_and_vanishes(tmp_path):
@@ -145,4 +150,63 @@ def test_impossible_names(name, maker, tmp_path):
     for form in ("kohya", "peft"):
         with pytest.raises((convert.JobError, convert.UsageError)):
             convert.convert_file(source, tmp_path / name, to=form)
+    assert os.listdir(tmp_path) == ["in.safetensors"]
+
+
+def test_the_old_files_permissions_are_kept(tmp_path):
+    write_text(tmp_path / "a", "old")
+    os.chmod(tmp_path / "a", 0o600)
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from convert.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
+@pytest.mark.parametrize("name", ["a.txt", "x" * 240, "ü[*].txt"])
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_the_same_file(name, tmp_path):
+    write_text(tmp_path / "neighbour.txt", "kept")
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], cwd=ROOT, check=False)
+        assert len(os.listdir(tmp_path)) == 2  # the second has removed what the first left
+    with atomic_path(tmp_path / name) as mine:  # of a process that runs: ours
+        mine.write_text("mine")
+        write_text(tmp_path / name, "new")
+        assert mine.read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "neighbour.txt"])
+
+
+SLOW = """
+import sys, time
+from convert import cli, stream
+real = stream._stream
+def slow(outputs):
+    for number, item in enumerate(real(outputs)):
+        if number == 3:
+            print("writing", flush=True)
+            time.sleep(60)
+        yield item
+stream._stream = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGHUP")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_conversion_that_is_told_to_stop_leaves_nothing(number, maker, tmp_path):
+    source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:9])
+    command = [sys.executable, "-c", SLOW, str(source), str(tmp_path / "out.safetensors")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+        assert process.stderr.read() == "convert: stopped\n"
     assert os.listdir(tmp_path) == ["in.safetensors"]

@@ -145,8 +145,19 @@ def test_metadata_that_no_header_can_hold(mapping, said, source, tmp_path):
     assert source.read_bytes() == before
 
 
-def test_a_header_that_comfyui_would_not_read_is_refused_by_its_longest_key(source, tmp_path):
-    big = {"modelspec.thumbnail": "x" * (1 << 20)}
+def test_a_long_header_is_read_and_written_with_a_word_on_its_longest_key(source, tmp_path):
+    """ComfyUI loads such a file and does not show its metadata; what others write is no reason to refuse theirs."""
+    big = {"modelspec.thumbnail": "x" * (2 << 20)}
+    report = convert.convert_file(source, tmp_path / "long.safetensors", metadata=big)
+    assert any("--drop modelspec.thumbnail" in note for note in report.notes)
+    assert convert.read(tmp_path / "long.safetensors").metadata.items() >= big.items()
+    assert convert.convert_bytes(tmp_path / "long.safetensors") == (tmp_path / "long.safetensors").read_bytes()
+    assert convert.set_metadata(tmp_path / "long.safetensors", {"a": "b"}).items() >= big.items()
+    assert convert.check(tmp_path / "long.safetensors").sound
+
+
+def test_a_header_beyond_what_is_read_is_refused_by_its_longest_key(source, tmp_path):
+    big = {"modelspec.thumbnail": "x" * (32 << 20)}
     with pytest.raises(convert.JobError, match="--drop modelspec.thumbnail"):
         convert.convert_file(source, tmp_path / "out.safetensors", metadata=big)
     assert not (tmp_path / "out.safetensors").exists()
