@@ -64,8 +64,8 @@ def _text(key: str, value: object) -> str:
 
 def says_sd15(word: str) -> bool:
     """Whether a value of `BASE_KEY` names Stable Diffusion 1 in some way, or nothing at all."""
-    plain = "".join(letter for letter in word.lower() if letter.isalnum())
-    return plain in ("", "none") or re.search(r"(sd|stablediffusion)v?1([^0-9]|[0-5]|$)", plain) is not None
+    plain = "".join(letter for letter in word.lower().rpartition("/")[2] if letter.isalnum())
+    return plain in ("", "none") or re.match(r"(sd|stablediffusion)v?1([^0-9]|[0-5]|$)", plain) is not None
 
 
 def complete(lora: Lora, name: str, form: str) -> dict[str, str]:

@@ -77,6 +77,13 @@ def test_words_for_sd15_do_not_excuse_other_shapes(word, tmp_path):
         convert.read(tmp_path / "in.safetensors")
 
 
+@pytest.mark.parametrize("word", ["like_sd_v1", "my own mix"])
+def test_other_shapes_are_of_the_base_that_the_word_names(word, tmp_path):
+    pair = {f"{KOHYA}.lora_down.weight": torch.zeros(4, 100), f"{KOHYA}.lora_up.weight": torch.zeros(100, 4)}
+    save_file(pair, tmp_path / "in.safetensors", {"ss_base_model_version": word})
+    assert convert.read(tmp_path / "in.safetensors").base == word
+
+
 def test_our_miniature_is_known_by_its_word_and_has_the_architecture_of_its_shapes(maker, tmp_path):
     word = {"ss_base_model_version": "scribble_miniature"}
     source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:2], metadata=word)
