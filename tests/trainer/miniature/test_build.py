@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import safe_open
 
 from trainer.miniature.build import denoiser, latents, pictures, prompts
 from trainer.miniature.build.icons import STYLES, Icons
+from trainer.miniature.build.ship import ship
 from trainer.miniature.narrow import END, START, narrow_vae
+from trainer.miniature.packed import read_narrow
 from trainer.miniature.tokens import token_noise
 
 
@@ -116,6 +119,22 @@ def test_the_copy_is_read_where_the_state_itself_is_gone(small) -> None:
     (small / "unet.pt").unlink()
     denoiser.train_unet(small, mirror, captions, known, denoiser.Plan(steps=2, batch=4))
     assert torch.load(small / "unet.pt", weights_only=True)["step"] == 2
+
+
+def test_what_is_shipped_is_the_average_with_its_words_and_licences(small) -> None:
+    captions, known = prompts.Captions(Words(), [START, END]), [START, END]
+    denoiser.train_unet(small, None, captions, known, denoiser.Plan(steps=1, batch=4))
+    narrow_vae().save_pretrained(small / "vae")
+    path = ship(small, known)
+    narrow, average = read_narrow(path), torch.load(small / "unet.pt", weights_only=True)["average"]
+    assert narrow.words == ("apple", "star")
+    weight = average["unet.mid_block.resnets.0.conv1.weight"]
+    assert (narrow.unet["mid_block.resnets.0.conv1.weight"] - weight).abs().max() <= weight.abs().max() / 254 + 1e-6
+    rows = next(tensor for name, tensor in average.items() if name.endswith("token_embedding.rows"))
+    table = narrow.text_encoder["embeddings.token_embedding.weight"]
+    assert torch.allclose(table[[START, END]], rows[:2], atol=1e-3) and (table[0] - rows[2]).abs().max() < 0.035
+    with safe_open(path, "pt") as file:
+        assert "Noto Emoji" in file.metadata()["attribution"] and file.metadata()["samples"] == "4"
 
 
 def test_a_decay_ends_at_zero() -> None:

@@ -1,22 +1,25 @@
 """Build the miniature Stable Diffusion: `python -m trainer.miniature.build STAGE [STAGE ...] --work DIR`.
 
-Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`. The long ones save their
-state every ten minutes and on SIGTERM; the same command goes on from there.
+Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`, `ship`. The long ones
+save their state every ten minutes and on SIGTERM; the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-STAGES = ("icons", "drawings", "vae", "latents", "unet")
+if TYPE_CHECKING:
+    from trainer.miniature.build.icons import Icons
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trainer.miniature.build", description=__doc__)
-    parser.add_argument("stages", nargs="+", choices=STAGES)
+    parser.add_argument("stages", nargs="+", choices=list(STAGES))
     parser.add_argument("--work", type=Path, required=True, help="folder for the stages' files")
     parser.add_argument("--mirror", type=Path, help="folder for a second copy of the long stages' states")
     parser.add_argument("--icons", type=Path, help="icons: folder with the icon packages, one folder each")
@@ -35,46 +38,78 @@ def main() -> None:
 
     torch.set_num_threads(1)
     for stage in options.stages:
-        if run(stage, options) is False:
+        if not run(stage, options):
             print(f"{stage}: stopped and saved; the same command goes on")
             break
 
 
-def run(stage: str, options: argparse.Namespace) -> bool | None:
+def run(stage: str, options: argparse.Namespace) -> bool:
     """Run one stage; False if it was stopped before its end."""
-    from trainer.miniature.build.icons import Icons, render_icons
+    return STAGES[stage](options) is not False
 
-    work = options.work
-    if stage == "icons":
-        icons = render_icons(options.icons, sorted(path.stem for path in options.drawings.glob("*.npy")))
-        np.savez_compressed(work / "icons.npz", rgba=icons.rgba, words=icons.words, sets=icons.sets)
-        return None
-    icons = Icons.read(work / "icons.npz")
-    if stage == "drawings":
-        from trainer.miniature.drawings import write_drawings
 
-        write_drawings(work / "drawings.npz", options.drawings, sorted(set(icons.words.tolist())))
-        return None
-    if stage == "vae":
-        from trainer.miniature.build.autoencoder import train_vae
+def _icons(options: argparse.Namespace) -> None:
+    from trainer.miniature.build.icons import render_icons
 
-        return train_vae(icons, work, options.mirror, options.vae_steps)
-    if stage == "latents":
-        from trainer.miniature.build.latents import fold_and_check, make_latents
-        from trainer.miniature.build.pictures import FULL, MILD, WORDS
+    icons = render_icons(options.icons, sorted(path.stem for path in options.drawings.glob("*.npy")))
+    np.savez_compressed(options.work / "icons.npz", rgba=icons.rgba, words=icons.words, sets=icons.sets)
 
-        spread = FULL if options.full else MILD
-        fold_and_check(work, icons, MILD)
-        make_latents(work, icons if options.words == "all" else icons.of(set(WORDS)), spread, options.views)
-        return None
-    from trainer.base.tokenizers import clip_tokenizer
+
+def _drawings(options: argparse.Namespace) -> None:
+    from trainer.miniature.drawings import write_drawings
+
+    write_drawings(options.work / "drawings.npz", options.drawings, _read_icons(options).all_words)
+
+
+def _vae(options: argparse.Namespace) -> bool:
+    from trainer.miniature.build.autoencoder import train_vae
+
+    return train_vae(_read_icons(options), options.work, options.mirror, options.vae_steps)
+
+
+def _latents(options: argparse.Namespace) -> None:
+    from trainer.miniature.build.latents import fold_and_check, make_latents
+    from trainer.miniature.build.pictures import FULL, MILD, WORDS
+
+    icons = _read_icons(options)
+    fold_and_check(options.work, icons, MILD)
+    chosen = icons if options.words == "all" else icons.of(set(WORDS))
+    make_latents(options.work, chosen, FULL if options.full else MILD, options.views)
+
+
+def _unet(options: argparse.Namespace) -> bool:
     from trainer.miniature.build.denoiser import Plan, train_unet
-    from trainer.miniature.build.prompts import Captions, known_tokens
+    from trainer.miniature.build.prompts import Captions
+
+    plan = Plan(steps=options.steps, batch=options.batch, rate=options.rate, decay=options.decay)
+    tokenizer, known = _tokens(options)
+    return train_unet(options.work, options.mirror, Captions(tokenizer, known), known, plan)
+
+
+def _ship(options: argparse.Namespace) -> None:
+    from trainer.miniature.build.ship import ship
+
+    ship(options.work, _tokens(options)[1])
+
+
+def _read_icons(options: argparse.Namespace) -> Icons:
+    from trainer.miniature.build.icons import Icons
+
+    return Icons.read(options.work / "icons.npz")
+
+
+def _tokens(options: argparse.Namespace) -> tuple[Any, list[int]]:
+    """CLIP's tokenizer, and the tokens that captions of all words of the icons are made of."""
+    from trainer.base.tokenizers import clip_tokenizer
+    from trainer.miniature.build.prompts import known_tokens
 
     tokenizer = clip_tokenizer("", max_positions=77, vocabulary=49408)
-    known = known_tokens(tokenizer, sorted(set(icons.words.tolist())))
-    plan = Plan(steps=options.steps, batch=options.batch, rate=options.rate, decay=options.decay)
-    return train_unet(work, options.mirror, Captions(tokenizer, known), known, plan)
+    return tokenizer, known_tokens(tokenizer, _read_icons(options).all_words)
+
+
+STAGES: dict[str, Callable[[argparse.Namespace], bool | None]] = {
+    "icons": _icons, "drawings": _drawings, "vae": _vae, "latents": _latents, "unet": _unet, "ship": _ship,
+}
 
 
 if __name__ == "__main__":

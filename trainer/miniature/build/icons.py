@@ -43,6 +43,10 @@ class Icons:
         with np.load(path) as file:
             return cls(rgba=file["rgba"], words=file["words"], sets=file["sets"])
 
+    @property
+    def all_words(self) -> list[str]:
+        return sorted(set(self.words.tolist()))
+
     def of(self, words: set[str]) -> Icons:
         """The icons of `words` alone."""
         keep = np.array([word in words for word in self.words])
