@@ -13,6 +13,7 @@ from trainer.benchmark import measure as clock
 from trainer.benchmark.attention import race_attention
 from trainer.benchmark.models import SIZES, Size, build_encoders, build_unet, counted_flops
 from trainer.benchmark.steps import encoding, our_step, ours, plain_steps
+from trainer.kernels.compile import Compiled
 from trainer.plan import TRAIN_GFLOP, in_words
 from trainer.recipe import Recipe
 from trainer.training import devices
@@ -61,7 +62,7 @@ def measure(options: Any, micro_batches: list[int], say: Say) -> Found:
 
 def _time_micro_batches(found: Found, training: Training, state: State, sizes: list[int], started: float, say: Say) -> None:
     """Fill in what our step takes at each micro-batch, and when the first one was done."""
-    found["compiled"], found["micro_batches"] = bool(training.forward.blocks), []
+    found["compiled"], found["micro_batches"] = isinstance(training.forward, Compiled) and bool(training.forward.blocks), []
     device, whole = training.compute.device, found["pictures_per_step"]
     for micro in dict.fromkeys(min(size, whole) for size in sizes):
         state.micro_batch = micro

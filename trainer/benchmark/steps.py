@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from trainer.base.models import UNet
 from trainer.benchmark.models import Encoders, scheduler
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.encoding.formats import storage_dtype
@@ -30,7 +31,7 @@ Step = Callable[[], None]
 PICTURES = 64
 
 
-def ours(unet: Any, recipe: Recipe, compute: Compute, resolution: int, compile: str, cache: Path,
+def ours(unet: UNet, recipe: Recipe, compute: Compute, resolution: int, compile: str, cache: Path,
          say: Callable[[str], None]) -> tuple[Training, State]:  # fmt: skip
     """A training over made-up encodings of `unet`'s shapes, as trainer/train.py makes one."""
     side, dtype, device = resolution // 8, storage_dtype(compute.device), compute.device
@@ -57,7 +58,7 @@ def our_step(t: Training, state: State) -> Step:
     return step
 
 
-def plain_steps(unet: Any, encoders: Encoders, recipe: Recipe, compute: Compute, resolution: int) -> dict[str, Step]:
+def plain_steps(unet: UNet, encoders: Encoders, recipe: Recipe, compute: Compute, resolution: int) -> dict[str, Step]:
     """`plain`: as diffusers' train_text_to_image_lora.py: VAE and CLIP at every micro-batch, peft's modules, torch's AdamW.
 
     `plain_cached`: latents are given, only CLIP is computed, as sd-scripts does with `--cache_latents`. Frozen models in

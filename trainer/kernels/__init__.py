@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.base.models import UNet
 from trainer.kernels.attention import FusedProcessor
 from trainer.kernels.attention_backend import attention_backend
 from trainer.kernels.conv import ONE, point, small_map
@@ -28,7 +29,7 @@ class Fused:
     attention: the kernel to try first, a choice of `attention_backend`.
     """
 
-    def __init__(self, unet: Any, *, attention: str = "auto") -> None:
+    def __init__(self, unet: UNet, *, attention: str = "auto") -> None:
         from diffusers.models.attention_processor import Attention
 
         unet.to(memory_format=torch.channels_last)
@@ -48,7 +49,7 @@ class Fused:
             self._install()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._depth -= 1
         if self._depth == 0:
             self._remove()
@@ -77,7 +78,7 @@ def _plain(attention: Any) -> bool:
             and attention.to_q.in_features == attention.query_dim)
 
 
-def _replacements(unet: Any) -> Iterator[tuple[torch.nn.Module, Callable[[Tensor], Tensor]]]:
+def _replacements(unet: UNet) -> Iterator[tuple[torch.nn.Module, Callable[[Tensor], Tensor]]]:
     """Modules of `unet` and what to call instead of their `forward`.
 
     Bound methods of one function, which a compiler takes for alike: one graph serves all blocks of a size.

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 import torch._dynamo
 import torch._functorch.config
+from torch import Tensor
+
+from trainer.base.models import UNet, UNetConfig
+from trainer.terminal import Say
 
 CHOICES = ("auto", "on", "off")
 FUSE = {"realize_reads_threshold": 8, "realize_opcount_threshold": 64, "realize_acc_reads_threshold": 16}
@@ -41,7 +45,7 @@ class Compiled:
     `cache` between runs. Should compiling fail, the step is computed plainly and so are all others; `say` gets one line.
     """
 
-    def __init__(self, unet: Any, device: torch.device, wish: str, cache: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, unet: UNet, device: torch.device, wish: str, cache: Path, say: Say) -> None:
         self.unet, self.say = unet, say
         self.blocks: list[tuple[Any, Any]] = []
         self.proven = False
@@ -56,7 +60,8 @@ class Compiled:
         from diffusers.models.resnet import ResnetBlock2D
         from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-        options: dict[str, Any] = {name: limit for name, limit in FUSE.items() if hasattr(inductor, name)}
+        options: dict[str, str | int | bool | Callable[..., object]] = {
+            name: limit for name, limit in FUSE.items() if hasattr(inductor, name)}
         torch._dynamo.config.recompile_limit = 64  # each block's projections are objects of their own
         if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):  # not before torch 2.8
             torch._functorch.config.force_non_lazy_backward_lowering = True  # or a failure would come in backward()
@@ -66,7 +71,7 @@ class Compiled:
             "without, slower")
 
     @property
-    def config(self) -> Any:
+    def config(self) -> UNetConfig:
         return self.unet.config
 
     @property
@@ -74,16 +79,16 @@ class Compiled:
         dtype: torch.dtype = self.unet.dtype
         return dtype
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *, return_dict: bool = True) -> Any:
         if not self.blocks:
-            return self.unet(*arguments, **named)
+            return self.unet(sample, timestep, encoder_hidden_states, return_dict=return_dict)
         from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
         from torch._inductor.exc import InductorError
 
         try:
             for block, compiled in self.blocks:
                 block._compiled_call_impl = compiled
-            predicted = self.unet(*arguments, **named)
+            predicted = self.unet(sample, timestep, encoder_hidden_states, return_dict=return_dict)
             self.proven = True
             return predicted
         except torch.OutOfMemoryError:
@@ -96,4 +101,4 @@ class Compiled:
             for block, _ in self.blocks:
                 block._compiled_call_impl = None
         self.blocks = []
-        return self.unet(*arguments, **named)
+        return self.unet(sample, timestep, encoder_hidden_states, return_dict=return_dict)

@@ -6,6 +6,7 @@ I and O widths, r rank, R the ranks of all projections together, s = alpha / ran
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, folded, *factors = ctx.saved_tensors
         downs, ups = _halves(factors)
         dy, tokens = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -105,7 +106,7 @@ class _Longer(torch.autograd.Function):
         return functional.linear(torch.cat([x, low], -1), torch.cat([weight, up], 1), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, low, weight, down, up = ctx.saved_tensors
         dy, width = gradient.flatten(0, -2), x.shape[-1]
         dx = None
@@ -131,7 +132,7 @@ def _diagonal(ups: list[Tensor], scales: list[float], starts: list[int], height:
     return functional.pad(torch.cat(rows), (0, 0, 0, height - done))
 
 
-def _halves(factors: Any) -> tuple[list[Tensor], list[Tensor]]:
+def _halves(factors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     half = len(factors) // 2
     return list(factors[:half]), list(factors[half:])
 

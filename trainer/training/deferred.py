@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from convert.errors import JobError
 from trainer.recipe import Recipe
+
+Instant = float | torch.cuda.Event
+"""A time of `time.perf_counter()`, or an event on the GPU's stream."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,18 @@ class _Pending:
     pictures: int
     numbers: Tensor
     """(3,) float32, on the host once the device is done: loss, processes asked to stop, gradient norm"""
-    start: Any
-    end: Any
+    start: Instant
+    end: Instant
     """CUDA events, or times of `time.perf_counter()`"""
+
+
+def _between(start: Instant, end: Instant) -> float:
+    """Seconds; waits until the device has reached `end`."""
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+    assert isinstance(start, float) and isinstance(end, float)
+    return end - start
 
 
 def not_finite(recipe: Recipe, step: int, what: str) -> JobError:
@@ -57,7 +68,7 @@ class DeferredMetrics:
         self._on_cuda = device.type == "cuda"
         self._pending: list[_Pending] = []
 
-    def now(self) -> Any:
+    def now(self) -> Instant:
         """A point in the device's time, for `push`."""
         if not self._on_cuda:
             return time.perf_counter()
@@ -65,7 +76,8 @@ class DeferredMetrics:
         event.record()
         return event
 
-    def push(self, *, step: int, learning_rate: float, pictures: int, loss_and_stop: Tensor, norm: Tensor, start: Any) -> None:
+    def push(self, *, step: int, learning_rate: float, pictures: int, loss_and_stop: Tensor, norm: Tensor,
+             start: Instant) -> None:
         """Queue step `step`, which began at `start`; its numbers are copied without waiting."""
         numbers = torch.cat([loss_and_stop, norm.reshape(1)])
         if self._on_cuda:
@@ -85,11 +97,7 @@ class DeferredMetrics:
         return [self._report(pending) for pending in ready]
 
     def _report(self, pending: _Pending) -> Report:
-        if self._on_cuda:
-            pending.end.synchronize()
-            seconds = pending.start.elapsed_time(pending.end) / 1000
-        else:
-            seconds = pending.end - pending.start
+        seconds = _between(pending.start, pending.end)
         loss, stop, norm = pending.numbers.tolist()
         if not math.isfinite(loss):
             raise not_finite(self.recipe, pending.step, f"the loss is {loss}")

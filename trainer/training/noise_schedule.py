@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from trainer.base.models import Scheduler
 from trainer.recipe import Recipe
 
 
@@ -23,7 +22,7 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     @classmethod
-    def of(cls, recipe: Recipe, scheduler: Any, device: torch.device) -> NoiseSchedule:
+    def of(cls, recipe: Recipe, scheduler: Scheduler, device: torch.device) -> NoiseSchedule:
         """The betas of `scheduler` (diffusers' DDPMScheduler of the base), or those that `--noise-schedule` names."""
         from diffusers import DDPMScheduler
 

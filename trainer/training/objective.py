@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from convert.errors import JobError
+from trainer.base.models import Predictor, Scheduler
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.recipe import Recipe
 from trainer.training.draws import Draw
@@ -61,7 +61,7 @@ class Objective:
     target: Target
     weighting: Weighting
 
-    def loss(self, unet: Any, encoded: EncodedSet, draw: Draw) -> Tensor:
+    def loss(self, unet: Predictor, encoded: EncodedSet, draw: Draw) -> Tensor:
         """Each picture's loss, (B,) float32, for `draw` on the device. `unet`: diffusers' UNet, or it compiled."""
         mean, std, embedding = encoded.take(draw.picture, draw.view, draw.dropped)
         x_0 = mean.float() + std.float() * draw.posterior
@@ -71,7 +71,7 @@ class Objective:
         return error.mean(dim=(1, 2, 3)) * self.weighting(self.schedule, draw.timestep)
 
 
-def choose_objective(recipe: Recipe, scheduler: Any, device: torch.device) -> Objective:
+def choose_objective(recipe: Recipe, scheduler: Scheduler, device: torch.device) -> Objective:
     """The recipe's objective for a base with `scheduler` (diffusers' DDPMScheduler).
 
     Raises:

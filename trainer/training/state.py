@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trainer.base.models import Predictor, UNet
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.kernels import Fused
 from trainer.recipe import Recipe
@@ -27,9 +28,9 @@ class Training:
     """Everything the training loop needs, fixed before it starts."""
 
     recipe: Recipe
-    unet: Any
+    unet: UNet
     """diffusers' UNet2DConditionModel with peft's LoRA on it"""
-    forward: Any
+    forward: Predictor
     """called instead of `unet` on whole micro-batches: `unet` itself, or it compiled"""
     kernels: Fused
     """entered around every forward and backward pass"""
@@ -86,7 +87,7 @@ class State:
         return all(bool(factor.isfinite().all()) for factor in self.parameters)
 
 
-def prepare(*, recipe: Recipe, unet: Any, factors: Named, total: int, forward: Any = None,
+def prepare(*, recipe: Recipe, unet: UNet, factors: Named, total: int, forward: Predictor | None = None,
             attention: str = "auto", **settings: Any) -> tuple[Training, State]:  # fmt: skip
     """A training at its start and its state. `attention`: as in `Fused`; `settings`: the other fields."""
     training = Training(recipe=recipe, unet=unet, forward=forward or unet, kernels=Fused(unet, attention=attention),

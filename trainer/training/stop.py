@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 from trainer.terminal import Say
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+
+Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class StopRequest:
@@ -16,7 +18,7 @@ class StopRequest:
 
     def __init__(self, say: Say) -> None:
         self.asked, self._say = False, say
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Handler] = {}
 
     def __call__(self) -> bool:
         return self.asked
