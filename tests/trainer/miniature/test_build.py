@@ -7,10 +7,11 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 
 from trainer.miniature.build import denoiser, latents, pictures, prompts
+from trainer.miniature.build.decoder import train_decoder
 from trainer.miniature.build.icons import STYLES, Icons
 from trainer.miniature.build.ship import ship
 from trainer.miniature.narrow import END, START, narrow_vae
@@ -119,6 +120,21 @@ def test_the_copy_is_read_where_the_state_itself_is_gone(small) -> None:
     (small / "unet.pt").unlink()
     denoiser.train_unet(small, mirror, captions, known, denoiser.Plan(steps=2, batch=4))
     assert torch.load(small / "unet.pt", weights_only=True)["step"] == 2
+
+
+def test_more_training_of_the_decoder_leaves_the_latents(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("trainer.miniature.build.autoencoder.BATCH", 2)
+    icons = Icons(rgba=np.zeros((1, 112, 112, 4), np.uint8), words=np.array(["a"]), sets=np.array(["noto"]))
+    torch.manual_seed(0)
+    narrow_vae().save_pretrained(tmp_path / "vae")
+    before = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    assert train_decoder(icons, tmp_path, None, 2)
+    after = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        z = before.encode(x).latent_dist.mean
+        assert torch.equal(z, after.encode(x).latent_dist.mean)
+        assert not torch.equal(before.decode(z).sample, after.decode(z).sample)
 
 
 def test_what_is_shipped_is_the_average_with_its_words_and_licences(small) -> None:

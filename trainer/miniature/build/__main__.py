@@ -1,7 +1,7 @@
 """Build the miniature Stable Diffusion: `python -m trainer.miniature.build STAGE [STAGE ...] --work DIR`.
 
-Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`, `ship`. The long ones
-save their state every ten minutes and on SIGTERM; the same command goes on from there.
+Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`, `decoder`, `ship`. The
+long ones save their state every ten minutes and on SIGTERM; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--icons", type=Path, help="icons: folder with the icon packages, one folder each")
     parser.add_argument("--drawings", type=Path, help="icons, drawings: folder of QuickDraw's <word>.npy files")
     parser.add_argument("--vae-steps", type=int, default=2500, help="default: %(default)s")
+    parser.add_argument("--decoder-steps", type=int, default=3000, help="default: %(default)s")
     parser.add_argument("--words", choices=("some", "all"), default="some",
                         help="latents: 60 words that all sets draw alike, or all")
     parser.add_argument("--full", action="store_true", help="latents: pictures turned, mirrored, of all sizes, anywhere")
@@ -86,6 +87,12 @@ def _unet(options: argparse.Namespace) -> bool:
     return train_unet(options.work, options.mirror, Captions(tokenizer, known), known, plan)
 
 
+def _decoder(options: argparse.Namespace) -> bool:
+    from trainer.miniature.build.decoder import train_decoder
+
+    return train_decoder(_read_icons(options), options.work, options.mirror, options.decoder_steps)
+
+
 def _ship(options: argparse.Namespace) -> None:
     from trainer.miniature.build.ship import ship
 
@@ -108,7 +115,8 @@ def _tokens(options: argparse.Namespace) -> tuple[Any, list[int]]:
 
 
 STAGES: dict[str, Callable[[argparse.Namespace], bool | None]] = {
-    "icons": _icons, "drawings": _drawings, "vae": _vae, "latents": _latents, "unet": _unet, "ship": _ship,
+    "icons": _icons, "drawings": _drawings, "vae": _vae, "latents": _latents, "unet": _unet,
+    "decoder": _decoder, "ship": _ship,
 }
 
 

@@ -56,6 +56,7 @@ def train_vae(icons: Icons, work: Path, mirror: Path | None, steps: int) -> bool
                           "average": dict(zip(names, average))})
         if sitting.over:
             return False
+    sitting.end()
     return True
 
 

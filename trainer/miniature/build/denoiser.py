@@ -164,6 +164,7 @@ def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[
             sitting.save(training.state())
         if sitting.over:
             return False
+    sitting.end()
     return True
 
 

@@ -19,11 +19,15 @@ class Sitting:
 
     def __init__(self, path: Path, mirror: Path | None) -> None:
         self.path, self.mirror, self.over, self.saved = path, mirror, False, time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _stop(self, *_: object) -> None:
         self.over = True
+
+    def end(self) -> None:
+        """Give the signals back: what comes after has nothing to save."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     @property
     def due(self) -> bool:
