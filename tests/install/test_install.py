@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.install.kill_points import main as kill_at_every_point
+from tests.install.kill_points import tree
+
 ROOT = Path(__file__).parents[2]
+RECORD = ".scribble-lora-install.json"
 MODULE = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="junctions are not tried here")
@@ -21,17 +26,6 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="junctions are not tried
 
 def install(*arguments: object, script: Path = ROOT / "install.py") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=60)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file, link and folder with what it holds; links are not followed."""
-    found = {}
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(place, name)
-            content = os.readlink(path) if path.is_symlink() else "" if path.is_dir() else path.read_bytes().hex()
-            found[str(path.relative_to(folder))] = content
-    return found
 
 
 @pytest.fixture
@@ -80,8 +74,7 @@ def test_both_hosts_and_back(webui, comfyui, lora) -> None:
     again = install(*both, "--lora", lora)
     assert again.returncode == 0 and again.stdout.count("already") == 8 and (tree(webui), tree(comfyui)) == after
     gone = install(*both, "--uninstall")
-    assert gone.returncode == 0 and tree(webui) == before[0]
-    assert tree(comfyui) == before[1] | {"models": "", "models/loras": ""}
+    assert gone.returncode == 0 and (tree(webui), tree(comfyui)) == before, gone.stderr
     assert "nothing of this program" in install(*both, "--uninstall").stdout
     assert (ROOT / "install.py").exists(), "the link went, not what it leads to"
 
@@ -143,7 +136,8 @@ def test_a_host_at_its_start_gets_silence_and_nothing_heavy(webui) -> None:
     command = [sys.executable, "-X", "importtime", str(ROOT / "install.py")]
     result = subprocess.run(command, cwd=webui, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert (result.returncode, result.stdout) == (0, "") and not imported & {"argparse", "convert", "hashlib", "torch"}
+    heavy = {"argparse", "convert", "hashlib", "installer", "torch"}
+    assert (result.returncode, result.stdout) == (0, "") and not imported & heavy
 
 
 def test_no_arguments_on_a_terminal_is_help() -> None:
@@ -154,29 +148,37 @@ def test_no_arguments_on_a_terminal_is_help() -> None:
     os.close(ours)
 
 
-def test_where_no_link_is_allowed_the_tracked_files_are_copied(webui, tmp_path, monkeypatch) -> None:
-    """A repository of its own, small, whose links fail as on a disk that has none."""
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """A repository of its own, small, whose links fail as on a disk that has none; the path of its install.py."""
     repository = tmp_path / "repository"
-    (repository / "extension").mkdir(parents=True)
+    shutil.copytree(ROOT / "installer", repository / "installer", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "install.py", repository)
+    (repository / "extension").mkdir()
     (repository / "extension/a.py").write_text("a = 1\n")
-    blocked = "import pathlib\ndef no(*a, **k): raise OSError(1, 'Operation not permitted')\npathlib.Path.symlink_to = no\n"
-    source = (ROOT / "install.py").read_text(encoding="utf-8")
-    script = repository / "install.py"
-    script.write_text(source.replace("HERE = ", blocked + "HERE = ", 1), encoding="utf-8")
+    placing = repository / "installer/placing.py"
+    blocked = "def no(*a, **k): raise OSError(1, 'Operation not permitted')\nPath.symlink_to = no\n"
+    placing.write_text(placing.read_text(encoding="utf-8").replace("HERE = ", blocked + "HERE = ", 1), encoding="utf-8")
     subprocess.run(["git", "init", "-q", repository], check=True)
     subprocess.run(["git", "-C", repository, "add", "."], check=True)
+    return repository / "install.py"
+
+
+def test_where_no_link_is_allowed_the_tracked_files_are_copied(webui, repository) -> None:
+    script, repository = repository, repository.parent
     (repository / "untracked.bin").write_text("big")
     before, place = tree(webui), webui / "extensions/scribble-lora"
     result = install("--webui", webui, script=script)
     assert result.returncode == 0 and "copying instead" in result.stdout, result.stderr
-    record = json.loads((place / ".scribble-lora-install.json").read_text())["files"]
-    assert set(record) == {"extension/a.py", "install.py"}
-    assert record["extension/a.py"] == hashlib.sha256(b"a = 1\n").hexdigest()
+    record = json.loads((place / RECORD).read_text())["files"]
+    assert {name for name in record if not name.startswith("installer/")} == {"extension/a.py", "install.py"}
+    assert record["extension/a.py"] == [hashlib.sha256(b"a = 1\n").hexdigest()]
     assert not (place / "untracked.bin").exists()
     (repository / "extension/a.py").write_text("a = 2\n")
     assert install("--webui", webui, script=script).returncode == 0 and (place / "extension/a.py").read_text() == "a = 2\n"
     (place / "extension/a.py").write_text("a = 3  # mine\n")
-    assert "was changed since" in install("--webui", webui, script=script).stderr
+    refused = install("--webui", webui, script=script)
+    assert refused.returncode == 2 and "extension/a.py is not as it was placed" in refused.stderr
     assert "it stays" in install("--webui", webui, "--uninstall", script=script).stdout
     assert (place / "extension/a.py").exists() and not (place / "install.py").exists()
     (place / "extension/a.py").unlink()
@@ -185,14 +187,99 @@ def test_where_no_link_is_allowed_the_tracked_files_are_copied(webui, tmp_path, 
     assert tree(webui) == before
 
 
+def test_a_copy_whose_host_has_run_is_renewed_and_removed(webui, repository) -> None:
+    before, place = tree(webui), webui / "extensions/scribble-lora"
+    install("--webui", webui, script=repository)
+    for compiled in (place / "__pycache__/install.cpython-310.pyc", place / "extension/__pycache__/a.cpython-310.pyc"):
+        compiled.parent.mkdir()
+        compiled.write_bytes(b"compiled")
+    (repository.parent / "extension/a.py").write_text("a = 2\n")
+    assert install("--webui", webui, script=repository).returncode == 0
+    assert (place / "extension/a.py").read_text() == "a = 2\n"
+    (place / "settings.json").write_text("mine")
+    refused = install("--webui", webui, script=repository)
+    assert refused.returncode == 2 and "settings.json is not as it was placed: move it away first" in refused.stderr
+    (place / "settings.json").unlink()
+    assert install("--webui", webui, "--uninstall", script=repository).returncode == 0 and tree(webui) == before
+
+
+@pytest.mark.parametrize("name", [
+    "../mine.txt", "../../../mine.txt", "{outside}", "link/mine.txt", "a/../../mine.txt", "", ".", "C:mine.txt", "..\\mine.txt",
+])  # fmt: skip
+def test_a_record_is_data(webui, lora, tmp_path, name) -> None:
+    """A name that leads out of the folder is nobody's placed file, whatever its hash says."""
+    install("--webui", webui, "--lora", lora)
+    folder = webui / "models/Lora"
+    for place in (tmp_path, webui, webui / "models"):
+        (place / "mine.txt").write_text("mine")
+    (folder / "link").symlink_to(webui, target_is_directory=True)
+    record = json.loads((folder / RECORD).read_text())
+    record["files"][name.format(outside=tmp_path / "mine.txt")] = hashlib.sha256(b"mine").hexdigest()
+    (folder / RECORD).write_text(json.dumps(record))
+    result = install("--webui", webui, "--uninstall")
+    assert result.returncode == 0 and "is not a file placed in that folder: it stays" in result.stdout, result
+    assert all((place / "mine.txt").exists() for place in (tmp_path, webui, webui / "models"))
+    assert not (folder / "scribble.safetensors").exists()
+
+
+@pytest.mark.parametrize("content", [
+    "{", "[]", '{"files": []}', '{"files": {"a": 1}}', "[" * 100000, '{"files": {}, "made": "x"}',
+])  # fmt: skip
+def test_a_damaged_record_is_one_line(webui, content) -> None:
+    (webui / "models/Lora" / RECORD).write_text(content)
+    result = install("--webui", webui, "--uninstall")
+    assert result.returncode == 2 and "delete it; files that it named then stay" in result.stderr
+    assert result.stderr.count("\n") == 1 and len(result.stderr) < 500
+
+
+def test_what_stands_in_the_loras_way_is_named_and_stays(webui, lora) -> None:
+    folder = webui / "models/Lora"
+    (folder / "scribble.json").symlink_to("/nowhere/scribble.json")
+    (folder / "scribble.png").mkdir()
+    for name, take_away in (("scribble.json", os.unlink), ("scribble.png", os.rmdir)):
+        before = tree(webui)
+        result = install("--webui", webui, "--lora", lora)
+        assert result.returncode == 2 and name in result.stderr and "remove it first" in result.stderr
+        assert tree(webui) == before
+        take_away(folder / name)
+    shutil.rmtree(folder)
+    for kind, make in (("a file", folder.touch), ("a link that leads nowhere", lambda: folder.symlink_to("/nowhere"))):
+        make()
+        before = tree(webui)
+        result = install("--webui", webui, "--lora", lora)
+        assert result.returncode == 2 and f"models/Lora: is {kind}, not a folder" in result.stderr and tree(webui) == before
+        folder.unlink()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_named_and_can_be_undone(webui, lora, repository) -> None:
+    before = tree(webui)
+    record = webui / "models/Lora" / f".{RECORD}.part"
+    record.symlink_to("/dev/full")
+    result = install("--webui", webui, "--lora", lora)
+    assert result.returncode == 1 and "No space left on device" in result.stderr and "models/Lora" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert install("--webui", webui, "--uninstall").returncode == 0 and tree(webui) == before
+
+
+def test_a_user_that_does_not_exist_is_one_line() -> None:
+    result = install("--webui", "~nobody-of-that-name/webui")
+    assert result.returncode == 2 and "--webui ~nobody-of-that-name/webui: cannot be looked up" in result.stderr
+
+
+def test_a_kill_leaves_nothing_that_uninstall_does_not_remove(tmp_path) -> None:
+    """Every sixth change of the disk here; `python tests/install/kill_points.py DIR` tries them all."""
+    found = kill_at_every_point(tmp_path, every=6)
+    assert sum(way["points"] for way in found.values()) >= 20
+    assert {way: result["wrong"] for way, result in found.items() if result["wrong"]} == {}
+
+
 def test_a_repository_inside_a_host_needs_no_path(webui, lora) -> None:
     place = webui / "extensions/scribble-lora"
     place.mkdir()
-    for name in ("install.py", "convert"):
-        (place / name).symlink_to(ROOT / name)
-    script = place / "install.py"
-    script.unlink()
-    script.write_text((ROOT / "install.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (place / "convert").symlink_to(ROOT / "convert")
+    shutil.copytree(ROOT / "installer", place / "installer")
+    script = Path(shutil.copy(ROOT / "install.py", place))
     result = install("--lora", lora, script=script)
     assert result.returncode == 0 and "already lies in" in result.stdout, result.stderr
     assert (webui / "models/Lora/scribble.safetensors").exists()
