@@ -111,7 +111,7 @@ def _applied(this: Generation, request: Request) -> Applied:
     problem = why_not(found, this.model)
     if problem:
         raise BadRequest(f"nothing was applied: {found.name}: {problem}")
-    if found.use is Use.UNCHECKED:
+    if found.why:
         this.tell(f"{found.name}: {found.why}")
     scale = recommended(found) if request.scale is None else request.scale
     return Applied(found, scale, found.card.trigger_words if request.use_trigger_words else "")

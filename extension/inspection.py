@@ -13,6 +13,7 @@ from ..convert.container import Container, open_container
 from ..convert.errors import Damaged, FileError, JobError, NotALora, UnknownKeys, WrongBase, quote
 from ..convert.files.card import card_path
 from ..convert.lora import SD15, Lora
+from ..convert.names import BUNDLED
 from ..convert.read import read
 from ..convert.sd15 import TEXT_ENCODER, UNET
 from ..convert.write import what_is_lacking
@@ -137,7 +138,7 @@ def _inspect(path: Path, web_ui: WebUI) -> Inspected:
     try:
         found = _of_lora(path, read(path), container, web_ui)
     except JobError as error:
-        found = _refused(path, error, container)
+        found = _refused(path, error)
     return replace(found, card=cards.read(path, container.metadata))
 
 
@@ -156,21 +157,22 @@ def _of_lora(path: Path, lora: Lora, container: Container, web_ui: WebUI) -> Ins
     lacks = what_is_lacking(lora, "kohya")
     if lacks is not None:
         return replace(found, use=Use.BROKEN, why=f"has no effect in the web UI: {lacks.reason}")
-    dropped = unread(container.tensors, web_ui)
-    if not dropped:
+    embeddings = [key for key in container.tensors if key.startswith(BUNDLED)]
+    dropped = unread((key for key in container.tensors if not key.startswith(BUNDLED)), web_ui)
+    if not dropped and (not embeddings or web_ui is WebUI.A1111):
         return found
+    if not dropped:
+        return replace(found, why=f"has an embedding inside, which {web_ui.value} does not read; the LoRA itself is applied")
     which = "which" if len(dropped) == len(container.tensors) else f"{len(dropped)} of whose {len(container.tensors)} tensors"
     why = f"is a file in the form \"{lora.form}\", {which} {web_ui.value} does not read: convert it first"
     return replace(found, use=Use.CONVERT, why=why)
 
 
-def _refused(path: Path, error: JobError, container: Container) -> Inspected:
+def _refused(path: Path, error: JobError) -> Inspected:
     """A file that `read` does not take: decided by the error's type and fields."""
     match error:
         case WrongBase():
             return _of_other_base(path, error.base)
-        case NotALora() | UnknownKeys() if any(key.startswith("bundle_emb.") for key in container.tensors):
-            return Inspected(path, Use.UNCHECKED, "has an embedding inside, which only the web UI itself reads")
         case NotALora(hosts_read=True):
             return Inspected(path, Use.UNCHECKED, f"is {error.kind}, which only the web UI itself reads")
         case UnknownKeys() if any(key.startswith("lora_") for key in error.keys):

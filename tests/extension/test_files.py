@@ -23,7 +23,7 @@ Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     (pair(Q), {"ss_base_model_version": "sdxl_base_v1-0"}, "OTHER_BASE", "a LoRA of SDXL"),
     (pair(Q.replace("attn1_to_q", "attn2_to_k"), inner=1024), {}, "OTHER_BASE", "a LoRA of SD2"),
     (pair(Q, 64, 64), {"ss_base_model_version": "scribble_miniature"}, "OTHER_BASE", "miniature model"),
-    ({**pair(Q), "bundle_emb.word.string_to_param.*": torch.ones(1, 768)}, {}, "UNCHECKED", "embedding inside"),
+    ({**pair(Q), "bundle_emb.word.string_to_param.*": torch.ones(1, 768)}, {}, "READY", ""),
     ({f"{Q}.hada_w1_a": torch.ones(320, 4)}, {}, "UNCHECKED", "LoHa"),
     ({"some.layer": torch.ones(4)}, {}, "BROKEN", "1 unknown tensor names, such as some.layer"),
     ({**pair(Q), "lora_unet_no_such_layer.alpha": torch.tensor(1.0)}, {}, "UNCHECKED", "may not be applied whole"),
@@ -34,6 +34,14 @@ def test_what_a_file_is(core, tmp_path, tensors, metadata, use, said) -> None:
     save_file(tensors, path, metadata=metadata)
     adapter = core.inspection.inspect(path)
     assert adapter.use.name == use and said in adapter.why and str(tmp_path) not in adapter.why and "\n" not in adapter.why
+
+
+def test_a_bundled_embedding_is_a1111s_alone(core, tmp_path) -> None:
+    path, web_uis = tmp_path / "file.safetensors", core.web_uis.WebUI
+    save_file({**pair(Q), "bundle_emb.word.clip_l": torch.ones(1, 768)}, path)
+    assert core.inspection.inspect(path, web_uis.A1111).why == ""
+    found = core.inspection.inspect(path, web_uis.FORGE)
+    assert found.use is core.inspection.Use.READY and "embedding inside, which Forge does not read" in found.why
 
 
 def test_numbers_are_looked_at_when_asked_and_known_from_then_on(core, tmp_path, monkeypatch) -> None:
