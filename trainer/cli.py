@@ -38,6 +38,7 @@ class Job:
     micro_batch: int
     compile: str
     attention: str
+    cuda_graphs: str
     checkpoint_every: int
     sample_every: int
     track: str
@@ -105,6 +106,8 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
         "(default auto)")
     add("--attention", choices=ATTENTION, default="auto", help="torch's attention kernel to try first (default auto: by the "
         "GPU; python -m trainer.benchmark races them)")
+    add("--cuda-graphs", choices=("off", "auto", "on"), default="off", help="launch the UNet's pass as CUDA graphs: never, "
+        "where the host is the limit, always; for few pictures at a time (default off: not measured yet)")
     add("--checkpoint-every", type=int, default=500, metavar="N", help="optimizer steps between checkpoints and held-out "
         "losses (default 500)")
     add("--sample-every", type=int, default=0, metavar="N", help="optimizer steps between sample pictures (default 0: none)")

@@ -13,7 +13,7 @@ from trainer.cli import Job
 from trainer.data import check_data, load_dataset
 from trainer.data.records import Dataset, count_long_captions
 from trainer.encoding.encode import encode_dataset
-from trainer.kernels.compile import Compiled
+from trainer.kernels.compile import training_forward
 from trainer.lora import adapter, export
 from trainer.recipe import MINIATURE, Recipe
 from trainer.runs.contact_sheet import check_sheet
@@ -113,7 +113,9 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
         recipe=recipe, unet=base.unet, factors=factors, encoded=encoded, held_out=held_out, compute=compute,
         objective=choose_objective(recipe, base.scheduler, compute.device), processes=processes, run=job.run,
         total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every,
-        attention=job.attention, forward=Compiled(base.unet, compute.device, job.compile, job.cache, tell))
+        attention=job.attention,
+        forward=training_forward(base.unet, compute.device, compile=job.compile, cuda_graphs=job.cuda_graphs,
+                                 cache=job.cache, say=tell))
     state.micro_batch = choose_micro_batch(training, job.micro_batch)
     first = checkpoints.restore(job.run / "checkpoints", state)
     tell(f"{len(encoded)} pictures, {state.micro_batch} at once, {len(factors) // 2} modules, "

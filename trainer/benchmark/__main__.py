@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
                    "2 on a CPU)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch's CPU threads (default: torch's choice)")
     p.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="as in training (default auto)")
+    p.add_argument("--cuda-graphs", choices=("off", "auto", "on"), default="off", help="as in training (default off)")
     p.add_argument("--no-plain", action="store_true", help="leave the VAE and the plain steps out: they need the most memory")
     p.add_argument("--profile", action="store_true", help="list the operations of one step by the time they take")
     p.add_argument("--cache", type=Path, default=CACHE, metavar="DIR",

@@ -14,6 +14,7 @@ from trainer.benchmark.attention import race_attention
 from trainer.benchmark.models import SIZES, Size, build_encoders, build_unet, counted_flops
 from trainer.benchmark.steps import encoding, our_step, ours, plain_steps
 from trainer.kernels.compile import Compiled
+from trainer.kernels.cuda_graphs import Graphed
 from trainer.plan import TRAIN_GFLOP, in_words
 from trainer.recipe import Recipe
 from trainer.training import devices
@@ -43,7 +44,8 @@ def measure(options: Any, micro_batches: list[int], say: Say) -> Found:
     }  # fmt: skip
     started = time.perf_counter()
     unet = build_unet(SIZES[name], compute.device, compute.base_dtype)
-    training, state = ours(unet, recipe, compute, resolution, options.compile, options.cache, say)
+    training, state = ours(unet, recipe, compute, resolution, options.compile, options.cuda_graphs, options.cache,
+                           say)
     default = [8, whole] if on_cpu else [1, 4, 8, whole]
     _time_micro_batches(found, training, state, micro_batches or default, started, say)
     best = max(found["micro_batches"], key=lambda row: row["pictures_per_second"])
@@ -62,7 +64,8 @@ def measure(options: Any, micro_batches: list[int], say: Say) -> Found:
 
 def _time_micro_batches(found: Found, training: Training, state: State, sizes: list[int], started: float, say: Say) -> None:
     """Fill in what our step takes at each micro-batch, and when the first one was done."""
-    found["compiled"], found["micro_batches"] = isinstance(training.forward, Compiled) and bool(training.forward.blocks), []
+    forward = training.forward.forward if isinstance(training.forward, Graphed) else training.forward
+    found["compiled"], found["micro_batches"] = isinstance(forward, Compiled) and bool(forward.blocks), []
     device, whole = training.compute.device, found["pictures_per_step"]
     for micro in dict.fromkeys(min(size, whole) for size in sizes):
         state.micro_batch = micro

@@ -18,7 +18,7 @@ from trainer.benchmark.models import Encoders, scheduler
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.encoding.formats import storage_dtype
 from trainer.encoding.vae import Posterior
-from trainer.kernels.compile import Compiled
+from trainer.kernels.compile import training_forward
 from trainer.lora import adapter
 from trainer.recipe import Recipe
 from trainer.training.devices import Compute
@@ -31,7 +31,7 @@ Step = Callable[[], None]
 PICTURES = 64
 
 
-def ours(unet: UNet, recipe: Recipe, compute: Compute, resolution: int, compile: str, cache: Path,
+def ours(unet: UNet, recipe: Recipe, compute: Compute, resolution: int, compile: str, cuda_graphs: str, cache: Path,
          say: Callable[[str], None]) -> tuple[Training, State]:  # fmt: skip
     """A training over made-up encodings of `unet`'s shapes, as trainer/train.py makes one."""
     side, dtype, device = resolution // 8, storage_dtype(compute.device), compute.device
@@ -43,7 +43,7 @@ def ours(unet: UNet, recipe: Recipe, compute: Compute, resolution: int, compile:
     return prepare(recipe=recipe, unet=unet, factors=factors, encoded=encoded, held_out=None, compute=compute,
                    objective=choose_objective(recipe, scheduler(), device), processes=Processes(),
                    run=Path(tempfile.gettempdir()), total=1000, checkpoint_every=1000,
-                   forward=Compiled(unet, device, compile, cache, say))
+                   forward=training_forward(unet, device, compile=compile, cuda_graphs=cuda_graphs, cache=cache, say=say))
 
 
 def our_step(t: Training, state: State) -> Step:

@@ -13,7 +13,8 @@ import torch._dynamo
 import torch._functorch.config
 from torch import Tensor
 
-from trainer.base.models import UNet, UNetConfig
+from trainer.base.models import Predictor, UNet, UNetConfig
+from trainer.kernels.cuda_graphs import Graphed
 from trainer.terminal import Say
 
 CHOICES = ("auto", "on", "off")
@@ -32,6 +33,14 @@ def missing(device: torch.device) -> str:
         compilers = [os.environ.get("CXX", ""), "cl"] if os.name == "nt" else [os.environ.get("CXX", ""), "g++", "clang++"]
         return "" if any(name and shutil.which(name) for name in compilers) else "no C++ compiler was found"
     return f"it is not tried on {device.type}"
+
+
+def training_forward(unet: UNet, device: torch.device, *, compile: str, cuda_graphs: str, cache: Path, say: Say) -> Predictor:
+    """What is called to train: `unet`, compiled and as CUDA graphs where that is asked for and possible."""
+    forward = Compiled(unet, device, compile, cache, say)
+    if cuda_graphs == "off" or device.type != "cuda":
+        return forward
+    return Graphed(unet, forward, cuda_graphs, say)
 
 
 class Compiled:
