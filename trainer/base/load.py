@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base import diffusers_folder, hub, single_file
-from trainer.base.sd15 import family_of
+from trainer.base.sd15 import SCHEDULER_CONFIG, SCRIBBLE_NARROW, family_of
 from trainer.base.tokenizers import clip_tokenizer, own_tokenizer
+from trainer.miniature.vocabulary import TOKENS
 from trainer.recipe import MINIATURE, Recipe, home
 from trainer.terminal import quiet
 
@@ -64,7 +66,8 @@ def check_base(recipe: Recipe) -> None:
     """
     path = _local(recipe.base)
     if path and path.is_file():
-        single_file.inspect(path)
+        if not _is_packed(path):
+            single_file.inspect(path)
     elif path:
         family_of(diffusers_folder.inspect(path, half=False).configs["unet"], recipe.base)
 
@@ -86,14 +89,38 @@ def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
 
 
 def _from_file(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Base:
+    if _is_packed(path):
+        return _from_packed(recipe, path, dtype)
     checkpoint = single_file.inspect(path)
     config = checkpoint.configs["text_encoder"]
     family = _family(checkpoint.configs["unet"], recipe.base, say)
     tokenizer = clip_tokenizer(recipe.tokenizer, max_positions=config["max_position_embeddings"],
                                vocabulary=config["vocab_size"])  # before the gigabytes: it may be missing
+    return _assemble(recipe.base, _digest(path), family, single_file.load(checkpoint, dtype) | {"tokenizer": tokenizer})
+
+
+def _from_packed(recipe: Recipe, path: Path, dtype: torch.dtype) -> Base:
+    """The narrow miniature, from its int8 file."""
+    from diffusers import DDPMScheduler
+
+    from trainer.miniature.packed import read_narrow
+
+    models = read_narrow(path).models()
+    positions = models["text_encoder"].config.max_position_embeddings
+    tokenizer = clip_tokenizer(recipe.tokenizer, max_positions=positions, vocabulary=TOKENS)
+    scheduler = DDPMScheduler.from_config(SCHEDULER_CONFIG)
+    models |= {"unet": models["unet"].to(dtype), "tokenizer": tokenizer, "scheduler": scheduler}
+    return _assemble(recipe.base, _digest(path), SCRIBBLE_NARROW, models)
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether `path` is the narrow miniature's file; a pickle is none, and is refused later by name."""
+    return path.suffix == ".safetensors" and {"text_encoder.rows", "text_encoder.tokens"} <= set(open_container(path).tensors)
+
+
+def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        identity = hashlib.file_digest(file, "sha256").hexdigest()
-    return _assemble(recipe.base, identity, family, single_file.load(checkpoint, dtype) | {"tokenizer": tokenizer})
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_folder(recipe: Recipe, folder: Path, identity: str, dtype: torch.dtype, say: Say) -> Base:

@@ -91,6 +91,10 @@ def _text_widths(shapes: Shapes) -> dict[str, int]:
 SD_V1, SD_V1_LIKE, SCRIBBLE_MINIATURE = "sd_v1", "like_sd_v1", "scribble_miniature"
 MINIATURE_CONTEXT, MINIATURE_LATENT = 96, 16
 
+SCRIBBLE_NARROW = "scribble_narrow"
+"""The miniature that widens to SD1.5's shapes, in its narrow shape; its LoRAs are written wide, as SD1.5's."""
+NARROW_CONTEXT, NARROW_LATENT = 64, 16
+
 WANTED = "a Stable Diffusion 1.5 was expected"
 
 
@@ -111,6 +115,8 @@ def family_of(unet: Mapping[str, Any], name: str) -> tuple[str, str]:
     if any(_plain(unet.get(key, value)) != value for key, value in UNET_LAYOUT.items()) or not isinstance(context, int):
         raise UsageError(f"--base {name}: has not Stable Diffusion 1.5's blocks, so hosts could not place its LoRA; "
                          f"{WANTED}")
+    if context == NARROW_CONTEXT and unet.get("sample_size") == NARROW_LATENT:
+        return SCRIBBLE_NARROW, ""
     if context == MINIATURE_CONTEXT and unet.get("sample_size") == MINIATURE_LATENT:
         return SCRIBBLE_MINIATURE, ""
     widths = _plain(unet.get("block_out_channels", UNET_WIDTHS))

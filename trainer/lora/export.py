@@ -9,13 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from convert import Report, convert_file
+from convert import Report, convert_file, read
 from convert.errors import UsageError
-from convert.files import write_json
+from convert.files import write_bytes, write_json
 from trainer.base.load import Base
-from trainer.base.sd15 import SCRIBBLE_MINIATURE, SD_V1
+from trainer.base.sd15 import SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1
 from trainer.data.records import Dataset
 from trainer.lora import adapter
+from trainer.miniature import adapters
 from trainer.recipe import Recipe
 
 
@@ -45,8 +46,13 @@ def write_lora(unet: Any, run: Path, out: Path, recipe: Recipe, base: Base, data
                started: float) -> Report:  # fmt: skip
     """The diffusers file into `run`, the kohya file to `out`, in `recipe.dtype`, with metadata that repeats the run."""
     source = adapter.save(unet, run)
-    return convert_file(source, out, to="kohya", dtype=recipe.dtype, overwrite=True,
-                        metadata=metadata(recipe, base, dataset, out.stem, steps=steps, started=started))
+    said = metadata(recipe, base, dataset, out.stem, steps=steps, started=started)
+    if base.family != SCRIBBLE_NARROW:
+        return convert_file(source, out, to="kohya", dtype=recipe.dtype, overwrite=True, metadata=said)
+    wide = run / "wide_lora_weights.safetensors"
+    narrow = read(source, metadata={"ss_base_model_version": SCRIBBLE_NARROW})
+    write_bytes(wide, adapters.lora_bytes(adapters.widened(narrow), out.stem, "diffusers"))
+    return convert_file(wide, out, to="kohya", dtype=recipe.dtype, overwrite=True, metadata=said)
 
 
 def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: int, started: float) -> dict[str, Any]:
@@ -70,7 +76,9 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
         "scribble_recipe": recipe.as_dict(), "scribble_scale": recipe.scale,
         "scribble_versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft")},
     }
-    if base.family != SD_V1:  # else convert says what the tensors' shapes say
+    if base.family == SCRIBBLE_NARROW:
+        values |= {"ss_base_model_version": SD_V1, adapters.KEY: adapters.MINIATURE, "ss_sd_model_name": adapters.MINIATURE}
+    elif base.family != SD_V1:  # else convert says what the tensors' shapes say
         values["ss_base_model_version"] = base.family
     if dataset.attribution:
         values["scribble_data"] = dataset.attribution
@@ -94,7 +102,7 @@ def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset) -> None:
             card |= json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, TypeError):
             path.replace(path.with_suffix(".json.bak"))
-    card |= {"sd version": "SD1" if base.family == SD_V1 else "Unknown", "activation text": dataset.trigger,
+    card |= {"sd version": "SD1" if base.family in (SD_V1, SCRIBBLE_NARROW) else "Unknown", "activation text": dataset.trigger,
              "preferred weight": recipe.scale}
     card["description"] = card["description"] or description(base, dataset)
     write_json(path, card)
@@ -102,6 +110,8 @@ def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset) -> None:
 
 def description(base: Base, dataset: Dataset) -> str:
     what = f"LoRA trained on {len(dataset.train)} pictures."
+    if base.family == SCRIBBLE_NARROW:
+        what += " For Scribble LoRA's own miniature Stable Diffusion: draw at 128 x 128."
     if base.family == SCRIBBLE_MINIATURE:
         what += " For Scribble LoRA's own miniature Stable Diffusion, not for SD1.5."
     return f"{what} {dataset.attribution}".strip()

@@ -13,7 +13,9 @@ from typing import Any
 from convert import Lora, convert_bytes, read
 from convert.errors import JobError, UsageError
 from trainer.base.load import Base
+from trainer.base.sd15 import SCRIBBLE_NARROW, SD_V1
 from trainer.lora.adapter import NAME
+from trainer.miniature import adapters
 from trainer.recipe import Recipe, flag
 from trainer.terminal import quiet
 
@@ -59,16 +61,25 @@ class LoraFile:
 
         Raises:
             JobError: a module is not the base's, or the adapter is of a kind whose scale is no plain factor.
+                Of a wide LoRA on the narrow miniature: it was trained on the wide one.
         """
-        self._check(base)
+        fitting = self._fitting(base)
+        fitting._check(base)
         with quiet(), tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "lora.safetensors").write_bytes(self.diffusers)
+            (Path(folder) / "lora.safetensors").write_bytes(fitting.diffusers)
             base.unet.load_lora_adapter(folder, weight_name="lora.safetensors", prefix="unet", adapter_name=NAME)
         for name, factor in base.unet.named_parameters():
             if ".lora_" in name:
                 factor.data = factor.data.float()
                 factor.requires_grad_(False)
         base.unet.eval()
+
+    def _fitting(self, base: Base) -> LoraFile:
+        """Itself, or on the narrow miniature what a LoRA of SD1.5's shape was widened from. Raises JobError."""
+        if base.family != SCRIBBLE_NARROW or self.contents.base != SD_V1:
+            return self
+        narrow = adapters.narrowed(self.contents)
+        return replace(self, contents=narrow, diffusers=adapters.lora_bytes(narrow, self.name, "diffusers"))
 
     def _check(self, base: Base) -> None:
         if self.contents.uses_dora:

@@ -23,11 +23,11 @@ from convert.write import metadata, outputs
 from trainer.miniature import widen
 from trainer.miniature.widen import Factors, Rule
 
-BASE = "scribble_miniature"
+NARROW = "scribble_narrow"
 """The base's name in a narrow LoRA's metadata (`ss_base_model_version`)."""
 
-KEY = "scribble_base"
-"""The metadata key by which a wide LoRA says that the miniature is its base; for hosts it is one of Stable Diffusion 1.5."""
+KEY, MINIATURE = "scribble_base", "miniature"
+"""The metadata by which a wide LoRA says that the miniature is its base; for hosts it is one of Stable Diffusion 1.5."""
 
 TOLERANCE = 1e-3
 """Largest difference between copies, as a share of the tensor's largest number: float16 rounds equal copies equally."""
@@ -54,7 +54,7 @@ def widened(lora: Lora, by: Factors = widen.SD15) -> Lora:
     modules = {name: _module(module, module.module.shape, partial(_wide, rule=_rule(module.module, by)))
                for name, module in lora.modules.items()}
     return replace(lora, modules=modules, base=SD15,
-                   metadata={**lora.metadata, KEY: BASE, "ss_base_model_version": SD15})
+                   metadata={**lora.metadata, KEY: MINIATURE, "ss_base_model_version": SD15})
 
 
 def narrowed(lora: Lora, by: Factors = widen.SD15) -> Lora:
@@ -67,7 +67,7 @@ def narrowed(lora: Lora, by: Factors = widen.SD15) -> Lora:
         shape = tuple(n // factor for n, factor in zip(module.shape, (rule.rows.factor, rule.columns.factor)))
         modules[name] = _module(module, (*shape, *module.shape[2:]), partial(_narrow, rule=rule, lora=lora, name=name))
     kept = {key: value for key, value in lora.metadata.items() if key != KEY}
-    return replace(lora, modules=modules, base=BASE, metadata={**kept, "ss_base_model_version": BASE})
+    return replace(lora, modules=modules, base=NARROW, metadata={**kept, "ss_base_model_version": NARROW})
 
 
 def lora_bytes(lora: Lora, name: str, form: str = "kohya") -> bytes:
@@ -110,8 +110,8 @@ def _narrow(kind: str, wide: Tensor, rule: Rule, lora: Lora, name: str) -> Tenso
 
 
 def _not_narrow(lora: Lora, module: str) -> JobError:
-    return JobError(f"{lora.path}: was trained on the wide checkpoint (in {module} the copies of a channel differ), so it has "
-                    "no place on --base miniature: give --base the miniature.safetensors that it was trained on")
+    return JobError(f"{lora.path}: was trained on a full-size checkpoint (in {module} the copies of a channel differ), so it "
+                    "has no place on the narrow miniature: give --base the checkpoint that it was trained on")
 
 
 def _tensor(stored: Bytes) -> Tensor:

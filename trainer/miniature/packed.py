@@ -20,7 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convert.container import Tensor as Bytes
 from convert.errors import JobError
+from convert.files import atomic_path
+from convert.stream import Output, write_container
 from trainer.miniature.narrow import narrow_text_encoder, narrow_unet, narrow_vae
 from trainer.miniature.tokens import token_table
 
@@ -99,10 +102,6 @@ def read_narrow(path: Path = SHIPPED) -> Narrow:
 
 def write_narrow(path: Path, packed: Mapping[str, Tensor], words: Sequence[str], metadata: Mapping[str, str]) -> None:
     """Write what `pack` made, with the words and `metadata` (licences) in the header; equal input makes an equal file."""
-    from convert.container import Tensor as Bytes
-    from convert.files import atomic_path
-    from convert.stream import Output, write_container
-
     kinds = {torch.int8: "I8", torch.float16: "F16", torch.float32: "F32", torch.int32: "I32"}
     outputs = [Output(name, Bytes(kinds[t.dtype], tuple(t.shape), t.nbytes, data=t.numpy().tobytes()), tuple(t.shape),
                       kinds[t.dtype]) for name, t in packed.items()]

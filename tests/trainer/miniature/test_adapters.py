@@ -37,7 +37,7 @@ def narrow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors[f"{name}.lora_up.weight"] = torch.randn(out, RANK, *[1] * len(kernel), generator=generator)
         tensors[f"{name}.alpha"] = torch.tensor(1.0)
     path = tmp_path_factory.mktemp("lora") / "narrow.safetensors"
-    save_file(tensors, path, {"ss_base_model_version": adapters.BASE})
+    save_file(tensors, path, {"ss_base_model_version": adapters.NARROW})
     return path
 
 
@@ -51,7 +51,7 @@ def wide_file(narrow_file, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_widened_lora_is_one_of_sd15s_to_every_reader(wide_file) -> None:
     lora = read(wide_file)
     assert lora.base == "sd_v1" and lora.metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
-    assert lora.metadata[adapters.KEY] == adapters.BASE
+    assert lora.metadata[adapters.KEY] == "miniature"
     assert len(lora.in_scope(sd15.UNET)) == 282 and len(lora.in_scope(sd15.TEXT_ENCODER)) == 12
     assert all(module.shape == module.module.shape for module in lora.modules.values())
 
@@ -70,11 +70,11 @@ def test_its_change_of_a_weight_is_the_narrow_change_widened(narrow_file, wide_f
 def test_narrow_to_wide_to_narrow_is_the_same_lora(narrow_file, tmp_path, dtype) -> None:
     tensors = {name: tensor.to(dtype) if "lora_" in name.rpartition(".lora_")[1] else tensor
                for name, tensor in load_file(narrow_file).items()}
-    save_file(tensors, tmp_path / "narrow.safetensors", {"ss_base_model_version": adapters.BASE})
+    save_file(tensors, tmp_path / "narrow.safetensors", {"ss_base_model_version": adapters.NARROW})
     (tmp_path / "wide.safetensors").write_bytes(
         adapters.lora_bytes(adapters.widened(read(tmp_path / "narrow.safetensors")), "wide"))
     back = adapters.narrowed(read(tmp_path / "wide.safetensors"))
-    assert back.base == adapters.BASE and adapters.KEY not in back.metadata
+    assert back.base == adapters.NARROW and adapters.KEY not in back.metadata
     again = load(adapters.lora_bytes(back, "narrow"))
     assert set(again) == set(tensors)
     rounding = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
@@ -88,7 +88,7 @@ def test_a_lora_trained_on_the_wide_checkpoint_is_refused_in_one_line(wide_file,
     name = "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"
     tensors[name][3] += 0.01 * tensors[name].abs().max()
     save_file(tensors, tmp_path / "trained.safetensors")
-    with pytest.raises(JobError, match="trained.safetensors: was trained on the wide checkpoint .*proj_in.*--base") as caught:
+    with pytest.raises(JobError, match="was trained on a full-size checkpoint .*proj_in.*--base") as caught:
         adapters.narrowed(read(tmp_path / "trained.safetensors"))
     assert "\n" not in str(caught.value)
 
