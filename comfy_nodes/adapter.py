@@ -5,39 +5,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..convert import JobError, Lora, convert_bytes, read
+from ..convert import FileError, JobError, Lora, NotFinite, convert_bytes, read
 from ..convert.lora import SD15
 from ..convert.names import module_name
 from ..convert.read import ADAPTER_CONFIG
 from ..convert.sd15 import TEXT_ENCODER, UNET
 from .errors import NodeError
 from .stamps import Stamp, stamp
+from .wording import sentence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_WORDS = (
-    (r"only (?:LoRAs of )?Stable Diffusion 1\.5 can be converted",
-     "this node applies LoRAs of Stable Diffusion 1.5: pick one, or use ComfyUI's own Load LoRA with that base's checkpoint"),
-    (r"cannot be written as kohya", "cannot be applied in ComfyUI"),
-    (r" \(--check lists them\)", " (the node Scribble LoRA Info lists them)"),
-)  # fmt: skip
-_SAYS_WHAT_TO_DO = re.compile(r"\b(pick|again|download|load it|merge it|fetch)\b")
+MINIATURE = "scribble_miniature"
+"""The base that the trainer writes into a LoRA of the embedded miniature model."""
 
-KEPT = 4
+KEPT = 8
 """Files in memory at most: a workflow with more adapters than that reads some of them again."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is for one network."""
+    """An adapter's part for one network."""
 
     tensors: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
@@ -50,17 +45,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A file, read and found sound."""
+    """A file that was read and is sound."""
 
     name: str
+    """in models/loras, for messages"""
     base: str
-    """what it was trained on; `convert.lora.SD15` for Stable Diffusion 1.x"""
+    """the model it was trained on; `convert.lora.SD15` for Stable Diffusion 1.x"""
     unet: Part
     text_encoder: Part
 
     @property
-    def for_sd15(self) -> bool:
-        return self.base == SD15
+    def trained_on(self) -> str:
+        """The base in words, and what to do if it does not fit the connected model."""
+        if self.base == SD15:
+            return "Stable Diffusion 1.5: connect a checkpoint of it, or pick another LoRA"
+        if self.base == MINIATURE:
+            return ("this project's miniature model, which ComfyUI cannot load: `python -m trainer.sample` draws with it; "
+                    "pick a LoRA of Stable Diffusion 1.5 here")  # fmt: skip
+        return f"'{self.base}', not on Stable Diffusion 1.5: connect a checkpoint of that base, or pick another LoRA"
 
 
 def fingerprint(path: Path) -> Stamp:
@@ -69,24 +71,16 @@ def fingerprint(path: Path) -> Stamp:
 
 
 def load(path: Path, name: str) -> Adapter:
-    """Read the LoRA at `path`, or take it from memory where the file has not changed since. `name` is for messages.
+    """Read the LoRA at `path`, or take it from memory if the file has not changed since. `name` is for messages.
 
-    Raises `NodeError` where the file is no sound LoRA of Stable Diffusion 1.5 that ComfyUI can apply whole.
+    Raises `NodeError` unless the file is a sound LoRA of Stable Diffusion 1.5 that ComfyUI can apply whole.
     """
     try:
         return _load(path, name, fingerprint(path))
     except JobError as error:
-        raise NodeError(in_node_words(str(error), path, name)) from None
+        raise NodeError(sentence(error, name)) from None
     except OSError as error:
         raise NodeError(f"{name}: cannot be read: {error.strerror or error}") from None
-
-
-def in_node_words(message: str, path: Path, name: str) -> str:
-    """`convert`'s sentence, as somebody needs it who has a graph before them and no command line."""
-    text = message.replace(str(path), name)
-    for pattern, words in _WORDS:
-        text = re.sub(pattern, words, text)
-    return text if _SAYS_WHAT_TO_DO.search(text) else f"{text}; get this file again, or pick another"
 
 
 @lru_cache(maxsize=KEPT)
@@ -97,9 +91,9 @@ def _load(path: Path, name: str, known: Stamp) -> Adapter:
     lora = read(path)
     data = convert_bytes(path, to="kohya")
     if fingerprint(path) != known:
-        raise JobError(f"{path}: was replaced while it was read: queue it again")
+        raise FileError(path, "was replaced while it was read", "queue it again")
     with inference_mode(False):  # they stay in memory, and a later user may need gradients
-        tensors = tensors_of(data)  # copies: a mapped file that somebody truncates would end the host
+        tensors = tensors_of(data)  # copies: if the file were mapped and somebody truncated it, the host would crash
     _refuse_not_finite(tensors, path)
     return Adapter(name, lora.base, _part(lora, UNET, tensors), _part(lora, TEXT_ENCODER, tensors))
 
@@ -107,18 +101,15 @@ def _load(path: Path, name: str, known: Stamp) -> Adapter:
 def _refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     bad = [key for key, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]
     if bad:
-        raise JobError(
-            f"{path}: {len(bad)} of its tensors hold NaN or infinite numbers, so every picture would be black: {bad[0]}; "
-            "take another checkpoint of its training or download it again"
-        )
+        raise NotFinite(path, bad)
 
 
 def _part(lora: Lora, scope: str, tensors: Mapping[str, Tensor]) -> Part:
     modules = {module_name("kohya", module.module): module for module in lora.in_scope(scope)}
     for prefix, module in modules.items():
         if module.rank and ("diff" in module.parts or "w_norm" in module.parts):
-            raise JobError(f"{lora.path}: {prefix} has factors and a whole difference, of which ComfyUI would apply one: "
-                           "merge it into a checkpoint instead (python -m convert.bake)")  # fmt: skip
+            raise FileError(lora.path, f"{prefix} has factors and a whole difference, and ComfyUI would apply only one of them",
+                            "merge it into a checkpoint instead (python -m convert.bake)")  # fmt: skip
     return Part(
         {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] in modules},
         {prefix: module.shape for prefix, module in modules.items()},

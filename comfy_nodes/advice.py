@@ -1,23 +1,21 @@
-"""What a LoRA's maker or owner says of its use: the recommended scale and the trigger words. Broken cards are logged."""
+"""The recommended scale and the trigger words of a LoRA, from the web UI's card beside it or its own metadata."""
 
 from __future__ import annotations
 
-import json
 import logging
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from ..convert.card import LIMIT, Advice, advice, card_path
+from ..convert import BadCard, JobError
 from ..convert.container import open_container
-from ..convert.errors import JobError
+from ..convert.files.card import Advice, advice, card_path, read_card
 from .stamps import Stamp, stamp
 
 
 def of_file(path: Path) -> Advice:
-    """The advice for a LoRA file, read anew only when it or its card has changed. A broken one has none.
+    """The advice for a LoRA file, read again only if it or its card has changed. A broken file has none.
 
-    Raises OSError where the host may not look at the file at all.
+    Raises OSError if the file cannot even be looked at.
     """
     return _of_file(path, fingerprint(path))
 
@@ -29,23 +27,19 @@ def fingerprint(path: Path) -> Stamp:
 
 @lru_cache(maxsize=64)
 def _of_file(path: Path, _: Stamp) -> Advice:
-    return advice(_card(card_path(path)), _metadata(path))
+    return advice(_card(path), _metadata(path))
 
 
-def _card(path: Path) -> dict[str, Any]:
+def _card(path: Path) -> dict[str, object]:
     try:
-        with open(path, "rb") as file:
-            card = json.loads(file.read(LIMIT).decode("utf-8"))
-    except FileNotFoundError:
+        return dict(read_card(path))
+    except BadCard as error:
+        logging.warning("Scribble LoRA: %s: %s; its scale and trigger words are ignored", error.path, error.problem)
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        logging.warning("Scribble LoRA: %s cannot be read, so its scale and trigger words are not known: %s", path, error)
-        return {}
-    return card if isinstance(card, dict) else {}
 
 
 def _metadata(path: Path) -> dict[str, str]:
     try:
         return dict(open_container(path).metadata)
     except JobError:
-        return {}  # whoever loads the file says what is wrong with it
+        return {}  # loading the file says what is wrong with it

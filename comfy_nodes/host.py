@@ -1,102 +1,31 @@
-"""The only file that talks to ComfyUI: its list of LoRA files, and its way to patch a model and a text encoder.
+"""ComfyUI's way to patch a model and a text encoder: its maps of names and its reader of factors.
 
-Names of LoRAs come from the host's list and nowhere else; nothing outside its folders is opened. What a function
-needs is imported when it is called, so that the host starts as fast as without this pack.
+ComfyUI is imported when a function is called, so that it starts as fast as without this pack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import NodeError
+from .types import Clip, Hooks, KeyMap, Model, Network
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .adapter import Adapter
-    from .advice import Advice
 
 UNET_WEIGHT = "diffusion_model.{}.weight"
 TEXT_ENCODER_WEIGHT = "clip_l.transformer.{}.weight"
-"""Where the host keeps the module with an LDM name; for those that its own map leaves out."""
+"""The host's name for the weight of a module with an LDM name; for modules that are not in its own map."""
+
+M = TypeVar("M", bound=Model)
+C = TypeVar("C", bound=Clip)
 
 
-def lora_names() -> list[str]:
-    """What the host offers under `loras`, all of its folders, subfolders included."""
-    import folder_paths
-
-    return list(folder_paths.get_filename_list("loras"))
-
-
-def why_missing(name: object) -> str | None:
-    """One sentence where the host's list has no such LoRA, with the names that are close; None where it has."""
-    import difflib
-
-    names = lora_names()
-    if name in names:
-        return None
-    if not names:
-        return "there are no LoRA files yet: put one into ComfyUI's models/loras folder and press R"
-    plain = {_plain(known): known for known in names}
-    close = difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.6)
-    same_file = [known for known in plain if known.rpartition("/")[2] == _plain(name).rpartition("/")[2]]
-    found = [f"'{plain[known]}'" for known in dict.fromkeys([*same_file, *close])][:3]
-    advice = f"did you mean {' or '.join(found)}?" if found else "pick one of the list"
-    return f"'{name}' is not in ComfyUI's models/loras folder: {advice} (R reads the folder again)"
-
-
-def _plain(name: object) -> str:
-    """What people mean by a name: without the system's slash, case and ending."""
-    return str(name).replace("\\", "/").lower().removesuffix(".safetensors")
-
-
-def lora_path(name: str) -> Path:
-    """The file behind a name of the host's list. Raises `NodeError` for any other name."""
-    import folder_paths
-
-    missing = why_missing(name)
-    path = None if missing else folder_paths.get_full_path("loras", name)
-    if path is None:
-        raise NodeError(missing or f"'{name}' is listed by ComfyUI but not there any more: press R to read the folder again")
-    return Path(path)
-
-
-def fingerprint(name: object) -> str:
-    """What `IS_CHANGED` answers: another text when the file, or what lies beside it, is another. Never raises.
-
-    A name from a link is not known yet when the host asks; then the link's source decides.
-    """
-    from . import adapter, advice
-
-    if not isinstance(name, str):
-        return "linked"
-    try:
-        path = lora_path(name)
-        return "-".join(map(str, (*adapter.fingerprint(path), *advice.fingerprint(path))))
-    except (NodeError, OSError) as error:
-        return f"not there: {error}"
-
-
-def load(name: str) -> Adapter:
-    """The adapter behind a name, read once. Raises `NodeError`."""
-    from . import adapter
-
-    return adapter.load(lora_path(name), name)
-
-
-def advice(name: str) -> Advice:
-    """The recommended scale and the trigger words of a LoRA of the list. Raises `NodeError` for any other name."""
-    from .advice import of_file
-
-    path = lora_path(name)
-    try:
-        return of_file(path)
-    except OSError as error:
-        raise NodeError(f"{name}: cannot be read: {error.strerror or error}") from None
-
-
-def with_unet(model: Any, adapter: Adapter, scale: float) -> Any:
-    """A clone of MODEL with the adapter's UNet part at `scale`; the very same MODEL at 0. Raises `NodeError`."""
+def with_unet(model: M, adapter: Adapter, scale: float) -> M:
+    """A clone of MODEL with the adapter's UNet part at `scale`; the same MODEL at 0. Raises `NodeError`."""
     if scale == 0 or not adapter.unet.shapes:
         return model
     import comfy.lora
@@ -104,33 +33,57 @@ def with_unet(model: Any, adapter: Adapter, scale: float) -> Any:
     from .patching import patched
 
     weights = model.model.state_dict()
-    # {} is given because the host's default is one dict that all its callers share
-    keys = {**_own_keys("unet", UNET_WEIGHT, weights), **comfy.lora.model_lora_keys_unet(model.model, {})}
-    return patched(model, weights, keys, adapter.unet, adapter, scale, comfy.lora.load_lora)
+    return patched(model, weights, unet_keys(model.model, weights), adapter.unet, adapter, scale, comfy.lora.load_lora)
 
 
-def with_text_encoder(clip: Any, adapter: Adapter, scale: float) -> Any:
-    """A clone of CLIP with the adapter's text encoder part at `scale`; the very same CLIP at 0. Raises `NodeError`."""
+def with_text_encoder(clip: C | None, adapter: Adapter, scale: float) -> C | None:
+    """A clone of CLIP with the adapter's text encoder part at `scale`; the same CLIP at 0. Raises `NodeError`."""
     if scale == 0 or not adapter.text_encoder.shapes:
         return clip
     if clip is None:
         raise NodeError(
-            f"{adapter.name}: has a text encoder part and no CLIP is connected: connect the checkpoint's CLIP, "
-            "or set clip_scale to 0 to go without that part"
+            f"{adapter.name}: has a text encoder part and no CLIP is connected: connect the checkpoint's CLIP "
+            "(in Scribble LoRA Loader, clip_scale 0 leaves that part off)"
         )
     import comfy.lora
 
     from .patching import patched
 
-    weights = clip.cond_stage_model.state_dict()
-    keys = {
-        **_own_keys("text_encoder", TEXT_ENCODER_WEIGHT, weights),
-        **comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}),
-    }
+    network = clip.cond_stage_model
+    weights = network.state_dict()
+    keys = text_encoder_keys(network, weights)
     return patched(clip, weights, keys, adapter.text_encoder, adapter, scale, comfy.lora.load_lora)
 
 
-def _own_keys(scope: str, spelling: str, weights: Mapping[str, Any]) -> dict[str, str]:
+def hooks_of(adapter: Adapter, scale: float, clip_scale: float, previous: Hooks | None) -> Hooks:
+    """HOOKS: `previous` and one that applies the adapter while its conditioning is sampled. Raises `NodeError`."""
+    try:
+        import comfy.hooks
+    except ModuleNotFoundError:
+        raise NodeError("Scribble LoRA Hook needs a ComfyUI that has hooks (since December 2024): update ComfyUI") from None
+    from .weight_hook import AdapterHook
+
+    group: Hooks = comfy.hooks.HookGroup()
+    group.add(AdapterHook.of(adapter, scale, clip_scale))
+    return group if previous is None else previous.clone_and_combine(group)
+
+
+def unet_keys(network: Network, weights: Mapping[str, Tensor]) -> KeyMap:
+    """Kohya's module names of the UNet -> names of the host's weights."""
+    import comfy.lora
+
+    # {} is given because the host's default is one dict that all its callers share
+    return {**_own_keys("unet", UNET_WEIGHT, weights), **comfy.lora.model_lora_keys_unet(network, {})}
+
+
+def text_encoder_keys(network: Network, weights: Mapping[str, Tensor]) -> KeyMap:
+    """Kohya's module names of the text encoder -> names of the host's weights."""
+    import comfy.lora
+
+    return {**_own_keys("text_encoder", TEXT_ENCODER_WEIGHT, weights), **comfy.lora.model_lora_keys_clip(network, {})}
+
+
+def _own_keys(scope: str, spelling: str, weights: Mapping[str, Tensor]) -> dict[str, str]:
     from ..convert.names import module_name
     from ..convert.sd15 import modules
 

@@ -1,13 +1,15 @@
-"""What Scribble LoRA Info shows of a file: `convert --check`, and how to use it."""
+"""The text of Scribble LoRA Info: how to use the file, then `convert --check`."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..convert.check import check, table
-from .adapter import in_node_words
-from .advice import of_file
+from ..convert import check
+from ..convert.check import table
+from . import adapter, advice
+from .wording import sentence
 
 SITE_HASH = 12
 """Hex digits of the sha256 over the tensor bytes by which model sites and the web UI know a LoRA ("AutoV3")."""
@@ -18,7 +20,7 @@ class Info(NamedTuple):
 
     text: str
     lora_tag: str
-    """what the web UI's prompt takes: `<lora:scribble:0.8>`"""
+    """for the web UI's prompt: `<lora:scribble:0.8>`"""
     hash: str
     """`SITE_HASH` digits; empty for a file that cannot be read"""
     trigger_words: str
@@ -26,16 +28,21 @@ class Info(NamedTuple):
 
 def info(path: Path, name: str) -> Info:
     """Describe the LoRA at `path`; `name` is for the text. A broken file is described, not raised."""
-    audit, advice = check(path), of_file(path)
+    return _info(path, name, (*adapter.fingerprint(path), *advice.fingerprint(path)))
+
+
+@lru_cache(maxsize=16)
+def _info(path: Path, name: str, _: tuple[int, ...]) -> Info:
+    audit, found = check(path), advice.of_file(path)
     audit.file = name
-    audit.problem = audit.problem and in_node_words(audit.problem, path, name)
-    tag = f"<lora:{path.stem}:{1.0 if advice.scale is None else advice.scale:g}>"
-    found = (audit.hash or "")[:SITE_HASH]
+    audit.problem = audit.error and sentence(audit.error, name)
+    tag = f"<lora:{path.stem}:{1.0 if found.scale is None else found.scale:g}>"
+    digest = (audit.hash or "")[:SITE_HASH]
     rows = [
-        ("scale", f"{advice.scale:g} recommended" if advice.scale is not None else "none recommended"),
-        ("trigger words", advice.trigger_words or "none stated"),
+        ("scale", f"{found.scale:g} recommended" if found.scale is not None else "none recommended"),
+        ("trigger words", found.trigger_words or "none stated"),
         ("web UI", tag),
-        ("AutoV3 hash", found or "none"),
+        ("AutoV3 hash", digest or "none"),
     ]
     use = "\n".join(f"{label:<14}{value}" for label, value in rows)
-    return Info(f"{table(audit)}\n{use}", tag, found, advice.trigger_words)
+    return Info(f"{use}\n{table(audit)}", tag, digest, found.trigger_words)

@@ -1,38 +1,74 @@
-"""`GET /scribble_lora/advice?name=…`: what a LoRA file recommends, for the script in web/ that sets the slider.
+"""What the script in web/ asks for: advice, the text and the picture of a LoRA.
 
-Reads only files of the host's own list, and of those only the header and the card.
+    GET /scribble_lora/advice?name=…&name=…   {"scale": 0.8 or null, "trigger_words": "…"}; the words of several together
+    GET /scribble_lora/info?name=…            {"text": "…", "picture": true or false}
+    GET /scribble_lora/picture?name=…         the picture beside the file
+
+Reads only files of the host's own list and the cards and pictures beside them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import host
+from . import lora_files
 from .errors import NodeError
+from .template import joined
 
-PATH = "/scribble_lora/advice"
+if TYPE_CHECKING:
+    from aiohttp.web import Request, StreamResponse
+
+ROOT = "/scribble_lora"
 
 
 def register() -> bool:
-    """Add the route to the running ComfyUI; False where there is none, or it has the route."""
+    """Add the routes to the running ComfyUI; False if there is none, or it has them."""
     instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if instance is None:
         return False
-    if any(getattr(route, "path", None) == PATH for route in instance.routes):
+    if any(str(getattr(route, "path", "")).startswith(ROOT) for route in instance.routes):
         return False  # a second copy of the pack: the host could not start with the same route twice
-    instance.routes.get(PATH)(_answer)
+    for name, answer in (("advice", _advice), ("info", _info), ("picture", _picture)):
+        instance.routes.get(f"{ROOT}/{name}")(_served(answer))
     return True
 
 
-async def _answer(request: Any) -> Any:
-    from aiohttp import web
+def _served(answer: Callable[[list[str]], object]) -> Callable[[Request], object]:
+    """A handler that runs `answer` outside of the host's event loop: JSON, a file for a path, 404 for an unknown name."""
 
-    name = request.query.get("name", "")
-    try:
-        advice = await asyncio.get_running_loop().run_in_executor(None, host.advice, name)
-    except NodeError as error:
-        return web.json_response({"error": str(error)}, status=404)
-    return web.json_response(asdict(advice))
+    async def handler(request: Request) -> StreamResponse:
+        from aiohttp import web
+
+        names = request.query.getall("name", [])
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(None, answer, names)
+        except (NodeError, OSError) as error:
+            return web.json_response({"error": str(error)}, status=404)
+        return web.FileResponse(found) if isinstance(found, Path) else web.json_response(found)
+
+    return handler
+
+
+def _advice(names: list[str]) -> dict[str, object]:
+    all_of_them = [lora_files.advice(name) for name in names]
+    if not all_of_them:
+        raise NodeError("name: is missing")
+    return {"scale": all_of_them[0].scale, "trigger_words": joined(advice.trigger_words for advice in all_of_them)}
+
+
+def _info(names: list[str]) -> dict[str, object]:
+    from .report import info
+
+    name = lora_files.full_name(names[0] if names else "")
+    return {"text": info(lora_files.path_of(name), name).text, "picture": lora_files.picture_of(name) is not None}
+
+
+def _picture(names: list[str]) -> Path:
+    picture = lora_files.picture_of(names[0] if names else "")
+    if picture is None:
+        raise NodeError("this LoRA has no picture beside it")
+    return picture

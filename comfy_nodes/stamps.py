@@ -1,4 +1,4 @@
-"""Has a file changed since it was read?"""
+"""Whether a file has changed since it was read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Stamp = tuple[int, ...]
 
 
 def stamp(*paths: Path) -> Stamp:
-    """Modification time (ns) and size of each file, or a mark for one that is not there."""
+    """Modification time (ns) and size of each file, or -1 for one that is not there."""
     numbers: list[int] = []
     for path in paths:
         try:

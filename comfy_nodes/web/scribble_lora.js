@@ -1,77 +1,161 @@
-// The page's part of the nodes. Everything works without it: it only fills in what a person would type, and shows text.
+// The page's part of the nodes. Everything works without it: what is drawn is the server's business.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
+const BYPASSED = 4; // LiteGraph's mode of a node that is left out
+
+const SLIDER = { min: -2, max: 2 }; // a range that a drag can aim in
+const TYPED = { min: -10, max: 10 }; // the range that the server takes
+
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-/** What a file recommends, or {} where the server knows of nothing. */
-async function advice(name) {
-  const response = await api.fetchApi(`/scribble_lora/advice?name=${encodeURIComponent(name)}`);
+/** Calls `then` after every call of `object[name]`, which may be missing. */
+function after(object, name, then) {
+  const before = object[name];
+  object[name] = function (...args) {
+    const result = before?.apply(this, args);
+    then.apply(this, args);
+    return result;
+  };
+}
+
+/** The server's answer about the LoRAs of these names, {} if it has none. */
+async function ask(what, ...names) {
+  const query = names.map((name) => `name=${encodeURIComponent(name)}`).join("&");
+  const response = await api.fetchApi(`/scribble_lora/${what}?${query}`);
   return response.ok ? await response.json() : {};
 }
 
-/** Sets a slider as a person's drag would, within its ends. */
-function slide(node, widget, value) {
-  const { min = -Infinity, max = Infinity } = widget.options ?? {};
-  widget.value = Math.min(max, Math.max(min, value));
-  widget.callback?.(widget.value, app.canvas, node);
-  node.setDirtyCanvas?.(true, true);
+/** Ends a scale's slider at -2 and 2. A number beyond, typed or loaded, widens it instead of being cut. */
+function endSlider(widget) {
+  const original = widget.callback;
+  const fit = (value) => Object.assign(widget.options, Math.abs(value) > SLIDER.max ? TYPED : SLIDER);
+  widget.callback = function (value, ...rest) {
+    fit(value);
+    return original?.call(this, value, ...rest);
+  };
+  fit(widget.value);
+  return fit;
 }
 
-/** Loader: picking another file sets the scale to what that file recommends. Loading a workflow changes nothing. */
-function followFile(node) {
+/** Both for every scale of a node; and a person who moves a slider wants that number, not the recommended one. */
+function endSliders(node) {
+  const toggle = widgetOf(node, "use_recommended_scale");
+  for (const widget of node.widgets ?? []) {
+    if (!/^(clip_)?scale(_\d)?$/.test(widget.name)) continue;
+    const fit = endSlider(widget);
+    after(node, "onConfigure", () => fit(widget.value));
+    after(widget, "callback", (value, canvas) => {
+      if (toggle && canvas) toggle.value = false; // loading an API graph calls back without a canvas
+    });
+  }
+}
+
+/**
+ * Calls `act` for a node that a person adds to the graph, and not for one that comes from a file, the clipboard or an
+ * API graph: those are given their values before the current task ends.
+ */
+function whenAddedByHand(node, act) {
+  let given = false;
+  after(node, "onConfigure", () => (given = true));
+  for (const widget of node.widgets ?? []) after(widget, "callback", () => (given = true));
+  queueMicrotask(() => {
+    const linked = node.inputs?.some((input) => input.widget && input.link != null);
+    if (!given && !linked) act();
+  });
+}
+
+/** Calls `show` with the name of the picked file: now, when another is picked, and when a workflow is loaded. */
+function followFile(node, show) {
   const file = widgetOf(node, "lora_name");
   if (!file) return;
-  let known = file.value;
-  const configured = node.onConfigure;
-  node.onConfigure = function (...args) {
-    const result = configured?.apply(this, args);
-    known = file.value; // the page puts a workflow's values in without asking the callback
-    return result;
-  };
-  const picked = file.callback;
-  file.callback = function (value, ...rest) {
-    const result = picked?.call(this, value, ...rest);
-    const another = value !== known;
-    known = value;
-    if (another && !app.configuringGraph) recommend(node, file, value);
-    return result;
-  };
+  const now = () => show(file.value, () => file.value);
+  after(file, "callback", now);
+  after(node, "onConfigure", now);
+  now();
 }
 
-async function recommend(node, file, name) {
-  const { scale } = await advice(name);
-  if (typeof scale !== "number" || file.value !== name) return; // none stated, or another was picked meanwhile
-  for (const widget of [widgetOf(node, "scale"), widgetOf(node, "clip_scale")]) {
-    if (widget) slide(node, widget, scale);
+/** The toggle shows the number that it stands for. The server is the one that uses it. */
+function showRecommendation(node) {
+  const toggle = widgetOf(node, "use_recommended_scale");
+  const plain = toggle.label ?? toggle.name;
+  followFile(node, async (name, current) => {
+    const { scale } = await ask("advice", name);
+    if (name !== current()) return;
+    toggle.label = typeof scale === "number" ? `${plain}: ${scale}` : plain;
+    node.setDirtyCanvas?.(true, true);
+  });
+}
+
+/** The node that feeds an input, through reroutes. */
+function originOf(node, name) {
+  let input = node.inputs?.find((slot) => slot.name === name);
+  for (let hops = 0; input?.link != null && hops < 100; hops++) {
+    const link = node.graph?.links.get?.(input.link) ?? node.graph?.links[input.link];
+    const origin = link && node.graph.getNodeById(link.origin_id);
+    if (origin?.type !== "Reroute") return origin;
+    input = origin.inputs[0];
   }
 }
 
-/** Info: a box in the node that shows the text. It is no input, so it is saved nowhere. */
-async function showText(node) {
-  const { ComfyWidgets } = await import("../../scripts/widgets.js");
-  const { widget } = ComfyWidgets.STRING(node, "about", ["STRING", { multiline: true }], app);
-  const box = widget.element ?? widget.inputEl;
-  if (box) {
-    box.readOnly = true;
-    box.style.fontFamily = "monospace";
-    box.style.whiteSpace = "pre";
-  }
-  widget.serialize = false;
-  widget.options = { ...widget.options, serialize: false };
-  const executed = node.onExecuted;
-  node.onExecuted = function (message, ...rest) {
-    executed?.call(this, message, ...rest);
-    if (message?.text) widget.value = message.text.join("");
+/** Prompt: a bypassed loader sends no trigger words, so the words of its file are sent for it. */
+function keepWordsOfBypassedLoader(node) {
+  const words = widgetOf(node, "trigger_words");
+  if (!words) return;
+  words.serializeValue = async () => {
+    const loader = originOf(node, "trigger_words");
+    if (loader?.mode !== BYPASSED) return words.value;
+    const files = loader.widgets?.filter((widget) => /^lora_(name|\d)$/.test(widget.name) && widget.value !== "None") ?? [];
+    if (!files.length) return words.value;
+    return (await ask("advice", ...files.map((widget) => widget.value))).trigger_words ?? words.value;
   };
-  node.setSize?.([Math.max(node.size[0], 460), Math.max(node.size[1], 420)]);
+}
+
+/** Info: the picture and the text of the picked file. Nothing of it is saved. */
+function showInfo(node) {
+  const frame = document.createElement("div"); // without a height of its own: the node decides, and the box scrolls
+  const box = document.createElement("div");
+  const picture = document.createElement("img");
+  const text = document.createElement("pre");
+  frame.style.cssText = "position: relative; height: 100%; min-height: 360px";
+  box.style.cssText = "position: absolute; inset: 0; display: flex; flex-direction: column; gap: 8px; overflow: auto; "
+    + "padding: 8px; background: var(--comfy-input-bg); color: var(--input-text); border-radius: 4px";
+  picture.style.cssText = "display: none; max-width: 160px; max-height: 160px; align-self: flex-start; border-radius: 4px";
+  text.style.cssText = "margin: 0; font: 11px/1.45 monospace; white-space: pre; user-select: text";
+  box.append(picture, text);
+  frame.append(box);
+  for (const event of ["wheel", "pointerdown"]) box.addEventListener(event, (e) => e.stopPropagation()); // scroll, select
+  const about = node.addDOMWidget("about", "scribble_lora_info", frame, {
+    serialize: false, hideOnZoom: false, getMinHeight: () => 360, getValue: () => text.textContent, setValue: () => {},
+  });
+  about.serialize = false;
+  followFile(node, async (name, current) => {
+    const found = await ask("info", name);
+    if (name !== current()) return;
+    text.textContent = found.text ?? "";
+    picture.style.display = found.picture ? "block" : "none";
+    picture.src = found.picture ? api.apiURL(`/scribble_lora/picture?name=${encodeURIComponent(name)}`) : "";
+  });
+  after(node, "onExecuted", (message) => {
+    if (message?.text) text.textContent = message.text.join(""); // a linked name is known only now
+  });
+  node.setSize?.([Math.max(node.size[0], 480), Math.max(node.size[1], 520)]);
 }
 
 app.registerExtension({
   name: "ScribbleLora",
   nodeCreated(node) {
-    const kind = node.comfyClass ?? node.constructor?.comfyClass;
-    if (kind === "ScribbleLoraLoader") followFile(node);
-    if (kind === "ScribbleLoraInfo") showText(node);
+    const kind = node.comfyClass ?? node.constructor?.comfyClass ?? "";
+    if (!kind.startsWith("Scribble")) return;
+    const name = node.inputs?.find((input) => input.name === "lora_name");
+    if (name) name.type = "COMBO,STRING"; // a text link fits
+    endSliders(node);
+    const toggle = widgetOf(node, "use_recommended_scale");
+    if (toggle) {
+      showRecommendation(node);
+      whenAddedByHand(node, () => (toggle.value = true));
+    }
+    if (kind === "ScribblePrompt") keepWordsOfBypassedLoader(node);
+    if (kind === "ScribbleLoraInfo") showInfo(node);
   },
 });

@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save, save_file
 
 from convert.sd15 import modules
+from trainer.base.sd15 import SCRIBBLE_MINIATURE
 
 BASE = {"ss_base_model_version": "narrow"}
 FORMS = {
@@ -86,7 +87,7 @@ def test_the_merged_weights_are_exactly_those_that_diffusers_fuses(scale, pack, 
     model = patcher(host_weights(unet))
     for form in FORMS:
         save_file(spelled(form, factors), host / f"{form}.safetensors", BASE)
-        patched, clip, words = loader(pack).apply(model, f"{form}.safetensors", scale, 0.8)
+        patched, clip, words, _ = loader(pack).apply(model, f"{form}.safetensors", scale, 0.8)
         assert clip is None and words == "" and not model.patches and patched is not model
         assert len(patched.patches) == 128 and patched.patches.keys() <= theirs.keys()
         different = [key for key, weight in theirs.items() if not torch.equal(patched.merged(key), weight)]
@@ -142,7 +143,7 @@ def with_text_encoder(host):
 
 def test_the_text_encoder_part_goes_to_clip_at_its_own_scale(pack, patcher, with_text_encoder) -> None:
     unet, clip = (patcher(weights) for weights in with_text_encoder)
-    model, encoder, _ = loader(pack).apply(unet, "te.safetensors", 0.5, 0.25, clip)
+    model, encoder, *_ = loader(pack).apply(unet, "te.safetensors", 0.5, 0.25, clip)
     assert {float(model.merged(key).mean()) for key in model.patches} == {0.5 * (2 / 4) * 4}
     assert {float(encoder.merged(key).mean()) for key in encoder.patches} == {0.25 * (2 / 4) * 4}
     assert loader(pack).apply(unet, "te.safetensors", 0.5, 0.0, clip)[1] is clip
@@ -151,7 +152,7 @@ def test_the_text_encoder_part_goes_to_clip_at_its_own_scale(pack, patcher, with
 
 
 def test_a_text_encoder_part_is_not_dropped_in_silence(pack, patcher, with_text_encoder, part) -> None:
-    with pytest.raises(part("errors").NodeError, match="connect the checkpoint's CLIP.* or set clip_scale to 0"):
+    with pytest.raises(part("errors").NodeError, match="connect the checkpoint's CLIP .*clip_scale 0 leaves that part off"):
         loader(pack).apply(patcher(with_text_encoder[0]), "te.safetensors", 0.8, 0.8)
     assert loader(pack).apply(patcher(with_text_encoder[0]), "te.safetensors", 0.8, 0.0)[1] is None
 
@@ -175,10 +176,11 @@ def broken(kind, good):
 
 @pytest.mark.parametrize(
     ("kind", "named"),
-    [("empty", "is empty.*get this file again"), ("cut off", "copy it again"), ("header cut off", "copy it again"),
+    [("empty", "is empty; download or copy this file again"), ("cut off", "cut off.*copy this file again"),
+     ("header cut off", "copy this file again"),
      ("header damaged", "header"),
-     ("a web page", "download"), ("a pickle", "load it with"),
-     ("half a pair", "no up; get this file again"), ("no LoRA", "whole checkpoint.*pick")],
+     ("a web page", "download"), ("a pickle", "PyTorch.*never opened here.*safetensors version"),
+     ("half a pair", "no up; download or copy this file again"), ("no LoRA", "whole checkpoint.*checkpoint folder")],
 )  # fmt: skip
 def test_a_broken_file_fails_the_node_with_one_sentence(kind, named, pack, host, patcher, unet, factors, part) -> None:
     (host / "sub").mkdir()
@@ -221,7 +223,8 @@ def spoiled(kind, factors):
     ("kind", "named"),
     [("NaN", "NaN"), ("infinite", "infinite"), ("peft DoRA", "cannot be applied in ComfyUI.*convert.bake"),
      ("unknown key", "lora_unet_something_else"),
-     ("SDXL", "SDXL.*Load LoRA"), ("SD2", "SD2.*Load LoRA"), ("LoHa", "LoHa"), ("SD1.5's shapes", "shape")],
+     ("SDXL", "SDXL.*Load LoRA with a checkpoint of that base"), ("SD2", "SD2.*Load LoRA"),
+     ("LoHa", "LoHa.*use ComfyUI's own Load LoRA, which reads it"), ("SD1.5's shapes", "shape")],
 )  # fmt: skip
 def test_a_lora_that_cannot_be_applied_whole_is_refused(kind, named, pack, host, patcher, unet, factors, part) -> None:
     tensors, metadata = spoiled(kind, factors)
@@ -245,6 +248,12 @@ def test_another_model_is_refused_whole(pack, host, patcher, unet, factors, part
         assert not model.patches
 
 
+def test_a_lora_of_the_miniature_needs_no_checkpoint_that_does_not_exist(pack, host, patcher, unet, factors, part) -> None:
+    save_file(spelled("kohya", factors), host / "x.safetensors", {"ss_base_model_version": SCRIBBLE_MINIATURE})
+    with pytest.raises(part("errors").NodeError, match="miniature model, which ComfyUI cannot load.*trainer.sample"):
+        loader(pack).apply(patcher({"x": torch.zeros(1)}), "x.safetensors", 0.8)
+
+
 def test_a_host_that_takes_only_some_patches_is_caught(pack, host, patcher, unet, factors, part) -> None:
     save_file(spelled("kohya", factors), host / "x.safetensors", BASE)
     model = patcher(host_weights(unet))
@@ -255,6 +264,33 @@ def test_a_host_that_takes_only_some_patches_is_caught(pack, host, patcher, unet
 
     with pytest.raises(part("errors").NodeError, match="applied 127 of its 128"):
         loader(pack).apply(Forgetful(model.model), "x.safetensors", 0.8, 0.8)
+
+
+def test_what_is_kept_in_memory_serves_a_user_who_trains(pack, host, patcher, unet, factors) -> None:
+    """ComfyUI runs nodes in inference mode, and a tensor made there can never be part of a gradient."""
+    save_file(spelled("diffusers", factors), host / "x.safetensors", BASE)
+    with torch.inference_mode():
+        patched = loader(pack).apply(patcher(host_weights(unet)), "x.safetensors", 0.8)[0]
+    (up, down, _), scale = next(iter(patched.patches.values()))[0][::-1]
+    assert scale == 0.8 and not up.is_inference() and not down.is_inference()
+    trained = torch.nn.Parameter(torch.ones(down.shape[1]))
+    (up @ (down @ trained)).sum().backward()
+    assert trained.grad is not None and bool(trained.grad.abs().sum() > 0)
+
+
+def test_a_file_replaced_while_it_is_read_is_not_used(pack, host, patcher, unet, factors, part, monkeypatch) -> None:
+    save_file(spelled("kohya", factors), host / "x.safetensors", BASE)
+    adapter, whole = part("adapter"), part("adapter").convert_bytes
+
+    def replaced_meanwhile(path, **how):
+        data = whole(path, **how)
+        save_file(spelled("peft", factors), host / "new.part", BASE)
+        os.replace(host / "new.part", path)
+        return data
+
+    monkeypatch.setattr(adapter, "convert_bytes", replaced_meanwhile)
+    with pytest.raises(part("errors").NodeError, match="x.safetensors: was replaced while it was read; queue it again"):
+        loader(pack).apply(patcher(host_weights(unet)), "x.safetensors", 0.8)
 
 
 def test_the_file_is_read_once_until_it_changes(pack, host, patcher, unet, factors, part, monkeypatch) -> None:

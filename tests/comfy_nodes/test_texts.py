@@ -55,12 +55,12 @@ def test_what_is_no_list_of_scales_is_refused_in_one_sentence(part, text, named)
     ],
 )
 def test_a_prompt_is_the_template_filled(part, template, subject, trigger, expected) -> None:
-    assert part("prompt").fill(template, subject, trigger) == expected
+    assert part("template").fill(template, subject, trigger) == expected
 
 
 def test_a_template_without_a_place_for_the_subject_is_refused(part) -> None:
     with pytest.raises(part("errors").NodeError, match="{subject}"):
-        part("prompt").fill("{trigger} apple", "pear", "x")
+        part("template").fill("{trigger} apple", "pear", "x")
 
 
 def test_the_default_prompt_is_the_papers_caption(pack) -> None:
@@ -74,7 +74,7 @@ def flat(value: int, height: int = 32, width: int = 48) -> np.ndarray:
 
 
 def test_the_sheet_holds_every_picture_unchanged_in_its_place(part) -> None:
-    draw = part("grid").draw
+    draw = part("sheet").draw
     columns = [[flat(10), flat(20)], [flat(30), flat(40)], [flat(50)]]
     sheet = np.asarray(draw(columns, []))
     assert sheet.shape == (4 + 2 * 36, 4 + 3 * 52, 3)
@@ -89,20 +89,20 @@ def test_the_sheet_holds_every_picture_unchanged_in_its_place(part) -> None:
 
 
 def test_a_smaller_picture_is_centred_and_its_pixels_stay(part) -> None:
-    sheet = np.asarray(part("grid").draw([[flat(0, 32, 32)], [flat(9, 16, 16)]], []))
+    sheet = np.asarray(part("sheet").draw([[flat(0, 32, 32)], [flat(9, 16, 16)]], []))
     assert (sheet[12:28, 48:64] == 9).all() and (sheet == 9).all(axis=2).sum() == 256
 
 
 @pytest.mark.parametrize(("columns", "labels", "named"), [([], [], "none"), ([[flat(0)]], ["a", "b"], "2 for 1")])
 def test_a_sheet_that_cannot_be_is_refused(part, columns, labels, named) -> None:
     with pytest.raises(part("errors").NodeError, match=named):
-        part("grid").draw(columns, labels)
+        part("sheet").draw(columns, labels)
 
 
 def test_an_absurdly_large_sheet_is_refused_before_it_is_made(part) -> None:
     wide = np.broadcast_to(np.zeros(3, dtype=np.uint8), (1, 30000, 3))
     with pytest.raises(part("errors").NodeError, match="pixels"):
-        part("grid").draw([[wide], [wide]], [])
+        part("sheet").draw([[wide], [wide]], [])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -136,6 +136,20 @@ def test_the_card_goes_before_the_metadata(part, tmp_path, card, metadata, scale
         (tmp_path / "x.json").write_text(card if isinstance(card, str) else json.dumps(card))
     advice = part("advice").of_file(path)
     assert (advice.scale, advice.trigger_words) == (scale, words)
+
+
+@pytest.mark.parametrize("card", [[1], "{", {"preferred weight": float("inf")}])
+def test_a_card_that_cannot_be_read_is_logged(part, tmp_path, card, caplog) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    (tmp_path / "x.json").write_text(card if isinstance(card, str) else json.dumps(card))
+    assert part("advice").of_file(tmp_path / "x.safetensors").scale is None
+    assert ("x.json" in caplog.text) is (card in ([1], "{"))
+
+
+def test_a_card_of_windows_notepad_is_read(part, tmp_path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    (tmp_path / "x.json").write_text(json.dumps({"preferred weight": 0.4}), encoding="utf-8-sig")
+    assert part("advice").of_file(tmp_path / "x.safetensors").scale == 0.4
 
 
 def test_advice_for_a_broken_file_is_none_and_no_error(part, tmp_path) -> None:

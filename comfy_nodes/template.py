@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from .errors import NodeError
 
 TEMPLATE = "{trigger} {subject}"
 TRIGGER = "a scribble of"
-"""For a node that no loader's trigger words are connected to: the paper's caption."""
+"""The trigger words if no others are given: the paper's caption."""
 
 
 def fill(template: str, subject: str, trigger: str) -> str:
     """`template` with `{trigger}` and `{subject}` put in, without the spaces and commas that an empty one leaves.
 
     A subject that begins with the trigger words gets them once. Other braces stay as they are. Raises `NodeError`
-    where the template has no place for the subject.
+    if the template has no place for the subject.
     """
     if "{subject}" not in template:
-        raise NodeError("template: has no {subject} in it, where the subject goes: add it, as in '{trigger} {subject}'")
+        raise NodeError("template: has no {subject}: add it where the subject goes, as in '{trigger} {subject}'")
     subject, trigger = subject.strip(), trigger.strip()
     if trigger and "{trigger}" in template and subject.startswith(f"{trigger} "):
         subject = subject[len(trigger) :].lstrip()
@@ -27,3 +28,8 @@ def fill(template: str, subject: str, trigger: str) -> str:
     text = re.sub(r"\{(?:trigger|subject)\}", lambda match: values[match.group()], template)
     text = re.sub(r"[ \t]+", " ", text).strip()
     return text if trigger and subject else text.strip(" ,")
+
+
+def joined(words: Iterable[str]) -> str:
+    """The trigger words of several LoRAs as one text: each once, in their order."""
+    return ", ".join(dict.fromkeys(filter(None, words)))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import NodeError
 
 if TYPE_CHECKING:
-    from numpy import ndarray
-    from PIL import Image
+    from numpy import uint8
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+    from torch import Tensor
+
+    Picture = NDArray[uint8]
 
 INK, PAPER = (30, 30, 34), (255, 255, 255)
 
@@ -17,21 +22,33 @@ LARGEST_SIDE = 32768
 """Pixels; a sheet beyond it is a mistake, and JPEG and most viewers end at 65,535."""
 
 
-def draw(columns: Sequence[Sequence[ndarray[Any, Any]]], labels: Sequence[str], *, title: str = "") -> Image.Image:
+def as_uint8(image: Tensor) -> Picture:
+    """A float tensor (H, W, 1, 3 or 4 channels) in [0, 1] -> uint8 (H, W, 3), rounded down as the host's Save Image does.
+
+    Transparency becomes white paper.
+    """
+    image = image.detach().cpu().float().clamp(0, 1)
+    if image.shape[-1] == 4:
+        image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
+    pixels: Picture = (image.expand(*image.shape[:2], 3) * 255).byte().numpy()
+    return pixels
+
+
+def draw(columns: Sequence[Sequence[Picture]], labels: Sequence[str], *, title: str = "") -> Image:
     """`columns` of uint8 pictures (H, W, 3) -> one RGB image. Pictures keep their pixels; smaller ones are centred.
 
     Args:
         columns: a list of pictures each, from top to bottom; a short one leaves empty cells.
         labels: one for each column, or none at all.
-        title: over everything; empty for none.
+        title: the text over everything; empty for none.
 
     Raises:
-        NodeError: there is nothing to draw, the labels are not as many as the columns, or the sheet would be too large.
+        NodeError: there is nothing to draw, the numbers of labels and columns differ, or the sheet would be too large.
     """
     from PIL import Image, ImageDraw
 
     if not any(columns):
-        raise NodeError("images: there is none to lay out")
+        raise NodeError("images: there are none to lay out")
     if labels and len(labels) != len(columns):
         raise NodeError(
             f"labels: {len(labels)} for {len(columns)} columns of images: connect the sweep that made the images, or nothing"
@@ -61,7 +78,7 @@ def draw(columns: Sequence[Sequence[ndarray[Any, Any]]], labels: Sequence[str], 
     return sheet
 
 
-def _font(size: int, texts: Sequence[str], width: int) -> Any:
+def _font(size: int, texts: Sequence[str], width: int) -> FreeTypeFont | ImageFont:
     """Pillow's own font, small enough that none of the texts is wider than `width`, but readable."""
     from PIL import ImageFont
 

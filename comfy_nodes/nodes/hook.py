@@ -1,0 +1,59 @@
+"""Scribble LoRA Hook."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .. import host, lora_files, scales
+from ..errors import reported
+from ..types import Hooks, InputTypes
+from . import inputs
+
+
+class ScribbleLoraHook(inputs.LoraFileInput):
+    """A LoRA of any form as a hook: for a part of the steps, or a part of the picture."""
+
+    DISPLAY_NAME = "Scribble LoRA Hook"
+    CATEGORY = inputs.CATEGORY
+    DESCRIPTION = (
+        "A LoRA of any form as ComfyUI's HOOKS: Set Hook Keyframes schedules its scale over the steps, and a mask on its "
+        "conditioning keeps it to a part of the picture. (Create Hook LoRA silently leaves out the UNet part of other forms.)"
+    )
+    SEARCH_ALIASES: ClassVar[list[str]] = [
+        "lora hook", "create hook lora", "schedule lora", "lora mask", "regional lora", "scribble",
+    ]  # fmt: skip
+    RETURN_TYPES = ("HOOKS", "STRING", "FLOAT")
+    RETURN_NAMES = ("HOOKS", "trigger_words", "scale")
+    OUTPUT_TOOLTIPS = (
+        "Connect it to Set CLIP Hooks or Cond Set Props, or to Set Hook Keyframes first.",
+        inputs.TRIGGER_TOOLTIP,
+        inputs.SCALE_USED_TOOLTIP,
+    )
+    FUNCTION = "create"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> InputTypes:
+        """As ComfyUI asks for them."""
+        return {
+            "required": {"lora_name": inputs.lora_name(), "scale": inputs.SCALE},
+            "optional": {
+                "clip_scale": inputs.CLIP_SCALE,
+                "prev_hooks": ("HOOKS", {"tooltip": "Hooks that are kept beside this one."}),
+                "use_recommended_scale": inputs.USE_RECOMMENDED_SCALE,
+            },
+        }
+
+    @reported
+    def create(
+        self,
+        lora_name: str,
+        scale: float,
+        clip_scale: float | None = None,
+        prev_hooks: Hooks | None = None,
+        use_recommended_scale: bool = False,
+    ) -> tuple[Hooks, str, float]:
+        """`clip_scale` None is the same as `scale`. Raises `NodeError`."""
+        advice = lora_files.advice(lora_name)
+        scale, clip_scale = scales.used(scale, clip_scale, advice.scale if use_recommended_scale else None)
+        hooks = host.hooks_of(lora_files.load(lora_name), scale, clip_scale, prev_hooks)
+        return hooks, advice.trigger_words, scale
