@@ -64,7 +64,7 @@ def parse(args: Sequence[object], *, adapter: object = None, scale: object = Non
     """The request in a script's arguments, None if it is switched off.
 
     Args:
-        args: the values in `ARGUMENTS`' order, or one mapping of names to values; what is missing has its default.
+        args: the values in `ARGUMENTS`' order, or one mapping of names to values; a missing one has its default.
         adapter, scale: set by an axis of the X/Y/Z plot; either switches the request on and overrides `args`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A failure that nobody foresaw: one line for the user, and in the console one panel with what a bug report needs."""
+"""An unforeseen failure: one line for the user, and a panel in the console with everything a bug report needs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The work of a generation: from a request to prompts with one tag of the adapter, an infotext and what the user is told.
+"""One generation: from a request to prompts with one tag of the adapter, an infotext and messages to the user.
 
 Three moments, in the order of the web UI's hooks:
     begin     `process`: the request is checked
-    settle    `before_process_batch`: after wildcards and dynamic prompts, so that nothing rewrites what is written here
+    settle    `before_process_batch`: after wildcards and dynamic prompts, so that the tag is final
     verify    `process_batch` and later: did the web UI do it?
 """
 
@@ -118,10 +118,10 @@ def _applied(this: Generation, request: Request) -> Applied:
 
 
 def settle(p: Processing, this: Generation, batch: Sequence[int], now: list[str]) -> None:
-    """Write the adapter's tag into the prompts of one batch, and say what the web UI will not do with the others.
+    """Write the adapter's tag into the prompts of one batch, and report other tags that will have no effect.
 
     Args:
-        batch: places of the batch's pictures in `p.all_prompts`; for an empty one everything is done but the batch.
+        batch: places of the batch's pictures in `p.all_prompts`.
         now: the prompts of the batch, which the web UI parses next; changed in place, as `p.all_prompts` is.
     """
     if this.applied is not None:
@@ -160,7 +160,7 @@ def _check_tags(p: Processing, this: Generation, batch: Sequence[int], now: Sequ
 
 
 def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
-    """What somebody wrote by hand and the web UI would drop without a word."""
+    """Report a tag written by hand that the web UI would drop without a word."""
     if this.applied is not None and tag.name == this.applied.name:
         return
     name = this.files.resolve(tag.name)
@@ -179,7 +179,7 @@ def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
 
 
 def verify(p: Processing, this: Generation, is_applied: Callable[[Inspected, float], bool], now: Iterable[str]) -> None:
-    """Say what the web UI did not load, after it had its turn.
+    """Report what the web UI did not load. Called after it has loaded the LoRAs of a batch.
 
     Args:
         is_applied: asks the web UI.
@@ -209,7 +209,7 @@ def why_not(found: Inspected, model: str) -> str | None:
     if found.use is Use.UNCHECKED or not model or found.base == model:
         return None
     if model == OTHER and found.base not in MODELS and found.base != MINIATURE:
-        return None  # neither the file nor the model is of a kind that could be told apart here
+        return None  # neither the file's kind nor the model's is known, so they may fit
     return f"is a LoRA of {found.base_words} and the loaded model is {MODELS.get(model, 'of another kind')}"
 
 

@@ -79,7 +79,7 @@ Key = tuple[Path, Stamp, WebUI]
 
 _MOST = 4096
 _KNOWN: OrderedDict[Key, Inspected] = OrderedDict()
-"""What was found, oldest first; after `inspect_numbers` with what its numbers are like."""
+"""Results, oldest first; those of `inspect_numbers` replace those of `inspect`."""
 
 
 def stamp(path: Path) -> Stamp:

@@ -18,7 +18,7 @@ ENDINGS = (".safetensors", ".pt", ".ckpt")
 """What the web UI lists."""
 
 MARKS = {Use.CONVERT: "convert first: {0.form}", Use.OTHER_BASE: "for {0.base_words}", Use.BROKEN: "damaged"}
-"""What stands behind a name that cannot be used as it is."""
+"""Mark behind the name of a file that cannot be used as it is."""
 
 SIGN = "  ⚠ "
 """Between a name and its mark."""
@@ -57,7 +57,7 @@ class LoraFiles:
         return f"{name}.safetensors" if name == NO_ADAPTER else name
 
     def entry(self, name: str, *, look: bool = True) -> str:
-        """A file's entry in the dropdown: its name, and behind it what it needs, if that is known or may be looked up."""
+        """A file's entry in the dropdown: its name and its mark. Without `look`, only known files are marked."""
         path = self.paths[name]
         found = inspection.inspect(path, self.web_ui) if look else inspection.known(path, self.web_ui)
         text = mark(found) if found is not None else ""
@@ -101,7 +101,7 @@ class LoraFiles:
 
 
 def mark(found: Inspected) -> str:
-    """What stands behind its name in the dropdown; nothing for a file that works."""
+    """The mark behind its name in the dropdown; "" for a file that works."""
     if prompts.why_no_tag(found.name):
         return "rename first"
     return MARKS.get(found.use, "").format(found)

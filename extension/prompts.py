@@ -32,7 +32,7 @@ class Tag(NamedTuple):
     text: str
     """the whole tag"""
     items: tuple[str, ...]
-    """what stands between the colons, after `lora:`"""
+    """the parts between the colons, after `lora:`"""
 
     @property
     def positional(self) -> list[str]:
@@ -105,7 +105,7 @@ def why_no_tag(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A prompt, and what its old tags lose by the rewriting."""
+    """A prompt, and notes on settings in its old tags that were lost."""
 
     prompt: str
     notes: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ def rewrite(prompt: str, name: str, scale: float, refers: Callable[[str], bool],
 
     Args:
         name: the adapter's file.
-        refers: does a name in a tag mean that file? Those tags go; what they had for other extensions is kept in the new one.
+        refers: does a name in a tag mean that file? Such tags go; their values for other extensions move to the new one.
     """
     old = [one for one in tags(prompt) if refers(one.name)]
     extras = dict.fromkeys(item for one in old for item in one.extras)
@@ -131,8 +131,8 @@ def rewrite(prompt: str, name: str, scale: float, refers: Callable[[str], bool],
 
 
 def _with_tag(text: str, new: str) -> str:
-    """The web UI deletes what follows a `#` in a line, so behind one the tag stands on a line of its own; and an unclosed
-    `<word:` would swallow a tag that follows it, so then it stands in front.
+    """Append the tag: on a new line after a `#`, because the web UI deletes the rest of that line; in front if an unclosed
+    `<word:` would swallow it.
     """
     if not text:
         return new

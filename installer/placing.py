@@ -167,7 +167,7 @@ def uninstall_steps(host: Host, home: Path) -> list[Step]:
 
 
 def remove_steps(folder: Path) -> Iterator[Step]:
-    """Remove what the record names and is unchanged; what its owner has changed stays, and is reported."""
+    """Remove the files that the record names. Those that were changed since stay, and are reported."""
     record, kept = read_record(folder), changed(folder)
     for name in record.refused:
         yield Step(f"{folder / RECORD} names {name!r}, which is not a file placed in that folder: it stays")

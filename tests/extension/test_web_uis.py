@@ -137,3 +137,11 @@ def test_the_extension_is_strictly_typed(tmp_path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     ours = [line for line in done.stdout.splitlines() if line.startswith("scribble_lora/extension/")]
     assert not ours and "checked" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_docs_have_the_table_of_forms(core) -> None:
+    text = (ROOT / "docs/A1111.md").read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows = {cells[0]: cells[1:] for cells in lines if len(cells) == 4}
+    for naming in core.web_uis.NAMINGS:
+        assert rows[naming.words] == ["yes" if one in naming.readers else "no" for one in core.web_uis.WebUI]

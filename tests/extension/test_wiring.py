@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from PIL import Image
@@ -317,3 +318,28 @@ def test_a_call_by_name_is_a_call_by_position(webui) -> None:
     p = webui.generate(script, {"enabled": True, "adaptor": "scribble"}, "None", 0.8, False)
     assert p.all_prompts == ["cat"]
     assert p.extra_generation_params["Scribble LoRA error"] == "'adaptor' is not an argument; did you mean adapter?"
+
+
+def test_an_alias_of_two_files_is_no_name(webui) -> None:
+    """The web UI forbids it, in small letters, and then knows files by their own names only."""
+    extension, script = script_of(webui)
+    webui.networks.available_network_aliases["Shared"] = SimpleNamespace(name="theirs")
+    assert extension.host.files().resolve("Shared") == "theirs"
+    webui.networks.forbidden_network_aliases["shared"] = 1
+    assert extension.host.files().resolve("Shared") is None
+    assert "'Shared' is not in the LoRA folder" in webui.generate(script, False, prompts=("cat <lora:Shared:1>",)).comments[0]
+
+
+def test_the_url_of_a_picture_is_quoted(webui, folder) -> None:
+    extension, odd = webui.start(), folder / "50% off & #1 ü.safetensors"
+    odd.with_suffix(".png").write_bytes(b"")
+    query = parse_qs(urlsplit(extension.host.picture_url(odd)).query)
+    assert query["filename"] == [odd.with_suffix(".png").as_posix()] and float(query["mtime"][0]) > 0
+    assert extension.host.picture_url(folder / "scribble.safetensors") == ""
+
+
+def test_a_file_that_appears_during_a_run_is_found(webui, folder) -> None:
+    extension, script = script_of(webui)
+    (folder / "new.safetensors").write_bytes((folder / "scribble.safetensors").read_bytes())
+    assert extension.host.files().name_of("new") is None
+    assert webui.generate(script, True, "new", 1, False).all_prompts == ["cat <lora:new:1>"]
