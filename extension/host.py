@@ -51,10 +51,12 @@ def _line(text: str) -> str:
 
 
 class LoraExtensionOff(RuntimeError):
-    """The web UI's own LoRA extension, which lists and loads the files, is switched off."""
+    """The web UI's own LoRA extension, which lists and loads the files, is switched off; SD.Next never has it."""
 
     def __init__(self) -> None:
-        super().__init__("the web UI's built-in Lora extension is off: switch it on in the Extensions tab")
+        off = "the web UI's built-in Lora extension is off: switch it on in the Extensions tab"
+        sdnext = "SD.Next is not supported: write <lora:name:scale> into the prompt, it reads all common forms of a file itself"
+        super().__init__(sdnext if "modules.lora" in sys.modules else off)
 
 
 def networks() -> ModuleType | None:

@@ -104,6 +104,8 @@ def test_without_the_lora_extension_the_page_still_opens(webui, monkeypatch, cap
     script.process(p, True, "scribble", 0.8, False)
     assert p.main_prompt == "cat" and len(p.comments) == 1 and "switch it on" in p.comments[0]
     assert "switch it on" in p.extra_generation_params["Scribble LoRA error"]
+    monkeypatch.setitem(sys.modules, "modules.lora", SimpleNamespace())
+    assert script.ui(False) == [] and "SD.Next is not supported: write <lora:name:scale>" in capsys.readouterr().err
 
 
 def test_a_failure_that_nobody_foresaw_is_one_line_and_one_panel(webui, monkeypatch, capsys) -> None:
