@@ -55,7 +55,7 @@ class LoraExtensionOff(RuntimeError):
 
     def __init__(self) -> None:
         off = "the web UI's built-in Lora extension is off: switch it on in the Extensions tab"
-        sdnext = "SD.Next is not supported: write <lora:name:scale> into the prompt, it reads all common forms of a file itself"
+        sdnext = "SD.Next is not supported: write <lora:name:scale> into the prompt by hand"
         super().__init__(sdnext if "modules.lora" in sys.modules else off)
 
 
