@@ -38,6 +38,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # Adam's second moments of rows that no batch has come down to such numbers
     for stage in options.stages:
         if not run(stage, options):
             print(f"{stage}: stopped and saved; the same command goes on")
