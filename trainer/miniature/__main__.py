@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     from trainer.miniature.packed import SHIPPED, read_narrow
 
     if not (options.networks or SHIPPED.exists()):
-        raise UsageError("no networks ship with this version yet: give --networks what `python -m trainer.miniature.build ship` wrote")
+        raise UsageError("no networks ship with this version yet: give --networks the file that "
+                         "`python -m trainer.miniature.build ship` wrote")
     narrow = read_narrow(options.networks or SHIPPED)
     if options.words:
         print("\n".join(narrow.words))
