@@ -88,6 +88,19 @@ def test_folding_the_scale_leaves_what_is_decoded_and_makes_latents_of_size_one_
     assert torch.allclose(deviations, deviations.mean().expand_as(deviations))  # the same everywhere, by design
 
 
+@pytest.mark.parametrize("side", [64, 128])
+def test_latents_are_of_the_size_asked_for_and_made_once(tmp_path, side) -> None:
+    icons = Icons(rgba=np.full((2, 112, 112, 4), 9, np.uint8), words=np.array(["a", "b"]), sets=np.array(["noto", "twemoji"]))
+    narrow_vae().save_pretrained(tmp_path / "vae")
+    latents.make_latents(tmp_path, icons, pictures.MILD, 3, side)
+    made = torch.load(tmp_path / "latents.pt", weights_only=True)
+    assert made["latents"].shape == (6, 4, side // 8, side // 8)
+    assert [row[:2] for row in made["rows"]] == [["a", "noto"]] * 3 + [["b", "twemoji"]] * 3
+    when = (tmp_path / "latents.pt").stat().st_mtime_ns
+    latents.make_latents(tmp_path, icons, pictures.MILD, 3, side)
+    assert (tmp_path / "latents.pt").stat().st_mtime_ns == when
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path):
     """A work folder with latents, and a UNet small enough for a test."""

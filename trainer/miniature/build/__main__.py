@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--words", choices=("some", "all"), default="some",
                         help="latents: 60 words that all sets draw alike, or all")
     parser.add_argument("--full", action="store_true", help="latents: pictures turned, mirrored, of all sizes, anywhere")
+    parser.add_argument("--side", type=int, choices=(64, 128), default=128,
+                        help="latents: pixels of a picture; 64 to begin with: words come first, and cost a quarter there")
     parser.add_argument("--views", type=int, default=32, help="latents: pictures of each icon (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1_000_000, help="unet: in all (default: until it is stopped)")
     parser.add_argument("--batch", type=int, default=16, help="unet: pictures a step (default: %(default)s)")
@@ -76,7 +78,7 @@ def _latents(options: argparse.Namespace) -> None:
     icons = _read_icons(options)
     fold_and_check(options.work, icons, MILD)
     chosen = icons if options.words == "all" else icons.of(set(WORDS))
-    make_latents(options.work, chosen, FULL if options.full else MILD, options.views)
+    make_latents(options.work, chosen, FULL if options.full else MILD, options.views, options.side)
 
 
 def _unet(options: argparse.Namespace) -> bool:

@@ -159,7 +159,8 @@ def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[
             print(f"unet step {training.step} samples {training.samples} loss {means[0]:.4f} plain {means[1]:.4f}", flush=True)
             losses = []
         if training.samples // plan.sheet > before // plan.sheet:
-            draw_sheet(training.averaged(), work, f"sheet-{training.samples // 1000:04d}k", data["rows"], captions)
+            draw_sheet(training.averaged(), work, f"sheet-{training.samples // 1000:04d}k", data["rows"], captions,
+                       side=x_0.shape[-1])
         if sitting.due or training.step == plan.steps:
             sitting.save(training.state())
         if sitting.over:

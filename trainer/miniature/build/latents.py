@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from trainer.miniature.build.autoencoder import SIGMA
@@ -42,9 +43,10 @@ def views(icons: Icons, spread: Spread, count: int) -> Iterator[tuple[np.ndarray
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
-    """uint8 (N, 128, 128, 3) -> the posterior's mean, float32 (N, 4, 16, 16), not multiplied by 0.18215."""
+def encode(vae: AutoencoderKL, pictures: np.ndarray, side: int = SIDE) -> torch.Tensor:
+    """uint8 (N, 128, 128, 3), shrunk to `side` -> the posterior's mean, float32 (N, 4, side/8, side/8), not times 0.18215."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    x = F.avg_pool2d(x, SIDE // side)
     return torch.cat([vae.encode(part).latent_dist.mean for part in x.split(16)])
 
 
@@ -89,12 +91,12 @@ def fold_and_check(work: Path, icons: Icons, spread: Spread) -> AutoencoderKL:
     return vae
 
 
-def make_latents(work: Path, icons: Icons, spread: Spread, count: int) -> None:
-    """Write `work`/latents.pt: float16 latents times 0.18215, with their words, sets and grounds.
+def make_latents(work: Path, icons: Icons, spread: Spread, count: int, side: int = SIDE) -> None:
+    """Write `work`/latents.pt: float16 latents times 0.18215 of pictures of `side`, with their words, sets and grounds.
 
     Does nothing if the file is there and was made with the same settings.
     """
-    settings = repr((sorted(set(icons.words.tolist())), spread, count))
+    settings = repr((sorted(set(icons.words.tolist())), spread, count, side))
     if (work / "latents.pt").exists() and torch.load(work / "latents.pt", weights_only=True)["settings"] == settings:
         return
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
@@ -103,7 +105,7 @@ def make_latents(work: Path, icons: Icons, spread: Spread, count: int) -> None:
         pictures.append(picture)
         rows.append(row)
         if len(pictures) == 64 or len(rows) == len(icons.words) * count:
-            parts.append((encode(vae, np.stack(pictures)) * SCALE).half())
+            parts.append((encode(vae, np.stack(pictures), side) * SCALE).half())
             pictures = []
     torch.save({"latents": torch.cat(parts), "rows": rows, "settings": settings}, work / "latents.pt")
-    print(f"latents: {len(rows)} pictures of {len(set(icons.words))} words")
+    print(f"latents: {len(rows)} pictures of {side} pixels, of {len(set(icons.words))} words")

@@ -36,13 +36,14 @@ def sample(pair: Pair, tokens: torch.Tensor, *, guidance: float = GUIDANCE, seed
 
 
 @torch.no_grad()
-def draw_sheet(pair: Pair, work: Path, name: str, rows: list, captions: Captions) -> None:
-    """Write `work`/`name`.png: ten words of the training in the four styles and bare."""
+def draw_sheet(pair: Pair, work: Path, name: str, rows: list, captions: Captions, *, side: int = 16) -> None:
+    """Write `work`/`name`.png: ten words of the training in the four styles and bare, from latents of `side`."""
     words = list(dict.fromkeys(row[0] for row in rows))
     words = words[:: max(1, len(words) // COLUMNS)][:COLUMNS]
     tokens = torch.tensor([padded(captions.tokens(text.format(word))) for text in ROWS for word in words])
-    latents = torch.cat([sample(pair, part, seed=row) for row, part in enumerate(tokens.split(COLUMNS))])
+    latents = torch.cat([sample(pair, part, seed=row, side=side) for row, part in enumerate(tokens.split(COLUMNS))])
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     pictures = vae.decode(latents / SCALE).sample.clamp(-1, 1).add(1).mul(127.5).byte().permute(0, 2, 3, 1).numpy()
-    grid = pictures.reshape(len(ROWS), len(words), 128, 128, 3).transpose(0, 2, 1, 3, 4).reshape(len(ROWS) * 128, -1, 3)
+    grid = pictures.reshape(len(ROWS), len(words), *pictures.shape[1:]).transpose(0, 2, 1, 3, 4)
+    grid = grid.reshape(len(ROWS) * pictures.shape[1], -1, 3)
     Image.fromarray(np.ascontiguousarray(grid)).save(work / f"{name}.png")
