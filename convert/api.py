@@ -46,6 +46,22 @@ class Report:
     embeddings: tuple[Path, ...] = ()
     """files that were written beside it, one for each bundled embedding"""
 
+    def describe(self) -> str:
+        """One line of what was done, and one for each note."""
+        counts = ((self.unet, "UNet"), (self.text_encoder, "text encoder"))
+        scopes = " and ".join(f"{count} {name}" for count, name in counts if count)
+        done = (
+            f"{self.source} -> {self.target}: {self.form} -> {self.to}, {scopes} modules, "
+            f"rank {self.rank}, alpha {self.alpha:g} (from {self.alpha_from}), {self.size:,} bytes"
+        )
+        embeddings = [f"  embedding: {path}" for path in self.embeddings]
+        return "\n".join([done, *embeddings, *(f"  note: {note}" for note in self.notes)])
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data for `json.dumps`."""
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
+        return {**plain, "embeddings": [str(path) for path in self.embeddings]}
+
 
 def convert_file(
     source: Path | str,

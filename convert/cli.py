@@ -60,7 +60,7 @@ def _main(argv: Sequence[str] | None) -> int:
         source = paths[0]
         target = paths[1] if len(paths) == 2 else source.with_name(_output_name(source, options.to, f".{options.to}"))
         report = _convert(source, target, options)
-        print(json.dumps(_plain(report), indent=2) if options.json else describe(report))
+        print(json.dumps(report.to_json(), indent=2) if options.json else report.describe())
         return 0
     return _convert_all(paths, options)
 
@@ -117,11 +117,11 @@ def _convert_all(paths: list[Path], options: argparse.Namespace) -> int:
         else:
             if not options.json:
                 clear_progress()
-                print(describe(reports[-1]))
+                print(reports[-1].describe())
     for failure in failures:
         print(f"convert: {failure}", file=sys.stderr)
     if options.json:
-        print(json.dumps({"converted": [_plain(report) for report in reports], "failed": failures}, indent=2))
+        print(json.dumps({"converted": [report.to_json() for report in reports], "failed": failures}, indent=2))
     else:
         print(f"{len(reports)} of {len(paths)} converted into {options.out_dir}")
     return JobError.exit_code if failures else 0
@@ -138,20 +138,3 @@ def _check(paths: list[Path], options: argparse.Namespace) -> int:
     for audit in bad:
         print(f"convert: {audit.problem}", file=sys.stderr)
     return JobError.exit_code if bad else 0
-
-
-def describe(report: Report) -> str:
-    """One line of what was done, and one for each note."""
-    counts = ((report.unet, "UNet"), (report.text_encoder, "text encoder"))
-    scopes = " and ".join(f"{count} {name}" for count, name in counts if count)
-    done = (
-        f"{report.source} -> {report.target}: {report.form} -> {report.to}, {scopes} modules, "
-        f"rank {report.rank}, alpha {report.alpha:g} (from {report.alpha_from}), {report.size:,} bytes"
-    )
-    embeddings = [f"  embedding: {path}" for path in report.embeddings]
-    return "\n".join([done, *embeddings, *(f"  note: {note}" for note in report.notes)])
-
-
-def _plain(report: Report) -> dict[str, object]:
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(report).items()}
-    return {**plain, "embeddings": [str(path) for path in report.embeddings]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import NoReturn, Protocol, TypeVar
 from .dtypes import CASTS
 from .errors import JobError, UsageError, exit_status
 from .names import FORMS
+from .sd15 import TEXT_ENCODER, UNET
 
 T = TypeVar("T", covariant=True)
 
@@ -44,8 +46,36 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--overwrite", action="store_true", help="replace an output that exists")
         self.add_argument("--json", action="store_true", help="report as JSON")
 
+    def add_limits(self) -> None:
+        """How much of a change is kept."""
+        self.add_argument("--rank", type=int, metavar="R", help="rank of every module, at most")
+        self.add_argument("--keep", type=float, metavar="SHARE", help="share of each change's norm to keep, as 0.99")
+        self.add_argument("--sv-ratio", type=float, metavar="N", help="drop singular values below the largest / N")
+
+    def add_base(self) -> None:
+        self.add_argument("--base", type=Path, metavar="CHECKPOINT", help="the base, where a change depends on it: DoRA, OFT, "
+                          "IA3, GLoRA")  # fmt: skip
+
+    def add_only(self) -> None:
+        self.add_argument("--only", choices=(UNET, TEXT_ENCODER), help="only this network (default: both)")
+
     def add_alpha(self) -> None:
         self.add_argument("--alpha", type=float, metavar="A", help="alpha of a file that keeps none (default: its rank)")
+
+
+class Described(Protocol):
+    """What a command reports."""
+
+    def describe(self) -> str: ...
+    def to_json(self) -> dict[str, object]: ...
+
+
+def print_report(*reports: Described, as_json: bool) -> None:
+    """What was written, and how exact it is: as lines, or as one JSON object."""
+    if as_json:
+        print(json.dumps({key: value for report in reports for key, value in report.to_json().items()}, indent=2))
+    else:
+        print("\n".join(filter(None, (report.describe() for report in reports))))
 
 
 class Terminated(KeyboardInterrupt):

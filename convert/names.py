@@ -211,6 +211,12 @@ def parse(key: str) -> Key | None:
     return None
 
 
+def module_of(name: str) -> Module | None:
+    """The module that a name without any suffix stands for, in any spelling: how checkpoints keep their weights."""
+    row = _spelled().get(name)
+    return row[0] if row is not None else None
+
+
 def _tail(key: str) -> str:
     """From the last dot on, or where that part is `.weight` from the one before."""
     last = key.rfind(".")

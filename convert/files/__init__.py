@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import stat
 import zlib
 from collections.abc import Iterator
@@ -50,6 +51,28 @@ def atomic_path(target: Path) -> Iterator[Path]:
     flush_folder(place.parent)
 
 
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside `target`, which must not exist, for the body to fill; it takes `target`'s place at the end.
+
+    If the body raises, it is removed. Raises `JobError` if it cannot be made or moved.
+    """
+    place = Path(os.path.realpath(target))
+    temporary = place.with_name(f"{_marked(place)}{_process()}{os.urandom(3).hex()}.part")
+    try:
+        _remove_leftovers(place)
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, place)
+    except OSError as error:
+        if error.filename not in (None, str(temporary), str(place)):
+            raise
+        raise JobError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    flush_folder(place.parent)
+
+
 _MACHINE = f"{zlib.crc32(platform.node().encode('utf-8', 'surrogateescape')):08x}"
 
 
@@ -71,7 +94,8 @@ def _remove_leftovers(place: Path) -> None:
         for name in os.listdir(place.parent):
             match = pattern.fullmatch(name)
             if match and not _is_running(int(match[1])):
-                place.with_name(name).unlink()
+                leftover = place.with_name(name)
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _is_running(process: int) -> bool:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import convert
-from convert.bake import new_weight, product
+from convert.matrix.change import change, changed_weight
+from convert.matrix.network import read_network
 from convert.sd15 import modules
 
 BASE = {"ss_base_model_version": "narrow"}
@@ -155,8 +156,9 @@ def test_peft_loads_our_folder_and_its_merged_weights_are_ours(use_dora, unet, t
     merged = loaded.merge_and_unload().state_dict()
     lora = convert.read(tmp_path / "back")
     assert len(lora.modules) == 128 + 32 + 22 * 3 + 32 and lora.uses_dora == use_dora
-    for name, module in lora.modules.items():
-        ours = new_weight(unet.get_submodule(name).weight.detach().numpy(), module, 1.0)
+    networks = read_network(tmp_path / "back").modules
+    for name in lora.modules:
+        ours = changed_weight(unet.get_submodule(name).weight.detach().numpy(), networks[name], 1.0)
         torch.testing.assert_close(torch.from_numpy(ours), merged[f"{name}.weight"], rtol=1e-5, atol=1e-6)
 
 
@@ -207,11 +209,11 @@ def test_the_change_is_up_times_down_on_every_layer_of_the_real_shapes(maker, tm
     chosen = [m for m in maker.linear_and_conv() if "down_blocks.0" in m.name or "layers.3." in m.name]
     source = maker.write(tmp_path / "in.safetensors", "kohya", chosen, alpha=2)
     tensors = load_file(source)
-    for module in convert.read(source).modules.values():
+    for module in read_network(source).modules.values():
         down, up = (tensors[maker.spellings["kohya"](module.module, part)] for part in ("down", "up"))
         if down.ndim == 4:  # a convolution followed by a 1x1 convolution
             expected = torch.nn.functional.conv2d(down.permute(1, 0, 2, 3), up).permute(1, 0, 2, 3)
         else:
             expected = up @ down
-        torch.testing.assert_close(torch.from_numpy(product(module)), expected, rtol=1e-4, atol=1e-4)
-        assert module.scale == 0.5
+        ours = change(module).matrix().reshape(module.shape)
+        torch.testing.assert_close(torch.from_numpy(ours), 0.5 * expected, rtol=1e-4, atol=1e-4)

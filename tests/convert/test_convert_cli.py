@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from convert import bake, cli
+from convert import bake, cli, extract, merge, reduce
 from convert.names import FORMS
 
 ROOT = Path(__file__).parents[2]
@@ -129,9 +129,22 @@ def test_a_closed_pipe_is_no_crash(source):
     assert "Traceback" not in done.stderr
 
 
+COMMANDS = {
+    "convert": cli.parser(), "convert.bake": bake.parser(), "convert.reduce": reduce.parser(), "convert.merge": merge.parser(),
+    "convert.extract": extract.parser(),
+}  # fmt: skip
+
+
+def test_one_option_has_the_same_words_in_all_commands():
+    for option in ("--to", "--dtype", "--overwrite", "--json", "--alpha", "--only", "--rank", "--base"):
+        actions = [action for parser in COMMANDS.values() for action in parser._actions if option in action.option_strings]
+        assert actions
+        assert len({(action.help, action.metavar) for action in actions}) == 1
+
+
 def test_help_names_every_option_and_the_documentation_does_too():
     documented = (ROOT / "docs" / "CONVERT.md").read_text(encoding="utf-8")
-    for module, parser in (("convert", cli.parser()), ("convert.bake", bake.parser())):
+    for module, parser in COMMANDS.items():
         shown = run("--help", module=module)
         assert shown.returncode == 0
         options = re.findall(r"--[a-z-]+", " ".join(" ".join(action.option_strings) for action in parser._actions))

@@ -1,0 +1,1 @@
+"""The arithmetic on weights behind `convert.reduce`, `.merge`, `.extract` and `.bake`. It needs numpy."""

@@ -1,0 +1,128 @@
+"""From changes to a LoRA that can be written, and how far each module is off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy
+
+from ..api import Report, write_lora
+from ..container import Tensor
+from ..dtypes import CASTS
+from ..errors import UsageError
+from ..lora import Lora, LoraModule
+from ..sd15 import Module, modules
+from .arrays import WEIGHTS, decode, encode, to_array, to_tensor
+from .change import Change, Product
+from .low_rank import Limit, distance, norm, reduced
+
+ERROR_KEY = "scribble_relative_error"
+"""Metadata: the norm of what is lost over the norm of the whole change."""
+
+
+@dataclass
+class Losses:
+    """How far each module's written change is off, by the Frobenius norm."""
+
+    norms: dict[str, float] = field(default_factory=dict)
+    """module -> of the change as it should be"""
+    errors: dict[str, float] = field(default_factory=dict)
+    """module -> of what is lost"""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """module -> rank written"""
+
+    @property
+    def total(self) -> float:
+        """The relative error in all."""
+        whole = math.sqrt(sum(value**2 for value in self.norms.values()))
+        return math.sqrt(sum(value**2 for value in self.errors.values())) / whole if whole else 0.0
+
+    def relative(self, module: str) -> float:
+        """The relative error of one module."""
+        return self.errors[module] / self.norms[module] if self.norms[module] else 0.0
+
+    def copied(self, module: LoraModule) -> None:
+        """Count a module that is written as it was, without an error."""
+        product = Product(*(to_array(module.parts[part]).reshape(module.parts[part].shape[0], -1) for part in ("up", "down")))
+        self.ranks[module.module.name] = module.rank
+        self.norms[module.module.name] = norm(product) * abs(module.scale)
+        self.errors[module.module.name] = 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data for `json.dumps`."""
+        return {
+            "relative_error": self.total,
+            "modules": {name: {"rank": self.ranks[name], "relative_error": self.relative(name)} for name in self.norms},
+        }
+
+    def describe(self) -> str:
+        """For a terminal: the whole, and the worst modules."""
+        ranks = sorted(self.ranks.values())
+        if not ranks:
+            return ""
+        spread = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
+        lines = [f"  relative error of the change: {self.total:.3g} in all, {len(ranks)} modules of {spread}"]
+        worst = sorted(self.norms, key=self.relative, reverse=True)[:3]
+        if self.total > 1e-6:
+            lines += [f"    {self.relative(name):.3g}  {name} (rank {self.ranks[name]})" for name in worst]
+        return "\n".join(lines)
+
+
+def lora_module(module: Module, shape: tuple[int, ...], change: Change, limit: Limit, dtype: str, losses: Losses) -> LoraModule:
+    """The best LoRA of `change` within `limit`, as tensors of `dtype` with alpha = rank. `losses` gets its error.
+
+    Raises `UsageError` where the change is a whole matrix and nothing limits it.
+    """
+    if not isinstance(change, Product) and limit.is_none:
+        raise UsageError(f"--rank or --keep: is needed, as the change of {module.name} is not of a low rank by itself")
+    product = reduced(change, limit)
+    rank = product.rank
+    kernel = shape[2:]
+    parts = {
+        "down": to_tensor(product.down.reshape(rank, *shape[1:]), dtype, module.name),
+        "up": to_tensor(product.up.reshape(-1, rank, *(1 for _ in kernel)), dtype, module.name),
+    }
+    losses.ranks[module.name] = rank
+    losses.norms[module.name] = norm(change)
+    losses.errors[module.name] = distance(change, _rounded(product, dtype))
+    return LoraModule(module, shape, rank, float(rank), parts)
+
+
+def _rounded(product: Product, dtype: str) -> Product:
+    """As it is read back from the file, so that the error is that of the file."""
+    if dtype == "F16":
+        return Product(*(factor.astype(numpy.float16).astype(numpy.float32) for factor in product))
+    if dtype == "BF16":
+        return Product(*(decode(encode(factor, dtype, ""), dtype, factor.shape) for factor in product))
+    return product
+
+
+def stored_dtype(wanted: str | None, source: str) -> str:
+    """The safetensors dtype to compute in: as `--dtype` says, else the source's, or F16 where that is none for weights."""
+    if wanted is not None:
+        if wanted not in CASTS:
+            raise UsageError(f"--dtype {wanted}: allowed are {', '.join(CASTS)}")
+        return CASTS[wanted]
+    return source if source in WEIGHTS else "F16"
+
+
+def write_result(
+    path: Path, target: Path, to: str, form: str, base: str, found: Mapping[str, LoraModule], losses: Losses,
+    metadata: Mapping[str, str], notes: tuple[str, ...] = (), embeddings: Mapping[str, Tensor] | None = None,
+) -> Report:  # fmt: skip
+    """Write modules that were computed as a LoRA. `path` and `form` are of what they were computed from."""
+    ordered = {name: found[name] for name in modules() if name in found}
+    size = sum(tensor.size for module in ordered.values() for tensor in module.parts.values())
+    full = {**metadata, ERROR_KEY: f"{losses.total:.6g}"}
+    lora = Lora(path, form, base, ordered, full, "the computation", size, notes, embeddings or {})
+    return write_lora(lora, target, to=to)
+
+
+def own_metadata(metadata: Mapping[str, str], source: str) -> dict[str, str]:
+    """Of a network's metadata what stays true of a LoRA that was computed from it, and what it came from."""
+    stale = ("ss_network_module", "ss_network_args", "ss_network_dim", "ss_network_alpha", ERROR_KEY)
+    kept = {key: value for key, value in metadata.items() if key not in stale and key != "ss_output_name"}
+    return {**kept, "scribble_computed_from": source}
