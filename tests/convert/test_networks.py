@@ -182,7 +182,8 @@ def test_merging_is_the_weighted_sum_exactly(tmp_path):
     lora = convert.read(tmp_path / "out.safetensors")
     assert {name: module.rank for name, module in lora.modules.items()} == {LINEAR.name: 12, CONV.name: 3}
     assert lora.metadata["modelspec.trigger_phrase"] == "one, two"
-    merging.merge([(tmp_path / "a.safetensors", 1), (tmp_path / "a.safetensors", 1)], tmp_path / "twice.safetensors", Limit(rank=4))
+    twice = [(tmp_path / "a.safetensors", 1), (tmp_path / "a.safetensors", 1)]
+    merging.merge(twice, tmp_path / "twice.safetensors", Limit(rank=4))
     twice = _matrix(load_file(tmp_path / "twice.safetensors"))
     assert (twice - 2 * _matrix(first)).norm() < 1e-5 * twice.norm()
 
@@ -254,8 +255,9 @@ def test_extracting_half_precision_takes_no_rounding_for_a_change(tmp_path, caps
 
 def test_extracting_and_baking_are_each_others_inverse(tmp_path):
     base, tuned = _checkpoints(tmp_path, known=8, noise=0.0)
-    extracting.extract(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors", tmp_path / "lora.safetensors", Limit(rank=8))
-    bake(tmp_path / "lora.safetensors", tmp_path / "base.safetensors", tmp_path / "again.safetensors")
+    old, new, lora = (tmp_path / f"{name}.safetensors" for name in ("base", "tuned", "lora"))
+    extracting.extract(new, old, lora, Limit(rank=8))
+    bake(lora, old, tmp_path / "again.safetensors")
     again = load_file(tmp_path / "again.safetensors")
     for key, tensor in tuned.items():
         if "out.0" not in key:
@@ -287,11 +289,12 @@ def test_a_diffusers_folder_is_baked_whole_or_one_network_of_it(tmp_path):
     assert report.left_out == ("unet/diffusion_pytorch_model.bin",)
     unet = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")[f"{LINEAR.name}.weight"]
     torch.testing.assert_close(unet.double(), 1 + 0.5 * _matrix(_factors(4)), rtol=1e-5, atol=1e-5)
-    assert not torch.equal(load_file(tmp_path / "out/text_encoder/model.safetensors")[f"{TO_Q.name}.weight"], torch.ones(TO_Q.shape))
-    bake(tmp_path / "lora.safetensors", base / "unet/diffusion_pytorch_model.safetensors", tmp_path / "u.safetensors", only="unet")
+    one = base / "unet/diffusion_pytorch_model.safetensors"
+    bake(tmp_path / "lora.safetensors", one, tmp_path / "u.safetensors", only="unet")
     bake(tmp_path / "lora.safetensors", base, tmp_path / "one", only="unet")
-    text = load_file(tmp_path / "one/text_encoder/model.safetensors")[f"{TO_Q.name}.weight"]
-    assert torch.equal(text, torch.ones(TO_Q.shape))
+    for folder, is_the_base in (("out", False), ("one", True)):
+        text = load_file(tmp_path / folder / "text_encoder/model.safetensors")[f"{TO_Q.name}.weight"]
+        assert torch.equal(text, torch.ones(TO_Q.shape)) == is_the_base
     with pytest.raises(convert.FileError, match="exists already"):
         bake(tmp_path / "lora.safetensors", base, tmp_path / "one", overwrite=True)
 
@@ -307,7 +310,8 @@ def test_the_randomised_svd_is_within_one_percent_of_the_best(decay):
 
 
 def test_a_damaged_network_is_refused_by_name(tmp_path):
-    save_file({f"{_name(LINEAR)}.hada_w1_a": torch.randn(320, 4), f"{_name(LINEAR)}.hada_w1_b": torch.randn(4, 9)}, tmp_path / "a")
+    half = {f"{_name(LINEAR)}.hada_w1_a": torch.randn(320, 4), f"{_name(LINEAR)}.hada_w1_b": torch.randn(4, 9)}
+    save_file(half, tmp_path / "a")
     with pytest.raises(convert.DoesNotFit, match="LoHa do not fit"):
         reducing.reduce_file(tmp_path / "a", tmp_path / "out.safetensors", Limit(rank=4))
     nan = _factors(8)
