@@ -42,4 +42,4 @@ def _metadata(path: Path) -> dict[str, str]:
     try:
         return dict(open_container(path).metadata)
     except JobError:
-        return {}  # loading the file says what is wrong with it
+        return {}  # whoever loads the file reports the error

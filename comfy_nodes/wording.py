@@ -29,7 +29,7 @@ def problem_and_advice(error: FileError) -> tuple[str, str]:
         case WrongBase():
             return (error.problem, "this node applies LoRAs of Stable Diffusion 1.5: pick one, or use ComfyUI's own Load LoRA "
                                    "with a checkpoint of that base")  # fmt: skip
-        case NotALora(hosts_read=True):
+        case NotALora(comfyui_reads=True):
             return error.problem, "use ComfyUI's own Load LoRA, which reads it"
         case UnknownKeys():
             return (f"has tensors that are not part of a LoRA of Stable Diffusion 1.5: {len(error.keys)}, the first is "

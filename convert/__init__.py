@@ -12,7 +12,7 @@ command line; a host puts its own in its place). By what a host decides:
     `NotSafetensors.is_pickle`                 not a safetensors file at all
     `Damaged`                                  cut off, or contradicts itself
     `WrongBase.base`                           a LoRA of "SDXL", "SD2", …
-    `NotALora.kind, .hosts_read`               "a LoHa (LyCORIS)", …; the hosts load it themselves
+    `NotALora.kind, .hosts_read, .comfyui_reads` "a LoHa (LyCORIS)", …; the web UI and ComfyUI load it themselves
     `UnknownKeys.keys`                         names that mean nothing here
     `DoesNotFit.module`                        tensors that do not fit together or the layer
     `FormLacks.form, .part, .modules, .reason` the wanted form has no place for it

@@ -68,12 +68,14 @@ class WrongBase(FileError):
 class NotALora(FileError):
     """Something known that is not a LoRA, LoCon or DoRA: a LoHa, an embedding, a checkpoint, …"""
 
-    def __init__(self, path: Path | str, kind: str, advice: str, hosts_read: bool = False):
+    def __init__(self, path: Path | str, kind: str, advice: str, hosts_read: bool = False, comfyui_reads: bool = False):
         super().__init__(path, f"is {kind}", advice)
         self.kind = kind
         """with its article: "a LoHa (LyCORIS)" """
         self.hosts_read = hosts_read
-        """the web UI and ComfyUI load this kind from their LoRA folder as it is"""
+        """the web UI loads this kind from its LoRA folder as it is"""
+        self.comfyui_reads = comfyui_reads
+        """so does ComfyUI"""
 
 
 class UnknownKeys(FileError):

@@ -24,18 +24,20 @@ class Kind(NamedTuple):
     """with its article"""
     advice: str
     hosts_read: bool = False
-    """the web UI and ComfyUI load it from their LoRA folder"""
+    """the web UI loads it from its LoRA folder"""
+    comfyui_reads: bool = False
+    """so does ComfyUI"""
 
 
 _AS_IT_IS = "the web UI and ComfyUI load it as it is; python -m convert.reduce makes a LoRA of it"
 _CONTROLNET = "put it into the ControlNet folder"
 
 KINDS = (
-    Kind(r"\.hada_", "a LoHa (LyCORIS)", _AS_IT_IS, True),
-    Kind(r"\.lokr_", "a LoKr (LyCORIS)", _AS_IT_IS, True),
-    Kind(r"\.oft_|\.boft_|oft_blocks|oft_diag", "an OFT network", _AS_IT_IS, True),
-    Kind(r"\.on_input$", "an IA3 network", "the web UI loads it as it is", True),
-    Kind(r"\.(a1|a2|b1|b2|bm)\.weight$", "a GLoRA network", _AS_IT_IS, True),
+    Kind(r"\.hada_", "a LoHa (LyCORIS)", _AS_IT_IS, True, True),
+    Kind(r"\.lokr_", "a LoKr (LyCORIS)", _AS_IT_IS, True, True),
+    Kind(r"\.oft_|\.boft_|oft_blocks|oft_diag", "an OFT network", _AS_IT_IS, True, True),
+    Kind(r"\.on_input$", "an IA3 network", "the web UI loads it as it is; ComfyUI does not read it", True),
+    Kind(r"\.(a1|a2|b1|b2|bm)\.weight$", "a GLoRA network", _AS_IT_IS, True, True),
     Kind(r"motion_modules?[._]|temporal_transformer", "a motion LoRA or motion module (AnimateDiff)",
          "AnimateDiff's own extension or nodes load it, from their motion LoRA folder"),
     Kind(r"^(unet|text_encoder):\d+:(up|down)", "a LoRA of cloneofsimo's first trainer",
@@ -94,7 +96,7 @@ def refusal(path: Path, unknown: Sequence[str]) -> FileError:
     base = _first(BASES, unknown)
     kind = kind_of_keys(unknown)
     if kind is not None and (base is None or kind.hosts_read):
-        return NotALora(path, kind.name, kind.advice, kind.hosts_read)
+        return NotALora(path, kind.name, kind.advice, kind.hosts_read, kind.comfyui_reads)
     if base is not None:
         return WrongBase(path, base, f"is a LoRA of {base}")
     return UnknownKeys(path, unknown)

@@ -1,4 +1,4 @@
-// The page's part of the nodes. Everything works without it: what is drawn is the server's business.
+// The page's part of the nodes. Everything works without it: it never decides what is drawn.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 

@@ -214,6 +214,8 @@ def spoiled(kind, factors):
         metadata = {"ss_v2": "True"}
     elif kind == "LoHa":
         tensors["lora_unet_mid_block_attentions_0_proj_in.hada_w1_a"] = torch.zeros(4, 4)
+    elif kind == "IA3":
+        tensors["lora_unet_mid_block_attentions_0_proj_in.on_input"] = torch.zeros(4)
     elif kind == "SD1.5's shapes":
         metadata = {}
     return tensors, metadata
@@ -224,7 +226,8 @@ def spoiled(kind, factors):
     [("NaN", "NaN"), ("infinite", "infinite"), ("peft DoRA", "cannot be applied in ComfyUI.*convert.bake"),
      ("unknown key", "lora_unet_something_else"),
      ("SDXL", "SDXL.*Load LoRA with a checkpoint of that base"), ("SD2", "SD2.*Load LoRA"),
-     ("LoHa", "LoHa.*use ComfyUI's own Load LoRA, which reads it"), ("SD1.5's shapes", "shape")],
+     ("LoHa", "LoHa.*use ComfyUI's own Load LoRA, which reads it"), ("IA3", "IA3.*ComfyUI does not read it$"),
+     ("SD1.5's shapes", "shape")],
 )  # fmt: skip
 def test_a_lora_that_cannot_be_applied_whole_is_refused(kind, named, pack, host, patcher, unet, factors, part) -> None:
     tensors, metadata = spoiled(kind, factors)
