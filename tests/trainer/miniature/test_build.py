@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
 from safetensors import safe_open
 
 from trainer.miniature.build import denoiser, latents, pictures, prompts
@@ -124,6 +125,14 @@ def test_a_training_in_two_sittings_is_the_training_in_one(small) -> None:
     assert one["step"] == two["step"] == 4 and one["samples"] == 16
     assert all(torch.equal(one["average"][name], two["average"][name]) for name in one["average"])
     assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+
+
+def test_a_sheet_of_the_saved_state_has_a_picture_for_each_word_and_style(small) -> None:
+    captions, known = prompts.Captions(Words(), [START, END]), [START, END]
+    denoiser.train_unet(small, None, captions, known, denoiser.Plan(steps=1, batch=4))
+    narrow_vae().save_pretrained(small / "vae")
+    with Image.open(denoiser.draw_state(small, captions, known)) as sheet:
+        assert sheet.size == (2 * 128, 5 * 128)  # apple and star; four styles and the bare word
 
 
 def test_the_copy_is_read_where_the_state_itself_is_gone(small) -> None:

@@ -1,7 +1,7 @@
 """Build the miniature Stable Diffusion: `python -m trainer.miniature.build STAGE [STAGE ...] --work DIR`.
 
-Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`, `decoder`, `ship`. The
-long ones save their state every ten minutes and on SIGTERM; the same command goes on from there.
+Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`, `decoder`, `ship`; `sheet`
+draws what the saved state draws. The long ones save their state every ten minutes and on SIGTERM; the same command goes on.
 """
 
 from __future__ import annotations
@@ -96,6 +96,14 @@ def _decoder(options: argparse.Namespace) -> bool:
     return train_decoder(_read_icons(options), options.work, options.mirror, options.decoder_steps)
 
 
+def _sheet(options: argparse.Namespace) -> None:
+    from trainer.miniature.build.denoiser import draw_state
+    from trainer.miniature.build.prompts import Captions
+
+    tokenizer, known = _tokens(options)
+    print(draw_state(options.work, Captions(tokenizer, known), known))
+
+
 def _ship(options: argparse.Namespace) -> None:
     from trainer.miniature.build.ship import ship
 
@@ -119,7 +127,7 @@ def _tokens(options: argparse.Namespace) -> tuple[Any, list[int]]:
 
 STAGES: dict[str, Callable[[argparse.Namespace], bool | None]] = {
     "icons": _icons, "drawings": _drawings, "vae": _vae, "latents": _latents, "unet": _unet,
-    "decoder": _decoder, "ship": _ship,
+    "decoder": _decoder, "sheet": _sheet, "ship": _ship,
 }
 
 

@@ -169,6 +169,17 @@ def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[
     return True
 
 
+def draw_state(work: Path, captions: Captions, known: list[int]) -> Path:
+    """A sheet of what the state last saved draws; returns its path."""
+    from trainer.miniature.build.sheet import draw_sheet
+
+    data, training = torch.load(work / "latents.pt", weights_only=True), Training(known)
+    training.restore(torch.load(work / "unet.pt", weights_only=True))
+    name = f"sheet-{training.samples}"
+    draw_sheet(training.averaged(), work, name, data["rows"], captions, side=data["latents"].shape[-1])
+    return work / f"{name}.png"
+
+
 def _batch(data: dict, captions: Captions, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
     rng = np.random.default_rng([SEED, step])
     rows = rng.choice(len(data["rows"]), size, replace=False)
