@@ -11,18 +11,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from convert.errors import JobError, UsageError
-from trainer.recipe import PRESETS, Recipe, flag
+from trainer.presets import DEMO, PAPER, PRESETS, preset_for, settled, told
+from trainer.recipe import Recipe, flag
 
 EXAMPLES = """examples:
   python -m trainer --out scribble.safetensors --demo                 the embedded miniature, minutes on a CPU
   python -m trainer --out scribble.safetensors                        the paper's recipe: SD1.5 and QuickDraw, on a GPU
-  python -m trainer --out mystyle.safetensors --base v1-5-pruned-emaonly.safetensors --data my_pictures/ --steps 1500
+  python -m trainer --out mystyle.safetensors --base v1-5-pruned-emaonly.safetensors --data my_pictures/
   accelerate launch --num_processes 2 -m trainer --out scribble.safetensors   two GPUs (torchrun for processes on CPUs)
 """
 
 ATTENTION = ("auto", "flash", "cudnn", "efficient", "math")
 """The choices of trainer.kernels.attention_backend, without importing torch for --help."""
 
+GROUPS = {
+    "base": "data: the model and what it learns", "rank": "LoRA: which layers learn, and how much they hold",
+    "epochs": "schedule: how long and how fast", "noise_schedule": "objective: how an error counts", "dtype": "output",
+}
+"""Headings of --help, by the recipe's first field under each."""
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "WORD"}
 CACHE = Path.home() / ".cache" / "scribble-lora"
 
@@ -46,6 +52,8 @@ class Job:
     dry_run: bool
     preview: bool
     contact_sheet: Path | None
+    note: str
+    """a line for the user about the recipe, or \"\""""
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,11 +70,16 @@ def parser() -> argparse.ArgumentParser:
                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--out", type=Path, metavar="FILE", help="the LoRA to write, .safetensors; its card (.json) and "
                    "picture (.png) come beside it")
-    p.add_argument("--demo", action="store_true", help="the embedded default: a miniature Stable Diffusion and doodles; "
-                   "no network, no GPU")
+    p.add_argument("--preset", choices=tuple(PRESETS), metavar="NAME", help=f"a recipe that other flags change: "
+                   f"{', '.join(PRESETS)} (default: style for own pictures, paper for drawings)")
+    p.add_argument("--demo", action="store_true", help="--preset demo, the embedded default: a miniature Stable Diffusion and "
+                   "doodles; no network, no GPU")
     p.add_argument("--recipe", type=Path, metavar="FILE", help="repeat a run: a recipe.json or a LoRA made by this program; "
                    "other flags change it")
-    add_fields(p.add_argument_group("recipe (decides the result)"), Recipe)
+    group: Any = p
+    for f in dataclasses.fields(Recipe):
+        group = p.add_argument_group(GROUPS[f.name]) if f.name in GROUPS else group
+        add_field(group, f)
     _job_options(p.add_argument_group("job (where and how)"))
     return p
 
@@ -74,18 +87,23 @@ def parser() -> argparse.ArgumentParser:
 def add_fields(group: Any, settings: Any) -> None:
     """A flag for every field of a dataclass made with `recipe.option`; None where the user does not give it."""
     for f in dataclasses.fields(settings):
-        if f.metadata["hidden"]:
-            continue
-        silent = "(default" in f.metadata["help"] or f.default == ()
-        told = "" if silent else f" (default {f.default!r})".replace("(default '')", "(default: none)")
-        kind, help = type(f.default), f.metadata["help"] + told
-        if kind is bool:
-            group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=help)
-        elif kind is tuple:
-            group.add_argument(flag(f.name), action="append", default=None, metavar=f.metadata["metavar"], help=help)
-        else:
-            choices = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else ""
-            group.add_argument(flag(f.name), type=kind, default=None, help=help, metavar=choices or METAVARS[kind])
+        add_field(group, f)
+
+
+def add_field(group: Any, f: dataclasses.Field) -> None:
+    """The flag of one field, unless it is hidden."""
+    if f.metadata["hidden"]:
+        return
+    silent = "(default" in f.metadata["help"] or f.default == ()
+    told = "" if silent else f" (default {f.default!r})".replace("(default '')", "(default: none)")
+    kind, help = type(f.default), f.metadata["help"] + told
+    if kind is bool:
+        group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=help)
+    elif kind is tuple:
+        group.add_argument(flag(f.name), action="append", default=None, metavar=f.metadata["metavar"], help=help)
+    else:
+        choices = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else ""
+        group.add_argument(flag(f.name), type=kind, default=None, help=help, metavar=choices or METAVARS[kind])
 
 
 def place_options(group: Any) -> None:
@@ -127,12 +145,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
         bare = given.get(name, "").rstrip("/\\")
         if bare and not bare.endswith(":"):  # neither the root nor a drive
             given[name] = bare
-    values: dict[str, Any] = dict(PRESETS["demo"]) if options["demo"] else {}
-    if "data" in given:
-        values.pop("categories", None)  # the demo's are the doodles'
-    if options["recipe"]:
-        values |= read_recipe(options["recipe"])
-    values |= given
+    values, note = _values(options, given)
     for name, least in (("micro_batch", 0), ("checkpoint_every", 1), ("sample_every", 0)):
         if options[name] < least:
             raise UsageError(f"{flag(name)} {options[name]}: expected {least} or more")
@@ -142,8 +155,22 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     if out is None and not (options["dry_run"] or options["contact_sheet"]):
         raise UsageError("--out is missing: name the LoRA to write, for example --out scribble.safetensors")
     job = {f.name: options[f.name] for f in dataclasses.fields(Job) if f.name in options}
-    job |= {"out": out, "run": options["run"] or Path("runs") / (out.stem if out else "scribble")}
+    job |= {"out": out, "run": options["run"] or Path("runs") / (out.stem if out else "scribble"), "note": note}
     return Recipe(**values), Job(**job)
+
+
+def _values(options: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The recipe's fields and a line about their preset, for who named none: `given` over --recipe or a preset."""
+    if options["demo"] and options["preset"] not in (None, DEMO):
+        raise UsageError(f"--demo and --preset {options['preset']}: give one of them")
+    if options["recipe"]:
+        if options["preset"]:
+            raise UsageError("--recipe and --preset: give one of them, and other flags that change it")
+        return (dict(PRESETS[DEMO]) if options["demo"] else {}) | read_recipe(options["recipe"]) | given, ""
+    named = DEMO if options["demo"] else options["preset"]
+    preset = named or preset_for(given.get("data", "quickdraw"))
+    values = settled(preset, given)
+    return values, "" if named or preset == PAPER else told(preset, values)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

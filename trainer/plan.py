@@ -68,7 +68,8 @@ def report(recipe: Recipe, counted: Plan, device: str, flops: float) -> str:
     settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": side(recipe), "steps": counted.total_steps}
     lines = [f"{name:<16} {value}" for name, value in settled.items()]
     lines += ["", f"pictures         {counted.pictures}", f"optimizer steps  {counted.total_steps}",
-              f"samples          {counted.samples}", f"encoded set      {counted.latent_bytes / 2**20:.0f} MiB in fp16"]
+              f"samples          {counted.samples}, each picture {counted.samples / counted.pictures:.4g} times",
+              f"encoded set      {counted.latent_bytes / 2**20:.0f} MiB in fp16"]
     if recipe.base == MINIATURE:
         lines += ["memory           about 2 GiB", "time             a few minutes on two CPU cores"]
     else:

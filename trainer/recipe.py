@@ -1,4 +1,4 @@
-"""The recipe: everything that decides a run, in one frozen object, and the presets as a table.
+"""The recipe: everything that decides a run, in one frozen object. (Its presets: presets.py.)
 
 The command line is generated from the fields of `Recipe`: each field's help, unit and flag stand here and nowhere else.
 The defaults are the paper's (sections 2.1 to 3.2.2), except the noise schedule: the paper's section 4.4 calls its cosine
@@ -20,10 +20,21 @@ DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MINIATURE = "miniature"
 PAPER_LEARNING_RATE = 1e-4  # the diffusers recipe that the paper cites; the paper names none
 NOISE_SCHEDULES = ("base", "linear", "scaled_linear", "squaredcos_cap_v2")
+LR_SCHEDULES = ("cosine", "constant", "cosine_with_restarts")
+OPTIMIZERS = ("adamw", "prodigy")
+LOSSES = ("l2", "huber")
 DTYPES = ("fp32", "fp16", "bf16")
+LEAST_PASSES = 10
+"""over the pictures where `samples` decides: a large folder would else be seen too seldom"""
+_ATTENTION, _FEED_FORWARD = r".*\.attn[12]\.to_(q|k|v|out\.0)", r".*\.ff\.net\.(0\.proj|2)"
+_TRANSFORMERS = rf"{_ATTENTION}|{_FEED_FORWARD}|.*\.proj_(in|out)"
+_RESNETS = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj)|.*\.(down|up)samplers\.0\.conv"
 TARGETS: dict[str, str] = {
-    # name: regular expression over the UNet's module names (peft matches it whole)
-    "attention": r".*\.attn[12]\.to_(q|k|v|out\.0)",
+    # name: regular expression over the UNet's module names, which it must match whole
+    "attention": _ATTENTION,
+    "attention+ff": f"{_ATTENTION}|{_FEED_FORWARD}",
+    "kohya": _TRANSFORMERS,
+    "locon": f"{_TRANSFORMERS}|{_RESNETS}",
     "cross-attention": r".*\.attn2\.to_(q|k|v|out\.0)",
     "decoder-cross-attention": r"up_blocks\..*\.attn2\.to_(q|k|v|out\.0)",
 }
@@ -63,20 +74,40 @@ class Recipe:
     # the adapter
     rank: int = option(4, "rank of the LoRA")
     alpha: float = option(0.0, "LoRA alpha, the update is alpha / rank * B A; 0: equal to the rank")
-    targets: str = option("attention", "modules that learn: attention (128), cross-attention, decoder-cross-attention, "
-                                       "or a regular expression over the UNet's module names")
+    targets: str = option("attention", "layers that learn: attention (128), attention+ff (160), kohya (192), locon (278, with "
+                                       "the convolutions), cross-attention, decoder-cross-attention, or a regular expression "
+                                       "over the UNet's module names")
+    conv_rank: int = option(0, "rank of 3 x 3 convolutions; 0: --rank", later=True)
+    conv_alpha: float = option(0.0, "their alpha; 0: --alpha, or with --conv-rank equal to it", later=True)
+    clip_skip: int = option(1, "layer of the text encoder, from its end, whose output is the prompt embedding; anime bases: 2. "
+                               "Set the same in your web UI", later=True)
+    text_encoder: bool = option(False, "the text encoder learns too, 72 modules: helps with a character's name, and costs time",
+                                later=True)
+    text_encoder_rate: float = option(0.0, "peak learning rate of the text encoder; 0: --learning-rate", later=True)
+    text_encoder_until: float = option(1.0, "share of the steps after which the text encoder stays as it is", later=True)
     # the schedule
     epochs: int = option(70, "passes over the pictures")
     steps: int = option(0, "optimizer steps; 0: epochs decide")
+    samples: int = option(0, "pictures seen in all, in whole passes and at least 10 of them; 0: epochs decide", later=True)
     batch: int = option(8, "pictures per micro-batch of the recipe")
     accumulation: int = option(4, "micro-batches per optimizer step")
-    learning_rate: float = option(PAPER_LEARNING_RATE, "peak learning rate of AdamW")
-    warmup: int = option(0, "optimizer steps of linear warm-up before the cosine")
-    weight_decay: float = option(1e-2, "AdamW's weight decay")
+    optimizer: str = option("adamw", "AdamW, or Prodigy, which finds the step's size by itself", choices=OPTIMIZERS, later=True)
+    learning_rate: float = option(PAPER_LEARNING_RATE, "peak learning rate; with Prodigy a factor of its own, 1 unless given")
+    lr_schedule: str = option("cosine", "learning rate after the warm-up: falls to 0, stays, or falls to 0 several times",
+                              choices=LR_SCHEDULES, later=True)
+    lr_cycles: int = option(3, "how often the learning rate falls to 0 with cosine_with_restarts", later=True)
+    warmup: int = option(0, "optimizer steps of linear warm-up at the start")
+    warmup_share: float = option(0.0, "the same as a share of all steps, where --warmup is 0", later=True)
+    weight_decay: float = option(1e-2, "the optimizer's weight decay")
     clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down")
     # the objective
     noise_schedule: str = option("base", "betas of the training noise", choices=NOISE_SCHEDULES)
+    loss: str = option("l2", "squared error, or pseudo-Huber, which outliers in the data move less", choices=LOSSES, later=True)
+    huber_c: float = option(0.1, "where the Huber loss turns linear at the noisiest timestep, from above 0 to 1", later=True)
     min_snr_gamma: float = option(0.0, "min-SNR loss weighting, 5 is usual; 0: off")
+    debiased: bool = option(False, "debiased-estimation loss weighting, 1 / sqrt(SNR), in place of min-SNR", later=True)
+    min_timestep: int = option(0, "least noisy timestep that is trained, of 1000", later=True)
+    max_timestep: int = option(1000, "first timestep that is too noisy to be trained, of 1000", later=True)
     noise_offset: float = option(0.0, "standard deviation of a per-channel offset added to the noise; 0: off")
     seed: int = option(0, "seed of every random draw")
     # what comes out
@@ -84,17 +115,29 @@ class Recipe:
     scale: float = option(0.8, "recommended scale, the card's preferred weight (the paper's best)")
 
     def __post_init__(self) -> None:
-        for name in ("per_category", "rank", "epochs", "batch", "accumulation"):
+        for name in ("per_category", "rank", "epochs", "batch", "accumulation", "lr_cycles", "clip_skip"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("steps", "warmup", "seed", "alpha", "weight_decay", "min_snr_gamma", "noise_offset"):
+        for name in ("steps", "samples", "warmup", "seed", "alpha", "conv_rank", "conv_alpha", "weight_decay", "min_snr_gamma",
+                     "noise_offset"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, name, "0 or more", value)
         _require(math.isfinite(self.clip_norm) and self.clip_norm > 0, "clip_norm", "more than 0", self.clip_norm)
         _require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self.learning_rate)
-        for name, most in (("rank", 1280), ("alpha", 65504), ("noise_offset", 10), ("weight_decay", 100)):
+        for name, most in (("rank", 1280), ("alpha", 65504), ("conv_rank", 1280), ("conv_alpha", 65504), ("noise_offset", 10),
+                           ("weight_decay", 100)):
             _require(getattr(self, name) <= most, name, f"at most {most}", getattr(self, name))
         _require(0 <= self.held_out < 1, "held_out", "a share from 0 to below 1", self.held_out)
         _require(0 <= self.caption_dropout < 1, "caption_dropout", "a share from 0 to below 1", self.caption_dropout)
+        _require(0 <= self.warmup_share < 1, "warmup_share", "a share from 0 to below 1", self.warmup_share)
+        _require(0 <= self.text_encoder_rate <= 1, "text_encoder_rate", "from 0 to 1", self.text_encoder_rate)
+        _require(0 < self.text_encoder_until <= 1, "text_encoder_until", "a share above 0, at most 1", self.text_encoder_until)
+        if self.optimizer == "prodigy" and self.text_encoder_rate not in (0, self.learning_rate):
+            raise UsageError("--text-encoder-rate: Prodigy has one rate for all: leave it out, or give --optimizer adamw")
+        _require(0 < self.huber_c <= 1, "huber_c", "above 0, at most 1", self.huber_c)
+        _require(0 <= self.min_timestep < self.max_timestep <= 1000, "min_timestep",
+                 f"from 0 to below --max-timestep ({self.max_timestep}), which is at most 1000", self.min_timestep)
+        if self.debiased and self.min_snr_gamma:
+            raise UsageError("--debiased and --min-snr-gamma both weigh the loss: give one of them")
         _require(0 < self.scale <= 2, "scale", "above 0, at most 2", self.scale)
         _require(self.resolution % 64 == 0 and self.resolution >= 0, "resolution", "a multiple of 64", self.resolution)
         for f in dataclasses.fields(self):
@@ -116,13 +159,35 @@ class Recipe:
     def true_alpha(self) -> float:
         return self.alpha or float(self.rank)
 
+    def rank_of(self, kernel: int) -> int:
+        """Rank for a layer whose filter has this side in pixels: 1 for a linear layer."""
+        return self.conv_rank if kernel > 1 and self.conv_rank else self.rank
+
+    def alpha_of(self, kernel: int) -> float:
+        """Alpha for such a layer."""
+        if kernel == 1 or not (self.conv_rank or self.conv_alpha):
+            return self.true_alpha
+        return self.conv_alpha or float(self.conv_rank)
+
+    @property
+    def true_text_encoder_rate(self) -> float:
+        return self.text_encoder_rate or self.learning_rate
+
     def steps_per_epoch(self, pictures: int) -> int:
         """ceil(ceil(pictures / batch) / accumulation): the paper's ceil(250 / 4) = 63 for its 2,000 pictures."""
         return math.ceil(math.ceil(pictures / self.batch) / self.accumulation)
 
     def total_steps(self, pictures: int) -> int:
         """Optimizer steps of the run: the paper's 70 * 63 = 4,410 by default."""
-        return self.steps or self.epochs * self.steps_per_epoch(pictures)
+        return self.steps or self.passes(pictures) * self.steps_per_epoch(pictures)
+
+    def passes(self, pictures: int) -> int:
+        """Epochs of the run, where no number of steps is given."""
+        return max(LEAST_PASSES, math.ceil(self.samples / pictures)) if self.samples else self.epochs
+
+    def warmup_steps(self, total: int) -> int:
+        """Optimizer steps of warm-up in a run of `total`."""
+        return self.warmup or round(self.warmup_share * total)
 
     def as_dict(self) -> dict[str, Any]:
         """The stored form, JSON values: fields that were added later are left out at their defaults."""
@@ -134,16 +199,6 @@ class Recipe:
         """Every field, JSON values."""
         return {f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
                 for f in dataclasses.fields(self)}
-
-
-# Presets: a row says only what differs from the paper's recipe.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    # noise offset and min-SNR: without them the miniature keeps a tint from the starting noise behind the strokes
-    "demo": dict(base=MINIATURE, data="doodles", categories="apple,cup,fish,flower,house,mushroom,sailboat,star,sun,tree",
-                 per_category=20, rank=16, learning_rate=5e-3, batch=16, accumulation=1, steps=360, warmup=10,
-                 noise_offset=0.3, min_snr_gamma=5.0),
-}
 
 
 def home(path: str) -> Path:

@@ -16,6 +16,7 @@ class Stream(IntEnum):
     HELD_OUT = 2  # the same of the held-out loss
     FACTORS = 3  # the LoRA's start
     STARTING_NOISE = 4  # of pictures drawn
+    TEXT_FACTORS = 5  # the start of the text encoder's LoRA
     CATEGORIES = 10
     ROWS = 11  # of a category's drawings
     OWN_HELD_OUT = 12  # own pictures kept from training

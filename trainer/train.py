@@ -40,6 +40,8 @@ def run(recipe: Recipe, job: Job) -> int:
     """Do the job; returns the exit status. Raises JobError and UsageError for what the user can mend."""
     processes = join(job.device)
     tell = say if processes.main else say_nothing
+    if job.note:
+        tell(job.note)
     pictures = _check(recipe, job)
     if job.dry_run:
         return _dry_run(recipe, job, pictures, tell)
@@ -105,14 +107,17 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
     with processes.main_first():
         encoded = encode_dataset(dataset.train, base, **encode)
         held_out = encode_dataset(dataset.held_out, base, **encode) if dataset.held_out else None
-    if not job.sample_every:
+    if not (job.sample_every or recipe.text_encoder):
         base.release_encoders()
     factors = adapter.attach(base.unet, recipe)
     base.unet.to(compute.device)
+    learning = base.text_encoder.to(compute.device) if recipe.text_encoder else None
+    if learning:
+        factors += adapter.attach_text_encoder(learning, recipe)
     training, state = prepare(
         recipe=recipe, unet=base.unet, factors=factors, encoded=encoded, held_out=held_out, compute=compute,
-        objective=choose_objective(recipe, base.scheduler, compute.device), processes=processes, run=job.run,
-        total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every,
+        objective=choose_objective(recipe, base.scheduler, compute.device, learning), processes=processes,
+        run=job.run, total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every,
         attention=job.attention,
         forward=training_forward(base.unet, compute.device, compile=job.compile, cuda_graphs=job.cuda_graphs,
                                  cache=job.cache, say=tell))
@@ -141,6 +146,7 @@ def _train(training: Training, state: State, job: Job, base: Base, dataset: Data
                 folder.samples.mkdir(exist_ok=True)
                 write_preview(sampler, dataset, folder.samples / f"step-{step.done:06d}.png")
                 adapter.set_scale(base.unet, 1.0)
+                adapter.set_text_scale(base.text_encoder, 1.0)
 
 
 def _train_and_export(training: Training, state: State, job: Job, base: Base, dataset: Dataset, started: float,
@@ -155,7 +161,7 @@ def _train_and_export(training: Training, state: State, job: Job, base: Base, da
         tell(f"stopped and saved at step {state.step} of {training.total}: the same command goes on")
         return STOPPED
     folder.claim(job.out)
-    report = export.write_lora(base.unet, job.run, job.out, recipe, base, dataset, steps=training.total, started=started)
+    report = export.write_lora(job.run, job.out, recipe, base, dataset, steps=training.total, started=started)
     export.write_card(job.out, recipe, base, dataset)
     if job.preview:
         if base.vae is None:

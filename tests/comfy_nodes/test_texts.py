@@ -166,7 +166,7 @@ def test_what_our_trainer_writes_is_understood(part, tmp_path) -> None:
     dataset = SimpleNamespace(trigger="a scribble of", train=[SimpleNamespace(caption="a scribble of cat")], attribution="")
     base = SimpleNamespace(name="x/sd15", family="sd_v1", resolution=512)
     path = tmp_path / "scribble.safetensors"
-    metadata = merged({}, export.metadata(recipe, base, dataset, "scribble", steps=1, started=0.0))
+    metadata = merged({}, export.metadata(recipe, base, dataset, "scribble", steps=1, total=1, started=0.0))
     save_file({"a": torch.zeros(1)}, path, metadata)
     expected = part("advice").Advice(0.65, "a scribble of")
     assert part("advice").of_file(path) == expected

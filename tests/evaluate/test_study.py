@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from convert import read
 from convert.errors import JobError, UsageError
-from trainer.recipe import PRESETS, Recipe
+from trainer.presets import PRESETS
+from trainer.recipe import Recipe
 from trainer.study import run as study_run
 from trainer.study.__main__ import main
 from trainer.study.outcome import write_outcome
@@ -76,7 +78,9 @@ def test_a_checkpoint_as_a_file_is_the_run_at_that_step(base: Path, made: Path, 
     factors = adapter.attach(unet, recipe)
     for name, factor in factors:
         factor.data = torch.randn(factor.shape) if ".lora_B." in name else factor.data
-    checkpoints.save(tmp_path / "run" / "checkpoints", 7, factors, torch.optim.AdamW([p for _, p in factors]), {})
+    state = SimpleNamespace(step=7, factors=factors, optimizer=torch.optim.AdamW([p for _, p in factors]),
+                            scaler=torch.amp.GradScaler("cpu", enabled=False))
+    checkpoints.save(tmp_path / "run" / "checkpoints", state)
     checkpoint_lora(tmp_path / "run", 7, recipe, made, tmp_path / "seven.safetensors")
     from convert import convert_file
 

@@ -108,7 +108,8 @@ def test_targets_choose_the_modules_they_name() -> None:
     unet = UNet2DConditionModel(block_out_channels=(8, 8, 8, 8), norm_num_groups=2, cross_attention_dim=8, attention_head_dim=2)
     names = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
     hits = {target: sum(bool(re.fullmatch(pattern, name)) for name in names) for target, pattern in TARGETS.items()}
-    assert hits == {"attention": 128, "cross-attention": 64, "decoder-cross-attention": 36}
+    assert {name: hits[name] for name in ("attention", "attention+ff", "cross-attention", "decoder-cross-attention")} == {
+        "attention": 128, "attention+ff": 160, "cross-attention": 64, "decoder-cross-attention": 36}
 
 
 def test_times_read_well() -> None:

@@ -50,6 +50,18 @@ class Base:
     """diffusers' DDPMScheduler: the base's betas and prediction type"""
     resolution: int
     """side in pixels of the pictures it was made for"""
+    clip_skip: int = 1
+    """the text encoder's layer, from its end, whose output is read; later ones are not there"""
+
+    def skip_layers(self, clip_skip: int) -> None:
+        """Leave out the text encoder's last `clip_skip` - 1 layers: its output then is what hosts read at that setting, the
+        final norm of hidden_states[-clip_skip]. UsageError where it does not have that many."""
+        layers = self.text_encoder.encoder.layers
+        if clip_skip > len(layers):
+            raise UsageError(f"--clip-skip {clip_skip}: the base's text encoder has {len(layers)} layers")
+        self.text_encoder.encoder.layers = layers[: len(layers) - clip_skip + 1]
+        self.text_encoder.config.num_hidden_layers = len(self.text_encoder.encoder.layers)
+        self.clip_skip = clip_skip
 
     def release_encoders(self) -> None:
         """Drop the VAE and the text encoder from memory; what they had to say is in the `EncodedSet`."""
@@ -83,9 +95,12 @@ def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
     """
     path = _local(recipe.base)
     if path is None:
-        return _from_hub(recipe, dtype, say)
-    with quiet():
-        return _from_file(recipe, path, dtype, say) if path.is_file() else _from_folder(recipe, path, "", dtype, say)
+        base = _from_hub(recipe, dtype, say)
+    else:
+        with quiet():
+            base = _from_file(recipe, path, dtype, say) if path.is_file() else _from_folder(recipe, path, "", dtype, say)
+    base.skip_layers(recipe.clip_skip)
+    return base
 
 
 def _from_file(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Base:

@@ -19,7 +19,7 @@ from trainer.data.records import Example
 from trainer.encoding.cache import EncodingCache
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.encoding.formats import storage_dtype, versions
-from trainer.encoding.text import caption_digest, encode_captions, tokenize
+from trainer.encoding.text import caption_digest, encode_captions, skipped, tokenize
 from trainer.encoding.vae import Posterior, picture_batch
 from trainer.recipe import Recipe
 
@@ -50,7 +50,7 @@ def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, d
     captions = [*dict.fromkeys(example.caption for example in examples if example.caption), ""] if examples else []
     row = {caption: index for index, caption in enumerate(captions)}
     index = torch.tensor([row[example.caption] for example in examples], dtype=torch.int64)
-    embeddings = _captions(captions, base, device, cache / "encoded", say)
+    embeddings = tokenize(captions, base) if recipe.text_encoder else _captions(captions, base, device, cache / "encoded", say)
     return EncodedSet(mean=mean, std=std, caption_index=index, embeddings=embeddings).to(device)
 
 
@@ -58,7 +58,7 @@ def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, d
 
 def _captions(captions: list[str], base: Base, device: torch.device, cache: Path, say: Say) -> Tensor:
     """As `encode_captions`, through the cache and on the CPU."""
-    store = EncodingCache(cache, {"of": "captions", "base": base.identity, **versions(device)}, say)
+    store = EncodingCache(cache, {"of": "captions", "base": base.identity, **skipped(base), **versions(device)}, say)
     ids = tokenize(captions, base)
     digests = [caption_digest(row) for row in ids]  # of token ids: another tokenizer is another entry
     found = {digest: entry["embedding"] for digest, entry in store.find(digests)}

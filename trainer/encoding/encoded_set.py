@@ -26,7 +26,7 @@ class EncodedSet:
     caption_index: Tensor
     """(N,) int64, row of `embeddings`"""
     embeddings: Tensor
-    """(C, tokens, width), CLIP's last hidden states"""
+    """(C, tokens, width), CLIP's last hidden states; if the text encoder learns, its input: (C, tokens) int64"""
 
     def __len__(self) -> int:
         return len(self.caption_index)

@@ -35,6 +35,11 @@ def tokenize(captions: Sequence[str], base: Base) -> Tensor:
     return ids
 
 
+def skipped(base: Base) -> dict[str, object]:
+    """What a cache's key says of --clip-skip: nothing where there is none."""
+    return {"clip_skip": base.clip_skip} if base.clip_skip > 1 else {}
+
+
 def caption_digest(ids: Tensor) -> str:
     return hashlib.sha256(ids.numpy().tobytes()).hexdigest()
 

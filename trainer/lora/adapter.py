@@ -1,4 +1,4 @@
-"""The LoRA on the UNet: peft puts it there and gives the names; diffusers' form of its weights comes out.
+"""The LoRA on the UNet and the text encoder: peft puts it there and gives the names; diffusers' form of its weights comes out.
 
 Section 3.2.1: W_0 + Delta W = W_0 + (alpha / rank) B A, A Gaussian and B zero at the start.
 """
@@ -6,6 +6,7 @@ Section 3.2.1: W_0 + Delta W = W_0 + (alpha / rank) B A, A Gaussian and B zero a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,20 @@ from trainer.rng import Stream, generator_of
 from trainer.terminal import quiet
 
 NAME = "default"
+Factor = tuple[str, torch.nn.Parameter]
+"""A factor with its name."""
+TEXT_TARGETS = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+TEXT_FACTORS = "text_encoder."
+"""What the names of the text encoder's factors begin with; the UNet's have no such beginning."""
 
 
-def layers(unet: Any, recipe: Recipe) -> list[str]:
-    """Names of the layers of `unet` (a diffusers UNet2DConditionModel) that `recipe` makes learn.
+def layers(unet: Any, recipe: Recipe) -> dict[str, Any]:
+    """The layers of `unet` (a diffusers UNet2DConditionModel) that `recipe` makes learn, by name.
 
     Raises:
         UsageError: `--targets` matches no linear or convolution layer, or one that has no place in a LoRA file.
     """
-    found = [name for name, module in unet.named_modules()
-              if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and re.fullmatch(recipe.target_pattern, name)]
+    found = _matching(unet, recipe.target_pattern)
     if not found:
         raise UsageError(f"--targets {recipe.targets!r} matches none of the UNet's layers: use one of "
                          f"{', '.join(TARGETS)} or an expression for names like 'down_blocks.0.attentions.0.….to_q'")
@@ -40,47 +45,100 @@ def layers(unet: Any, recipe: Recipe) -> list[str]:
     return found
 
 
-def attach(unet: Any, recipe: Recipe) -> list[tuple[str, torch.nn.Parameter]]:
+def attach(unet: Any, recipe: Recipe) -> list[Factor]:
     """Put a fresh LoRA on `unet`; its factors by peft's names, float32, in order. Raises as `layers`."""
+    return _attach(unet, layers(unet, recipe), recipe, generator_of(recipe.seed, Stream.FACTORS))
+
+
+def attach_text_encoder(text_encoder: Any, recipe: Recipe) -> list[Factor]:
+    """The same on all linear layers of `text_encoder` (transformers' CLIPTextModel), 6 a layer; names begin `TEXT_FACTORS`."""
+    factors = _attach(text_encoder, _matching(text_encoder, TEXT_TARGETS), recipe,
+                      generator_of(recipe.seed, Stream.TEXT_FACTORS))  # fmt: skip
+    return [(TEXT_FACTORS + name, factor) for name, factor in factors]
+
+
+def _matching(network: Any, pattern: str) -> dict[str, Any]:
+    """The linear and convolution layers whose names `pattern` matches whole."""
+    return {name: module for name, module in network.named_modules()
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and re.fullmatch(pattern, name)}
+
+
+def _attach(network: Any, found: Mapping[str, Any], recipe: Recipe, generator: torch.Generator) -> list[Factor]:
     from peft import LoraConfig
 
+    kernels = {name: kernel_of(module.weight) for name, module in found.items()}
+    other = {re.escape(name): kernel for name, kernel in kernels.items()
+             if (recipe.rank_of(kernel), recipe.alpha_of(kernel)) != (recipe.rank, recipe.true_alpha)}
     # the list, not the expression: peft would also wrap what it cannot train, and fail on it
-    unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.true_alpha, target_modules=layers(unet, recipe),
-                                lora_dropout=0.0, init_lora_weights="gaussian"), adapter_name=NAME)
-    factors = [(name, p) for name, p in unet.named_parameters() if ".lora_" in name]
-    generator = generator_of(recipe.seed, Stream.FACTORS)
+    network.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.true_alpha, target_modules=list(found), lora_dropout=0.0,
+                                   rank_pattern={name: recipe.rank_of(kernel) for name, kernel in other.items()},
+                                   alpha_pattern={name: recipe.alpha_of(kernel) for name, kernel in other.items()},
+                                   init_lora_weights="gaussian"), adapter_name=NAME)
+    factors = [(name, p) for name, p in network.named_parameters() if ".lora_" in name]
     for name, factor in factors:
         factor.data = factor.data.float()
         factor.requires_grad_(True)
         if ".lora_A." in name:  # peft's Gaussian, std 1 / rank, from our own seed
-            factor.data.copy_(torch.randn(factor.shape, generator=generator) / recipe.rank)
+            factor.data.copy_(torch.randn(factor.shape, generator=generator) / factor.shape[0])
     return factors
 
 
+def kernel_of(weight: Tensor) -> int:
+    """Side in pixels of a layer's filter: 1 for a linear layer, (out, in)."""
+    return weight.shape[-1] if weight.ndim == 4 else 1
+
+
 def set_scale(unet: Any, scale: float) -> None:
-    """Weigh the adapter: 0 is the base, 1 the full LoRA."""
+    """Weigh the adapter on `unet`: 0 is the base, 1 the full LoRA."""
     unet.set_adapters([NAME], [scale])
 
 
-def save(unet: Any, folder: Path) -> Path:
-    """Write `folder`/pytorch_lora_weights.safetensors, diffusers' form, with alpha in its metadata; returns its path."""
+def set_text_scale(text_encoder: Any, scale: float) -> None:
+    """The same on a text encoder; nothing where it has no adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in text_encoder.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_scale(NAME, scale)
+
+
+def has_adapter(network: Any) -> bool:
+    return NAME in (getattr(network, "peft_config", None) or {})
+
+
+def save(unet: Any, folder: Path, text_encoder: Any = None) -> Path:
+    """Write `folder`/pytorch_lora_weights.safetensors, diffusers' form, with alpha in its metadata; returns its path.
+
+    text_encoder: its LoRA goes into the same file, if it has one.
+    """
     with quiet():
         from diffusers import StableDiffusionPipeline
         from diffusers.training_utils import _collate_lora_metadata
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=NAME))
-    weights = {name: weight.contiguous() for name, weight in weights.items()}  # convolutions' may be channels_last
+    networks = {name: network for name, network in (("unet", unet), ("text_encoder", text_encoder)) if has_adapter(network)}
+    weights = {}
+    for name, network in networks.items():
+        spell = _diffusers_key if name == "unet" else str
+        named = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=NAME))
+        # convolutions' may be channels_last
+        weights[f"{name}_lora_layers"] = {spell(key): weight.contiguous() for key, weight in named.items()}
     try:
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights, **_collate_lora_metadata({"unet": unet}))
+        StableDiffusionPipeline.save_lora_weights(folder, **weights, **_collate_lora_metadata(networks))
     except SafetensorError as error:
         raise JobError(f"{folder}: the LoRA cannot be written ({error}): make room on this disk; the same command goes on "
                        "from the last checkpoint") from error
     return folder / "pytorch_lora_weights.safetensors"
 
 
-def load_factors(factors: list[tuple[str, torch.nn.Parameter]], stored: dict[str, Tensor], source: Path) -> None:
+def _diffusers_key(key: str) -> str:
+    """A name as all of the UNet's are in diffusers' files: its own function leaves those of other layers than attention's in
+    peft's words, and its loader takes the first name's for all, so that it would drop the others without an error."""
+    return key.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
+
+
+def load_factors(factors: list[Factor], stored: dict[str, Tensor], source: Path) -> None:
     """Copy `stored` into the factors. JobError names what does not fit."""
     names = {name for name, _ in factors}
     if names != set(stored):

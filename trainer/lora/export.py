@@ -19,6 +19,9 @@ from trainer.lora import adapter
 from trainer.miniature import adapters
 from trainer.recipe import Recipe
 
+OPTIMIZERS = {"adamw": "torch.optim.AdamW", "prodigy": "prodigyopt.prodigy.Prodigy"}
+"""As kohya names them: by their class."""
+
 
 def outputs(out: Path) -> tuple[Path, Path, Path]:
     """The LoRA, A1111's card and the picture that both hosts show."""
@@ -42,11 +45,14 @@ def check_out(out: Path, *, overwrite: bool, mine: bool) -> None:
         raise UsageError(f"--out: {', '.join(taken)}: exists and is not from this run: give another name or --overwrite")
 
 
-def write_lora(unet: Any, run: Path, out: Path, recipe: Recipe, base: Base, dataset: Dataset, *, steps: int,
-               started: float) -> Report:  # fmt: skip
-    """The diffusers file into `run`, the kohya file to `out`, in `recipe.dtype`, with metadata that repeats the run."""
-    source = adapter.save(unet, run)
-    said = metadata(recipe, base, dataset, out.stem, steps=steps, started=started)
+def write_lora(run: Path, out: Path, recipe: Recipe, base: Base, dataset: Dataset, *, steps: int, started: float,
+               total: int = 0) -> Report:  # fmt: skip
+    """The diffusers file into `run`, the kohya file to `out`, in `recipe.dtype`, with metadata that repeats the run.
+
+    total: optimizer steps of the whole run, where it is not at its end.
+    """
+    source = adapter.save(base.unet, run, base.text_encoder)
+    said = metadata(recipe, base, dataset, out.stem, steps=steps, total=total or steps, started=started)
     if base.family != SCRIBBLE_NARROW:
         return convert_file(source, out, to="kohya", dtype=recipe.dtype, overwrite=True, metadata=said)
     wide = run / "wide_lora_weights.safetensors"
@@ -55,17 +61,18 @@ def write_lora(unet: Any, run: Path, out: Path, recipe: Recipe, base: Base, data
     return convert_file(wide, out, to="kohya", dtype=recipe.dtype, overwrite=True, metadata=said)
 
 
-def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: int, started: float) -> dict[str, Any]:
-    """kohya's `ss_*` and ModelSpec keys that this run knows; `convert` completes and hashes."""
+def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: int, total: int,
+             started: float) -> dict[str, Any]:  # fmt: skip
+    """kohya's `ss_*` and ModelSpec keys that this run knows after `steps` of `total` steps; `convert` completes and hashes."""
     resolution = recipe.resolution or base.resolution
     values: dict[str, Any] = {
         "ss_output_name": name, "ss_training_started_at": started, "ss_training_finished_at": datetime.now(UTC).timestamp(),
-        "ss_steps": steps, "ss_max_train_steps": steps, "ss_num_train_images": len(dataset.train),
+        "ss_steps": steps, "ss_max_train_steps": total, "ss_num_train_images": len(dataset.train),
         "ss_num_epochs": math.ceil(steps / recipe.steps_per_epoch(len(dataset.train))),
         "ss_total_batch_size": recipe.batch * recipe.accumulation,
         "ss_gradient_accumulation_steps": recipe.accumulation, "ss_learning_rate": recipe.learning_rate,
-        "ss_unet_lr": recipe.learning_rate, "ss_text_encoder_lr": "None", "ss_lr_scheduler": "cosine",
-        "ss_lr_warmup_steps": recipe.warmup, "ss_optimizer": "torch.optim.AdamW", "ss_seed": recipe.seed,
+        "ss_unet_lr": recipe.learning_rate, "ss_text_encoder_lr": "None", "ss_lr_scheduler": recipe.lr_schedule,
+        "ss_lr_warmup_steps": recipe.warmup_steps(total), "ss_optimizer": OPTIMIZERS[recipe.optimizer], "ss_seed": recipe.seed,
         "ss_max_grad_norm": recipe.clip_norm, "ss_min_snr_gamma": recipe.min_snr_gamma or "None",
         "ss_noise_offset": recipe.noise_offset or "None", "ss_caption_dropout_rate": recipe.caption_dropout,
         "ss_resolution": f"({resolution}, {resolution})",
@@ -76,6 +83,7 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
         "scribble_recipe": recipe.as_dict(), "scribble_scale": recipe.scale,
         "scribble_versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft")},
     }
+    values |= {key: value for used, key, value in _choices(recipe) if used}
     if base.family == SCRIBBLE_NARROW:
         values |= {"ss_base_model_version": SD_V1, adapters.KEY: adapters.MINIATURE, "ss_sd_model_name": adapters.MINIATURE}
     elif base.family != SD_V1:  # else convert says what the tensors' shapes say
@@ -83,6 +91,16 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
     if dataset.attribution:
         values["scribble_data"] = dataset.attribution
     return values
+
+
+def _choices(recipe: Recipe) -> list[tuple[object, str, object]]:
+    """(whether it is used, kohya's key, kohya's value) of choices that a file names only if they are made."""
+    warm = recipe.lr_schedule == "constant" and (recipe.warmup or recipe.warmup_share)
+    huber = recipe.loss == "huber"
+    return [(recipe.text_encoder, "ss_text_encoder_lr", recipe.true_text_encoder_rate),
+            (warm, "ss_lr_scheduler", "constant_with_warmup"),
+            (huber, "ss_loss_type", "huber"), (huber, "ss_huber_schedule", "snr"), (huber, "ss_huber_c", recipe.huber_c),
+            (recipe.clip_skip > 1, "ss_clip_skip", recipe.clip_skip), (recipe.debiased, "ss_debiased_estimation", True)]
 
 
 def _frequency(dataset: Dataset) -> dict[str, int]:
@@ -105,6 +123,8 @@ def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset) -> None:
     card |= {"sd version": "SD1" if base.family in (SD_V1, SCRIBBLE_NARROW) else "Unknown", "activation text": dataset.trigger,
              "preferred weight": recipe.scale}
     card["description"] = card["description"] or description(base, dataset)
+    if recipe.clip_skip > 1:
+        card["notes"] = card["notes"] or f"Set Clip skip to {recipe.clip_skip}: it was trained so."
     write_json(path, card)
 
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from convert import Lora, convert_bytes, read
 from convert.errors import JobError, UsageError
+from convert.names import parse
+from convert.sd15 import TEXT_ENCODER
 from trainer.base.load import Base
 from trainer.base.sd15 import SCRIBBLE_NARROW, SD_V1
-from trainer.lora.adapter import NAME
+from trainer.lora.adapter import NAME, TEXT_FACTORS
 from trainer.miniature import adapters
 from trainer.recipe import Recipe, flag
 from trainer.terminal import quiet
 
 PAPER_SCALE = 0.8
+_LETTERS = {"down": "lora_A", "up": "lora_B"}
+"""peft's names of the factors"""
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,21 @@ class LoraFile:
         header = json.loads(self.diffusers[8 : 8 + length])["__metadata__"]
         return hashlib.sha256((header["sshs_model_hash"] + header["lora_adapter_metadata"]).encode()).hexdigest()
 
+    def factors(self) -> dict[str, Tensor]:
+        """The factors in float32 by the names that `adapter.attach` and `adapter.attach_text_encoder` give them."""
+        from safetensors.torch import load
+
+        found = {}
+        for name, tensor in load(self.diffusers).items():
+            key = parse(name)
+            assert key is not None
+            module = key.module.name.removeprefix("text_model.")
+            prefix = TEXT_FACTORS if key.module.scope == TEXT_ENCODER else ""
+            found[f"{prefix}{module}.{_LETTERS[key.part]}.{NAME}.weight"] = tensor.float()
+        return found
+
     def attach(self, base: Base) -> None:
-        """Put the factors, in float32, on `base.unet`.
+        """Put the factors, in float32, on `base.unet` and, where they are for it, `base.text_encoder`.
 
         Raises:
             JobError: a module is not the base's, or the adapter is of a kind whose scale is no plain factor.
@@ -73,6 +93,26 @@ class LoraFile:
                 factor.data = factor.data.float()
                 factor.requires_grad_(False)
         base.unet.eval()
+        fitting._attach_text(base)
+
+    def _attach_text(self, base: Base) -> None:
+        from peft import LoraConfig
+
+        there = dict(base.text_encoder.named_modules())
+        modules = {name: module for module in self.contents.in_scope(TEXT_ENCODER)
+                   if (name := module.module.name.removeprefix("text_model.")) in there}
+        if not modules:
+            return
+        base.text_encoder.add_adapter(
+            LoraConfig(r=1, lora_alpha=1, target_modules=list(modules),
+                       rank_pattern={re.escape(name): module.rank for name, module in modules.items()},
+                       alpha_pattern={re.escape(name): module.alpha for name, module in modules.items()}), adapter_name=NAME)
+        factors = self.factors()
+        for name, factor in base.text_encoder.named_parameters():
+            if ".lora_" in name:
+                factor.data = factors[TEXT_FACTORS + name]
+                factor.requires_grad_(False)
+        base.text_encoder.eval()
 
     def _fitting(self, base: Base) -> LoraFile:
         """Itself, or on the narrow miniature what a LoRA of SD1.5's shape was widened from. Raises JobError."""
@@ -85,9 +125,10 @@ class LoraFile:
         if self.contents.uses_dora:
             raise JobError(f"{self.path}: uses DoRA, whose strength is no plain factor: only plain LoRAs are measured here")
         layers = dict(base.unet.named_modules())
-        for name, module in self.contents.modules.items():
-            if module.module.scope != "unet":
-                raise JobError(f"{self.path}: also patches the text encoder ({name}): only LoRAs of the UNet are measured here")
+        layers |= {f"text_model.{name}": module for name, module in base.text_encoder.named_modules()}
+        for module in self.contents.modules.values():
+            if module.module.scope == TEXT_ENCODER and base.clip_skip > 1 and module.module.name not in layers:
+                continue  # of a layer that is skipped
             weight = getattr(layers.get(module.module.name), "weight", None)
             if weight is None or tuple(weight.shape) != tuple(module.shape):
                 has = f"is {list(weight.shape)} there" if weight is not None else "is not there"

@@ -30,26 +30,35 @@ class Sampler:
                  guidance: float = 0.0) -> None:  # fmt: skip
         self.base, self.compute, self.steps = base, compute, steps
         self.guidance = guidance or (MINIATURE_GUIDANCE if base.family == SCRIBBLE_MINIATURE else GUIDANCE)
-        self.side = (resolution or base.resolution) // 2 ** (len(base.vae.config.block_out_channels) - 1)
-        self._prompts: dict[str, Tensor] = {}
+        self.down = 2 ** (len(base.vae.config.block_out_channels) - 1)
+        self.side = (resolution or base.resolution) // self.down
+        self._prompts: dict[tuple[str, float], Tensor] = {}
 
-    def noise(self, seed: int) -> Tensor:
-        """(4, h, w) float32 starting noise of `seed`."""
+    def noise(self, seed: int, size: tuple[int, int] = (0, 0)) -> Tensor:
+        """(4, h, w) float32 starting noise of `seed`; `size` as in a call."""
+        width, height = (pixels // self.down or self.side for pixels in size)
         generator = generator_of(seed, Stream.STARTING_NOISE)
-        return torch.randn(self.base.unet.config.in_channels, self.side, self.side, generator=generator)
+        return torch.randn(self.base.unet.config.in_channels, height, width, generator=generator)
 
     @torch.no_grad()
-    def __call__(self, prompts: list[str], seeds: list[int], *, scale: float | Sequence[float]) -> np.ndarray:
-        """One picture for each of (prompt, seed): uint8 (N, H, W, 3). `scale` weighs the adapter, for all or for each."""
+    def __call__(self, prompts: list[str], seeds: list[int], *, scale: float | Sequence[float], negative: str = "",
+                 size: tuple[int, int] = (0, 0), steps: int = 0, guidance: float = 0.0) -> np.ndarray:  # fmt: skip
+        """One picture for each of (prompt, seed): uint8 (N, H, W, 3). `scale` weighs the adapter, for all or for each.
+
+        size: width and height in pixels; it, steps and guidance: 0 for the sampler's own.
+        """
         from diffusers import DPMSolverMultistepScheduler
 
         base, device = self.base, self.compute.device
-        if getattr(base.unet, "peft_config", None):
-            _weigh(base.unet, [scale] * len(seeds) if isinstance(scale, int | float) else list(scale), device)
+        scales = [float(scale)] * len(seeds) if isinstance(scale, int | float) else list(scale)
+        if adapter.has_adapter(base.unet):
+            _weigh(base.unet, scales, device)
         scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config, use_karras_sigmas=False)
-        scheduler.set_timesteps(self.steps, device=device)
-        x = torch.stack([self.noise(seed) for seed in seeds]).to(device) * scheduler.init_noise_sigma
-        texts = torch.cat([self._embedding([""] * len(prompts)), self._embedding(prompts)]).to(base.unet.dtype)
+        scheduler.set_timesteps(steps or self.steps, device=device)
+        x = torch.stack([self.noise(seed, size) for seed in seeds]).to(device) * scheduler.init_noise_sigma
+        if adapter.has_adapter(base.text_encoder):
+            self._prompts.clear()  # it may have learnt since
+        texts = torch.cat([self._embedding(some, scales) for some in ([negative] * len(prompts), prompts)]).to(base.unet.dtype)
         base.unet.to(device)
         for timestep in scheduler.timesteps:
             both = scheduler.scale_model_input(torch.cat([x, x]), timestep).to(base.unet.dtype)
@@ -57,14 +66,19 @@ class Sampler:
                 predicted = base.unet(both, timestep, texts, return_dict=False)[0].float()
             without, with_text = predicted.chunk(2)
             # classifier-free guidance, Ho & Salimans 2022, equation 6
-            x = scheduler.step(without + self.guidance * (with_text - without), timestep, x, return_dict=False)[0]
+            guided = without + (guidance or self.guidance) * (with_text - without)
+            x = scheduler.step(guided, timestep, x, return_dict=False)[0]
         return self.decode(x)
 
-    def _embedding(self, prompts: list[str]) -> Tensor:
-        for prompt in prompts:
-            if prompt not in self._prompts:
-                self._prompts[prompt] = encode_captions([prompt], self.base, self.compute.device)[0]
-        return torch.stack([self._prompts[prompt] for prompt in prompts])
+    def _embedding(self, prompts: list[str], scales: list[float]) -> Tensor:
+        """(N, tokens, width); the scale matters where the text encoder has an adapter too."""
+        keys = [(prompt, scale if adapter.has_adapter(self.base.text_encoder) else 1.0)
+                for prompt, scale in zip(prompts, scales, strict=True)]
+        for prompt, scale in keys:
+            if (prompt, scale) not in self._prompts:
+                adapter.set_text_scale(self.base.text_encoder, scale)
+                self._prompts[prompt, scale] = encode_captions([prompt], self.base, self.compute.device)[0]
+        return torch.stack([self._prompts[key] for key in keys])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -85,7 +99,8 @@ def _weigh(unet: Any, scales: list[float], device: torch.device) -> None:
         adapter.set_scale(unet, scales[0])
         return
     rows = torch.tensor(scales * 2, device=device)
-    for layer in unet.modules():
-        if isinstance(layer, LoraLayer):  # a factor per row: (B, 1, 1) for tokens, (B, 1, 1, 1) for feature maps
+    for name, layer in unet.named_modules():
+        if isinstance(layer, LoraLayer):  # a factor per row: (B, 1) for the time, (B, 1, 1) for tokens, (B, 1, 1, 1) for maps
             linear = isinstance(layer.get_base_layer(), torch.nn.Linear)
-            layer.set_scale(adapter.NAME, rows.view(-1, 1, 1) if linear else rows.view(-1, 1, 1, 1))
+            ones = (1,) if "time_emb" in name else (1, 1) if linear else (1, 1, 1)
+            layer.set_scale(adapter.NAME, rows.view(-1, *ones))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from convert.errors import UsageError
 from trainer.cli import Parser, add_fields, place_options
-from trainer.recipe import PRESETS, Recipe
+from trainer.presets import PRESETS
+from trainer.recipe import Recipe
 from trainer.study.table import Study, known_tables, read_table
 
 EXAMPLES = """examples:

@@ -6,8 +6,11 @@ import json
 import tempfile
 from pathlib import Path
 
+import torch
+
 from convert import convert_file, read
 from convert.errors import JobError
+from trainer.lora.adapter import kernel_of
 from trainer.recipe import Recipe
 from trainer.training.checkpoints import FACTORS
 
@@ -27,8 +30,12 @@ def checkpoint_lora(run: Path, step: int, recipe: Recipe, final: Path, target: P
     except (OSError, SafetensorError) as error:
         raise JobError(f"{source}: cannot be read ({error}): delete the run's folder to train it again") from error
     peft = {"base_model.model." + name.replace(".default.weight", ".weight"): factor for name, factor in factors.items()}
+    for name, factor in factors.items():
+        module, _, part = name.partition(".lora_A.")
+        if part:
+            peft[f"base_model.model.{module}.alpha"] = torch.tensor(recipe.alpha_of(kernel_of(factor)))
     said = {key: value for key, value in read(final).metadata.items() if key.startswith(("ss_", "modelspec.", "scribble_"))}
     said |= {"ss_steps": str(step), "scribble_recipe": json.dumps(recipe.as_dict())}
     with tempfile.TemporaryDirectory() as folder:
         save_file(peft, Path(folder) / "factors.safetensors")
-        convert_file(Path(folder) / "factors.safetensors", target, alpha=recipe.true_alpha, metadata=said, overwrite=True)
+        convert_file(Path(folder) / "factors.safetensors", target, metadata=said, overwrite=True)

@@ -13,6 +13,7 @@ from trainer.memory import halving
 from trainer.training import checkpoints, micro_batch
 from trainer.training.deferred import DeferredMetrics, Report, not_finite
 from trainer.training.draws import Draw, Prefetcher
+from trainer.training.optim import effective_rate
 from trainer.training.state import State, Training
 
 
@@ -42,18 +43,18 @@ def train(t: Training, state: State, stop: Callable[[], bool] = lambda: False) -
     """
     deferred = DeferredMetrics(t.recipe, t.compute.device, scaled=t.compute.scaled)
     for step, draw in Prefetcher(t.draw, state.step, t.total, pinned=t.compute.device.type == "cuda"):
-        start, rate = deferred.now(), t.schedule(step)
+        start = deferred.now()
 
         # loss and backward
         backward(t, state, draw, stop_asked=stop())
 
         # update
-        norm = update(t, state, rate)
+        norm = update(t, state, step)
         state.step = step + 1
 
         # report: the numbers of the step before have arrived by now
-        deferred.push(step=state.step, learning_rate=rate, pictures=len(draw), loss_and_stop=state.loss_and_stop, norm=norm,
-                      start=start)
+        deferred.push(step=state.step, learning_rate=effective_rate(state.optimizer), pictures=len(draw),
+                      loss_and_stop=state.loss_and_stop, norm=norm, start=start)
         reports = deferred.read(keep=1)
         stopping = any(report.stop_asked for report in reports) if t.processes.count > 1 else stop()
 
@@ -91,10 +92,10 @@ def backward(t: Training, state: State, draw: Draw, *, stop_asked: bool = False)
     t.processes.all_reduce_sum(state.reduce_buffer)
 
 
-def update(t: Training, state: State, rate: float) -> Tensor:
-    """Clip the gradient and step; returns its norm before clipping, a scalar on the device."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+def update(t: Training, state: State, step: int) -> Tensor:
+    """Clip the gradient and step at the rates of `step`; returns its norm before clipping, a scalar on the device."""
+    for group, schedule in zip(state.optimizer.param_groups, t.schedules, strict=True):
+        group["lr"] = schedule(step)
     state.scaler.unscale_(state.optimizer)
     norm = state.gradient.norm()
     state.gradient.mul_((t.recipe.clip_norm / (norm + 1e-6)).clamp(max=1))  # torch.nn.utils.clip_grad_norm_, on the buffer

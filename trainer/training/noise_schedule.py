@@ -12,11 +12,13 @@ from trainer.recipe import Recipe
 class NoiseSchedule:
     """alpha-bar of Ho et al. 2020 for T timesteps: how much of the picture and of the noise x_t holds.
 
-    alphas_cumprod: (T,) float32 on the training device. Timesteps are int64, 0 (almost no noise) to T - 1.
+    alphas_cumprod: (T,) float32 on the training device. Timesteps are int64, 0 (almost no noise) to T - 1; those from
+    `first` to before `last` (0: T) are trained.
     """
 
-    def __init__(self, alphas_cumprod: Tensor) -> None:
+    def __init__(self, alphas_cumprod: Tensor, first: int = 0, last: int = 0) -> None:
         self.alphas_cumprod = alphas_cumprod
+        self.first, self.last = first, min(last or len(self), len(self))
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
@@ -28,15 +30,15 @@ class NoiseSchedule:
 
         overrides = {} if recipe.noise_schedule == "base" else {"beta_schedule": recipe.noise_schedule}
         alphas_cumprod = DDPMScheduler.from_config(scheduler.config, **overrides).alphas_cumprod
-        return cls(alphas_cumprod.to(device, torch.float32))
+        return cls(alphas_cumprod.to(device, torch.float32), recipe.min_timestep, recipe.max_timestep)
 
     def draw(self, generator: torch.Generator, count: int) -> Tensor:
         """(count,) timesteps for training, uniform, on the CPU."""
-        return torch.randint(len(self), (count,), generator=generator)
+        return torch.randint(self.first, self.last, (count,), generator=generator)
 
     def grid(self, count: int) -> Tensor:
-        """(count,) timesteps spread evenly over the schedule, for the held-out loss."""
-        return ((torch.arange(count) + 0.5) * len(self) / max(count, 1)).long()
+        """(count,) timesteps spread evenly over those that are trained, for the held-out loss."""
+        return self.first + ((torch.arange(count) + 0.5) * (self.last - self.first) / max(count, 1)).long()
 
     def alpha_bar(self, timestep: Tensor) -> Tensor:
         """(B, 1, 1, 1) float32, for (B,) timesteps."""

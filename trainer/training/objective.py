@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ Target = Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]
 """(schedule, x_0, eps, timestep) -> what the UNet is to predict, (B, 4, h, w)."""
 Weighting = Callable[[NoiseSchedule, Tensor], Tensor]
 """(schedule, timestep) -> the weight of each picture's loss, (B,) float32."""
+Distance = Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]
+"""(schedule, predicted, wanted, timestep) -> how wrong each number is, (B, 4, h, w) float32."""
 
 
 def epsilon(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
@@ -54,25 +57,86 @@ class MinSNR:
 
 
 @dataclass(frozen=True)
+class Debiased:
+    """1 / sqrt(SNR) for eps (Yu et al. 2023, "Debias the Training of Diffusion Models"), 1 / (SNR + 1) for v; SNR at most 1000,
+    as kohya's `debiased_estimation_loss`."""
+
+    predicts: str
+
+    def __call__(self, schedule: NoiseSchedule, timestep: Tensor) -> Tensor:
+        snr = schedule.snr(timestep).clamp(max=1000)
+        return snr.rsqrt() if self.predicts == "epsilon" else 1 / (snr + 1)
+
+
+def squared(schedule: NoiseSchedule, predicted: Tensor, wanted: Tensor, timestep: Tensor) -> Tensor:
+    return (predicted - wanted).square()
+
+
+@dataclass(frozen=True)
+class Huber:
+    """Squared near 0, linear far from it, where outliers in the data would dominate (Khrapov et al. 2024, "Improving Diffusion
+    Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss")."""
+
+    c: float
+    """where it turns linear, at the noisiest timestep; 1 at the least noisy"""
+
+    def __call__(self, schedule: NoiseSchedule, predicted: Tensor, wanted: Tensor, timestep: Tensor) -> Tensor:
+        alpha_bar = schedule.alpha_bar(timestep)
+        sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
+        delta = (1 - self.c) / (1 + sigma) ** 2 + self.c  # kohya's `huber_schedule` "snr"
+        # 2 delta (sqrt(error^2 + delta^2) - delta): error^2 where that is far below delta^2, 2 delta |error| far above
+        return 2 * delta * ((predicted - wanted).square().add(delta**2).sqrt() - delta)
+
+
+class Encoded:
+    """Prompt embeddings of a text encoder that does not learn: they are in the encoded set."""
+
+    def __call__(self, embedding: Tensor) -> Tensor:
+        return embedding
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Prompt embeddings of a text encoder that learns: computed in each step, from the token ids in the encoded set."""
+
+    network: Any
+    """transformers' CLIPTextModel with peft's LoRA, on the training device"""
+    tokens: int
+    """of a chunk"""
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """(B, chunks * tokens) int64 -> (B, chunks * tokens, width)."""
+        states: Tensor = self.network(ids.view(-1, self.tokens)).last_hidden_state
+        return states.view(*ids.shape, -1)
+
+
+@dataclass(frozen=True)
 class Objective:
-    """Adds noise to the latents, asks the UNet and weighs the squared error (section 3.2.1 of the paper)."""
+    """Adds noise to the latents, asks the UNet and weighs the error (section 3.2.1 of the paper)."""
 
     schedule: NoiseSchedule
     target: Target
     weighting: Weighting
+    distance: Distance
+    embed: Callable[[Tensor], Tensor]
+    """from what the encoded set has of a caption to its prompt embedding"""
 
     def loss(self, unet: Predictor, encoded: EncodedSet, draw: Draw) -> Tensor:
         """Each picture's loss, (B,) float32, for `draw` on the device. `unet`: diffusers' UNet, or it compiled."""
         mean, std, embedding = encoded.take(draw.picture, draw.view, draw.dropped)
         x_0 = mean.float() + std.float() * draw.posterior
         x_t = self.schedule.add_noise(x_0, draw.eps, draw.timestep)
-        predicted = unet(x_t.to(unet.dtype), draw.timestep, embedding.to(unet.dtype), return_dict=False)[0].float()
-        error = (predicted - self.target(self.schedule, x_0, draw.eps, draw.timestep)).square()
+        prompt = self.embed(embedding).to(unet.dtype)
+        predicted = unet(x_t.to(unet.dtype), draw.timestep, prompt, return_dict=False)[0].float()
+        wanted = self.target(self.schedule, x_0, draw.eps, draw.timestep)
+        error = self.distance(self.schedule, predicted, wanted, draw.timestep)
         return error.mean(dim=(1, 2, 3)) * self.weighting(self.schedule, draw.timestep)
 
 
-def choose_objective(recipe: Recipe, scheduler: Scheduler, device: torch.device) -> Objective:
+def choose_objective(recipe: Recipe, scheduler: Scheduler, device: torch.device, text_encoder: Any = None) -> Objective:
     """The recipe's objective for a base with `scheduler` (diffusers' DDPMScheduler).
+
+    text_encoder: the base's, on `device`, if it learns: the encoded set then has token ids for it.
 
     Raises:
         JobError: the base predicts neither eps nor v.
@@ -80,5 +144,8 @@ def choose_objective(recipe: Recipe, scheduler: Scheduler, device: torch.device)
     predicts = scheduler.config.prediction_type
     if predicts not in TARGETS:
         raise JobError(f"the base predicts {predicts!r}; expected {' or '.join(TARGETS)}")
-    weighting = MinSNR(recipe.min_snr_gamma, predicts) if recipe.min_snr_gamma else uniform
-    return Objective(NoiseSchedule.of(recipe, scheduler, device), TARGETS[predicts], weighting)
+    weighting = (MinSNR(recipe.min_snr_gamma, predicts) if recipe.min_snr_gamma else Debiased(predicts) if recipe.debiased
+                 else uniform)
+    distance = Huber(recipe.huber_c) if recipe.loss == "huber" else squared
+    embed = TextEncoder(text_encoder, text_encoder.config.max_position_embeddings) if text_encoder else Encoded()
+    return Objective(NoiseSchedule.of(recipe, scheduler, device), TARGETS[predicts], weighting, distance, embed)

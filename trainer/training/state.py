@@ -16,7 +16,7 @@ from trainer.recipe import Recipe
 from trainer.training.devices import Compute
 from trainer.training.draws import Draw, draw_held_out, draw_step
 from trainer.training.objective import Objective
-from trainer.training.optim import Schedule, choose_optimizer, choose_schedule
+from trainer.training.optim import Schedule, choose_optimizer, choose_schedules
 from trainer.training.processes import Processes
 
 Named = Sequence[tuple[str, torch.nn.Parameter]]
@@ -38,7 +38,8 @@ class Training:
     held_out: EncodedSet | None
     """None: no held-out loss"""
     objective: Objective
-    schedule: Schedule
+    schedules: tuple[Schedule, ...]
+    """of the learning rate, one for each of the optimizer's groups: the UNet's first"""
     compute: Compute
     processes: Processes
     run: Path
@@ -56,6 +57,11 @@ class Training:
         """The fixed draws of the held-out loss."""
         return draw_held_out(self.recipe, pictures=pictures, latent=tuple(self.encoded.mean.shape[2:]),
                              schedule=self.objective.schedule)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The UNet's learning rate."""
+        return self.schedules[0]
 
     @property
     def largest_step(self) -> int:
@@ -80,7 +86,7 @@ class State:
         for factor, part in zip(self.parameters, self.gradient.split(sizes), strict=True):
             factor.data = factor.data.contiguous()  # those of convolutions became channels_last with the UNet
             factor.grad = part.view_as(factor)
-        self.optimizer = choose_optimizer(training.recipe, self.parameters, device)
+        self.optimizer = choose_optimizer(training.recipe, factors, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=training.compute.scaled)
 
     def factors_are_finite(self) -> bool:
@@ -91,6 +97,5 @@ def prepare(*, recipe: Recipe, unet: UNet, factors: Named, total: int, forward: 
             attention: str = "auto", **settings: Any) -> tuple[Training, State]:  # fmt: skip
     """A training at its start and its state. `attention`: as in `Fused`; `settings`: the other fields."""
     training = Training(recipe=recipe, unet=unet, forward=forward or unet, kernels=Fused(unet, attention=attention),
-                        total=total,
-                        schedule=choose_schedule(recipe, total), **settings)
+                        total=total, schedules=choose_schedules(recipe, total), **settings)
     return training, State(training, factors)

@@ -1,0 +1,50 @@
+"""LoRA files written while a run goes on, in the hosts' form and with the metadata of the file at its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from convert.container import open_container
+from convert.errors import JobError, UsageError
+from trainer.base.load import Base
+from trainer.data.records import Dataset
+from trainer.lora import export
+from trainer.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PeriodicSaves:
+    """Writes `<name>-NNNNNN.safetensors` into `folder`, NNNNNN the optimizer step."""
+
+    recipe: Recipe
+    base: Base
+    dataset: Dataset
+    folder: Path
+    name: str
+    total: int
+    started: float
+
+    def __call__(self, step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / f"{self.name}-{step:06d}.safetensors"
+        with TemporaryDirectory() as folder:
+            export.write_lora(Path(folder), target, self.recipe, self.base, self.dataset, steps=step, total=self.total,
+                              started=self.started)
+
+
+def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
+    """UsageError where files of that name are there that another recipe made: they would be replaced."""
+    mine = json.dumps(recipe.as_dict(), ensure_ascii=False, sort_keys=True)  # as convert writes a mapping into a header
+    for path in sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors")):
+        if _recipe_in(path) != mine:
+            raise UsageError(f"--save-to {folder}: {path.name} is not from this run: give another folder or --overwrite")
+
+
+def _recipe_in(path: Path) -> str:
+    try:
+        return open_container(path).metadata.get("scribble_recipe", "")
+    except JobError:
+        return ""

@@ -1,0 +1,67 @@
+"""The presets: a table of recipes. A row says only what differs from the paper's recipe, `Recipe`'s defaults.
+
+Where the numbers of `style` and `character` come from. None of them was found on the miniature: Adam's steps are per
+element, so a rate that suits a narrow network is wrong for SD1.5.
+
+- Rank 16, alpha 8, learning rate 5e-4 (text encoder 1e-4), cosine with 3 restarts, 5 % warm-up, min-SNR 5, batch 3: the
+  kohya-colab notebook's. They belong together: an update is alpha / rank times B A, so half of alpha wants a larger rate.
+- 3,000 pictures seen in all, whatever their number: that notebook's advice, 10 epochs of 200 to 400 pictures and repeats.
+- style without the text encoder: a style is in no word of its own. character with it, as that notebook and kohya_ss do.
+- character is not mirrored: a parting, a scar or a logo has its side.
+- style leaves out a tenth of the captions, the share that Stable Diffusion itself was trained with, so that guidance
+  learns it too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.recipe import MINIATURE, Recipe, home
+
+PAPER, DEMO, STYLE = "paper", "demo", "style"
+MADE_OF_DRAWINGS = ("quickdraw", "doodles")
+_POPULAR: dict[str, Any] = dict(rank=16, alpha=8.0, learning_rate=5e-4, lr_schedule="cosine_with_restarts", lr_cycles=3,
+                                warmup_share=0.05, min_snr_gamma=5.0, batch=3, accumulation=1, samples=3000)  # fmt: skip
+
+PRESETS: dict[str, dict[str, Any]] = {
+    STYLE:       _POPULAR | dict(caption_dropout=0.1),
+    "character": _POPULAR | dict(text_encoder=True, text_encoder_rate=1e-4, flip=False),
+    PAPER:       {},
+    # noise offset and min-SNR: without them the miniature keeps a tint from the starting noise behind the strokes
+    DEMO:        dict(base=MINIATURE, data="doodles", categories="apple,cup,fish,flower,house,mushroom,sailboat,star,sun,tree",
+                      per_category=20, rank=16, learning_rate=5e-3, batch=16, accumulation=1, steps=360, warmup=10,
+                      noise_offset=0.3, min_snr_gamma=5.0),
+}  # fmt: skip
+LENGTH = ("steps", "epochs", "samples")
+"""Fields that each decide how long a run is: one that is given replaces a preset's others."""
+PRODIGY_RATE = 1.0
+"""Prodigy's own default: a factor of the step that it finds."""
+
+
+def preset_for(data: str) -> str:
+    """The preset of data for which none was named: drawings are the paper's, a person's own pictures get `style`."""
+    folder = home(data) if home(data).is_dir() else home(data.partition(",")[0])  # settings may follow it
+    drawings = data in MADE_OF_DRAWINGS or not folder.is_dir() or any(folder.glob("*.npy"))
+    return PAPER if drawings else STYLE
+
+
+def settled(preset: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's fields: those `given` by the user over those of `preset`."""
+    values = dict(PRESETS[preset])
+    if "data" in given:
+        values.pop("categories", None)  # the demo's are the doodles'
+    if any(name in given for name in LENGTH):
+        values = {name: value for name, value in values.items() if name not in LENGTH}
+    if given.get("debiased"):
+        values.pop("min_snr_gamma", None)  # the other weighting of the loss
+    if given.get("optimizer") == "prodigy":
+        values |= {"learning_rate": PRODIGY_RATE, "text_encoder_rate": 0.0}
+    return values | given
+
+
+def told(preset: str, values: dict[str, Any]) -> str:
+    """One line for who named no preset."""
+    recipe = Recipe(**values)
+    others = ", ".join(name for name in PRESETS if name not in (preset, DEMO))
+    return (f"own pictures: --preset {preset} (rank {recipe.rank}, learning rate {recipe.learning_rate:g}, batch "
+            f"{recipe.batch}); others: {others}")
