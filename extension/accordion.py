@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import gradio as gr
 from gradio.context import Context
@@ -23,7 +22,7 @@ MARKING_SECONDS = 1.0
 """How long opening the page may look into files; start-up looks into none, refresh into all."""
 
 
-def build(title: str, elem_id: Callable[[str], str]) -> list[Any]:
+def build(title: str, elem_id: Callable[[str], str]) -> list[object]:
     """Build the controls; returns those that are arguments, in `arguments.ARGUMENTS`' order."""
     with gr.Accordion(title, open=False, elem_id=elem_id("accordion"), elem_classes=["scribble-lora"]):
         enabled = gr.Checkbox(False, label="Enable", elem_id=elem_id("enable"), elem_classes=["scribble-lora-enable"])
@@ -51,17 +50,17 @@ def build(title: str, elem_id: Callable[[str], str]) -> list[Any]:
     return [enabled, adapter, scale, trigger]
 
 
-def show(entry: str) -> tuple[Any, Any]:
+def show(entry: str) -> tuple[object, object]:
     """The facts of the chosen file, and the button if it should be converted."""
     return _shown(host.files(), entry)
 
 
-def marked() -> Any:
+def marked() -> object:
     """The dropdown with the marks that start-up had no time for."""
     return gr.update(choices=host.files().choices(MARKING_SECONDS))
 
 
-def show_whole(entry: str) -> tuple[Any, Any]:
+def show_whole(entry: str) -> tuple[object, object]:
     """`show` once more, after every number of the file was looked at; a generation then knows of it too."""
     files = host.files()
     found = files.chosen(entry)
@@ -70,13 +69,13 @@ def show_whole(entry: str) -> tuple[Any, Any]:
     return _shown(files, entry)
 
 
-def start_scale(entry: str) -> Any:
+def start_scale(entry: str) -> object:
     """The slider at what the file that was just chosen recommends."""
     found = host.files().chosen(entry)
     return gr.update() if found is None else gr.update(value=generation.recommended(found))
 
 
-def reload(entry: str) -> tuple[Any, ...]:
+def reload(entry: str) -> tuple[object, ...]:
     """The dropdown from the folders as they are now. An adapter that is gone stays chosen, and the page says why."""
     files = host.rescanned()
     name = files.name_of(entry)
@@ -85,7 +84,7 @@ def reload(entry: str) -> tuple[Any, ...]:
     return (gr.update(choices=choices if kept in choices else [*choices, kept], value=kept), *_shown(files, entry))
 
 
-def convert_chosen(entry: str) -> tuple[Any, ...]:
+def convert_chosen(entry: str) -> tuple[object, ...]:
     """Convert the chosen file beside itself and choose the result."""
     files = host.files()
     found = files.chosen(entry)
@@ -104,7 +103,7 @@ def convert_chosen(entry: str) -> tuple[Any, ...]:
     return gr.update(choices=files.choices(), value=made), start_scale(made), *_shown(files, made)
 
 
-def _shown(files: LoraFiles, entry: str | None) -> tuple[Any, Any]:
+def _shown(files: LoraFiles, entry: str | None) -> tuple[str, object]:
     found = files.chosen(entry)
     if found is None and entry and entry != NO_ADAPTER:
         return panel.missing(entry, files.why_missing(entry)), gr.update(visible=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from . import infotext, prompts
 from .arguments import MOST, USUAL, BadRequest, Request, parse
@@ -32,10 +32,18 @@ OTHER = "other"
 class Processing(Protocol):
     """The web UI's object of one generation, as far as we use it. `all_hr_prompts` exists in txt2img only."""
 
+    prompts: list[str]
+    """of the batch that is under way"""
     all_prompts: list[str]
     all_negative_prompts: list[str]
     main_prompt: str
-    extra_generation_params: dict[str, Any]
+    batch_size: int
+    extra_generation_params: dict[str, object]
+    scribble_lora: Generation | None
+    """ours"""
+
+    def comment(self, text: str) -> None:
+        """Show a line under the picture."""
 
 
 @dataclass(frozen=True)

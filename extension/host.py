@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 from urllib.parse import quote
 
 from . import cards, failures, generation
@@ -21,7 +20,7 @@ def tell(text: str) -> None:
     _print(_line(text))
 
 
-def comment(p: Any, text: str) -> None:
+def comment(p: generation.Processing, text: str) -> None:
     """One line in the console and under the picture."""
     tell(text)
     p.comment(_line(text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import gradio as gr
 from modules.ui_components import ToolButton
@@ -15,13 +15,16 @@ from .accordion import GRADIO, REFRESH
 from .arguments import LEAST, MOST
 from .inspection import Use, in_words
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 INTRODUCTION = (
     "Import: put a LoRA of any form into the LoRA folder, choose it here, see what it is, and convert it for the web UI. "
     "The original stays as it is; the card is written for the file that is chosen, after a conversion for the new one."
 )
 
 
-def build() -> Any:
+def build() -> object:
     """The tab as a `gr.Blocks`."""
     with gr.Blocks(analytics_enabled=False) as tab:
         gr.HTML(f"{panel.STYLE}<p>{INTRODUCTION}</p>")
@@ -53,12 +56,12 @@ def build() -> Any:
     return tab
 
 
-def listed() -> Any:
+def listed() -> object:
     """The dropdown's entries as the folders are now."""
     return gr.update(choices=list(lora_files.below(host.folders())))
 
 
-def look(name: str | None, note: str = "") -> tuple[Any, ...]:
+def look(name: str | None, note: str = "") -> tuple[object, ...]:
     """The card of a file and `convert --check`'s table; a picture chosen for another file goes.
 
     Args:
@@ -74,7 +77,7 @@ def look(name: str | None, note: str = "") -> tuple[Any, ...]:
     return panel.preformatted(table, sound=sound), *fields, None, False, note + problem, ""
 
 
-def convert_file(name: str | None) -> tuple[Any, ...]:
+def convert_file(name: str | None) -> tuple[object, ...]:
     """Convert beside the original, and choose and show the file that will be used."""
     path = _path(name)
     if path is None:
@@ -97,7 +100,7 @@ def convert_file(name: str | None) -> tuple[Any, ...]:
     return _show(name, report.target, panel.message(done, good=True) + notes)
 
 
-def _show(name: str | None, made: Path, note: str) -> tuple[Any, ...]:
+def _show(name: str | None, made: Path, note: str) -> tuple[object, ...]:
     files = lora_files.below(host.folders())
     chosen = Path(str(name)).with_name(made.name).as_posix()
     return gr.update(choices=list(files), value=chosen), *look(chosen, note)
@@ -108,7 +111,7 @@ def _use(path: Path) -> str:
     return f"use it as <lora:{path.stem}:{scale:g}>"
 
 
-def write_card(name: str | None, trigger: str, scale: float, text: str, image: Any, replace: bool) -> str:
+def write_card(name: str | None, trigger: str, scale: float, text: str, image: Image | None, replace: bool) -> str:
     """Write the card, and the picture if one was given."""
     path = _path(name)
     if path is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
 
 from . import prompts
 
@@ -14,7 +13,7 @@ ERROR = "Scribble LoRA error"
 
 APPLIED = (ADAPTER, SCALE, TRIGGER)
 
-Params = MutableMapping[str, Any]
+Params = MutableMapping[str, object]
 """`extra_generation_params` of the web UI, or a parsed infotext: other extensions' values too, of any type."""
 
 
@@ -38,29 +37,29 @@ def fail(params: Params, text: str, *, nothing_applied: bool = True) -> None:
     before = params.get(ERROR)
     if not before:
         params[ERROR] = text
-    elif text not in before:
+    elif text not in str(before):
         params[ERROR] = f"{before}; {text}"
 
 
-def pasted_enabled(params: Mapping[str, Any]) -> bool:
+def pasted_enabled(params: Mapping[str, object]) -> bool:
     """An infotext without us switches us off."""
     return ADAPTER in params
 
 
-def pasted_adapter(params: Mapping[str, Any]) -> str | None:
+def pasted_adapter(params: Mapping[str, object]) -> str | None:
     """The dropdown's entry, None to leave it."""
-    return params.get(ADAPTER)
+    return str(params[ADAPTER]) if ADAPTER in params else None
 
 
-def pasted_scale(params: Mapping[str, Any]) -> float | None:
+def pasted_scale(params: Mapping[str, object]) -> float | None:
     """The slider's value, None to leave it."""
     try:
-        return float(params[SCALE])
-    except (KeyError, TypeError, ValueError):
+        return float(str(params[SCALE]))
+    except (KeyError, ValueError):
         return None
 
 
-def pasted_trigger(params: Mapping[str, Any]) -> bool | None:
+def pasted_trigger(params: Mapping[str, object]) -> bool | None:
     """The tick of the trigger words, None to leave it."""
     return params.get(TRIGGER) == "True" if ADAPTER in params else None
 
@@ -81,17 +80,17 @@ def pasted(params: Params, find: Callable[[str], str | None], by_hash: Mapping[s
     Returns:
         The name of an adapter that is not here; then the infotext is left as a hand-written tag. None if all is well.
     """
-    name = params.get(ADAPTER)
-    if name is None:
+    if params.get(ADAPTER) is None:
         return None
+    name = str(params[ADAPTER])
     found = find(name) or by_hash.get(_hashes(params).get(name.translate(_NO_MARKS).strip(), ""))
     if found is None:
         clear(params)
-        return str(name)
+        return name
     params[ADAPTER] = found
     for key in ("Prompt", "Hires prompt"):
         if params.get(key):
-            params[key] = prompts.without(params[key], lambda tagged: tagged == name or find(tagged) == found)
+            params[key] = prompts.without(str(params[key]), lambda tagged: tagged == name or find(tagged) == found)
     return None
 
 
@@ -99,6 +98,6 @@ _NO_MARKS = str.maketrans("", "", ":,")
 """The web UI leaves these out of the names in "Lora hashes"."""
 
 
-def _hashes(params: Mapping[str, Any]) -> dict[str, str]:
+def _hashes(params: Mapping[str, object]) -> dict[str, str]:
     pairs = (part.rpartition(":") for part in str(params.get("Lora hashes", "")).split(","))
     return {name.strip(): digest.strip() for name, _, digest in pairs if name}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 from modules import script_callbacks, scripts
 
@@ -19,6 +19,13 @@ ROOT = Path(__file__).absolute().parents[1]
 ARGUMENTS_ROUTE = "/scribble-lora/arguments"
 
 T = TypeVar("T")
+
+
+class App(Protocol):
+    """The web UI's FastAPI, as far as we use it."""
+
+    def add_api_route(self, path: str, endpoint: Callable[[], object], **options: object) -> None: ...
+
 
 __all__ = ["ScribbleLora", "register"]
 
@@ -57,25 +64,25 @@ def _before_ui() -> None:
     _tried("no axes in the X/Y/Z plot", lambda: xyz.register(scripts.scripts_data))
 
 
-def _tabs() -> list[tuple[Any, str, str]]:
+def _tabs() -> list[tuple[object, str, str]]:
     built = _tried("no Import tab", import_tab.build)
     return [] if built is None else [(built, TITLE, "scribble_lora")]
 
 
-def _pasted(text: str, params: dict[str, Any]) -> None:
+def _pasted(text: str, params: dict[str, object]) -> None:
     def work() -> None:
         files = host.files()
         gone = infotext.pasted(params, lambda name: files.name_of(name) or files.resolve(name), files.by_hash)
         if gone is not None:
             host.toast(f"the pasted picture used {gone}, which {files.why_missing(gone)}")
         else:  # the dropdown knows it by its entry
-            params[infotext.ADAPTER] = files.entry(params[infotext.ADAPTER])
+            params[infotext.ADAPTER] = files.entry(str(params[infotext.ADAPTER]))
 
     if infotext.ADAPTER in params:
         _tried("the pasted infotext was not read", work)
 
 
-def _app_started(demo: Any, app: Any) -> None:
+def _app_started(demo: object, app: App) -> None:
     """Put the arguments of an API call into the schema that the web UI serves at /docs and /openapi.json."""
 
     def schema() -> dict[str, object]:

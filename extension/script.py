@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from modules import scripts  # never `from modules.scripts import Script`: the web UI would register that class as ours
 
 from . import accordion, generation, host, infotext
-from .generation import Generation
+from .generation import Generation, Processing
 
 TITLE = "Scribble LoRA"
 
@@ -19,10 +18,10 @@ class ScribbleLora(scripts.Script):  # type: ignore[misc,unused-ignore]
     def title(self) -> str:
         return TITLE
 
-    def show(self, is_img2img: bool) -> Any:
+    def show(self, is_img2img: bool) -> object:
         return scripts.AlwaysVisible
 
-    def ui(self, is_img2img: bool) -> list[Any]:
+    def ui(self, is_img2img: bool) -> list[object]:
         try:
             controls = accordion.build(TITLE, self.elem_id)
         except host.LoraExtensionOff as error:
@@ -35,7 +34,7 @@ class ScribbleLora(scripts.Script):  # type: ignore[misc,unused-ignore]
         self.paste_field_names = list(infotext.FIELDS)
         return controls
 
-    def process(self, p: Any, *args: Any) -> None:
+    def process(self, p: Processing, *args: object) -> None:
         """The prompts are set up; other extensions may still expand wildcards in them."""
         p.scribble_lora = None
 
@@ -45,20 +44,20 @@ class ScribbleLora(scripts.Script):  # type: ignore[misc,unused-ignore]
         if host.networks() is not None or any(args[:1]):
             _tried(p, args, begin)
 
-    def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+    def before_process_batch(self, p: Processing, *args: object, batch_number: int, **more: object) -> None:
         """The last moment before the web UI parses the prompts of a batch."""
-        this, start = _this(p), kwargs["batch_number"] * p.batch_size
+        this, start = _this(p), batch_number * p.batch_size
         if this is not None:
             _tried(p, args, lambda: generation.settle(p, this, range(start, start + len(p.prompts)), p.prompts))
 
-    def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+    def process_batch(self, p: Processing, *args: object, batch_number: int, **more: object) -> None:
         """The LoRAs are loaded, nothing is drawn yet."""
-        this, start = _this(p), kwargs["batch_number"] * p.batch_size
+        this, start = _this(p), batch_number * p.batch_size
         if this is not None:
             now = p.all_prompts[start : start + p.batch_size]
             _tried(p, args, lambda: generation.verify(p, this, host.is_applied, now))
 
-    def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+    def postprocess_batch(self, p: Processing, *args: object, **more: object) -> None:
         """The pictures are drawn, their infotexts not yet written."""
         this = _this(p)
         if this is not None and this.applied is not None:
@@ -68,11 +67,11 @@ class ScribbleLora(scripts.Script):  # type: ignore[misc,unused-ignore]
                 this.fail(p, text, nothing_applied=False)
 
 
-def _this(p: Any) -> Generation | None:
+def _this(p: Processing) -> Generation | None:
     return getattr(p, "scribble_lora", None)
 
 
-def _tried(p: Any, args: Any, work: Callable[[], None]) -> None:
+def _tried(p: Processing, args: object, work: Callable[[], None]) -> None:
     """The web UI would print a traceback and go on in silence."""
     try:
         work()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Protocol
 
 from . import generation, host
 from .arguments import NO_ADAPTER, BadRequest, parse_scale
@@ -13,7 +14,14 @@ TITLE = "Scribble LoRA"
 SCALE, ADAPTER = "Scribble LoRA scale", "Scribble LoRA adapter"
 
 
-def register(scripts_data: list[Any]) -> bool:
+class ScriptData(Protocol):
+    """A script of the web UI."""
+
+    path: str
+    module: ModuleType
+
+
+def register(scripts_data: Sequence[ScriptData]) -> bool:
     """Add the axes to the web UI's plot script, once; False if it has none."""
     plot = next((data.module for data in scripts_data if os.path.basename(data.path) == "xyz_grid.py"), None)
     if plot is None:
@@ -29,8 +37,8 @@ def register(scripts_data: list[Any]) -> bool:
     return True
 
 
-def _setter(attribute: str) -> Callable[[Any, object, object], None]:
-    def apply(p: Any, value: object, values: object) -> None:
+def _setter(attribute: str) -> Callable[[object, object, object], None]:
+    def apply(p: object, value: object, values: object) -> None:
         setattr(p, attribute, value)
 
     return apply
