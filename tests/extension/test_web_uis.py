@@ -1,6 +1,6 @@
 """The table of forms, as it was measured; and our controls and tags in real web UIs, where one is named:
 
-    SCRIBBLE_WEB_UIS="PYTHON@CHECKOUT:PYTHON@CHECKOUT"   (; on Windows) pythons with the web UI's requirements
+    WEB_UIS="PYTHON@CHECKOUT:PYTHON@CHECKOUT"   (; on Windows) pythons with the web UI's requirements
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-WEB_UIS = [pair for pair in os.environ.get("SCRIBBLE_WEB_UIS", "").split(os.pathsep) if pair]
+WEB_UIS = [pair for pair in os.environ.get("WEB_UIS", "").split(os.pathsep) if pair]
 DRIVER = Path(__file__).with_name("in_web_ui.py")
 ROOT = Path(__file__).parents[2]
 
 in_web_uis = pytest.mark.parametrize("pair", WEB_UIS or [pytest.param("", marks=pytest.mark.skip(
-    reason="SCRIBBLE_WEB_UIS names no web UI (PYTHON@CHECKOUT): its Gradio and parser are not tried"))])  # fmt: skip
+    reason="WEB_UIS names no web UI (PYTHON@CHECKOUT): its Gradio and parser are not tried"))])  # fmt: skip
 
 ATTN = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 LDM = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
