@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gradio as gr
 from modules.ui_components import ToolButton
+from PIL.Image import Image  # at run time too: Gradio evaluates the annotations of handlers
 
 from ..convert.errors import JobError, UsageError
 from . import cards, generation, host, import_files, inspection, lora_files, panel
 from .accordion import GRADIO, REFRESH
 from .arguments import LEAST, MOST
 from .inspection import Use, in_words
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 INTRODUCTION = (
     "Import: put a LoRA of any form into the LoRA folder, choose it here, see what it is, and convert it for the web UI. "

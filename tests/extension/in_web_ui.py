@@ -52,7 +52,7 @@ def extension(folder: Path) -> Any:
     spec = importlib.machinery.ModuleSpec("scribble_lora", None, is_package=True)
     spec.submodule_search_locations = [str(ROOT)]
     sys.modules["scribble_lora"] = importlib.util.module_from_spec(spec)
-    return {name: importlib.import_module(f"scribble_lora.extension.{name}") for name in ("accordion", "import_tab")}
+    return {name: importlib.import_module(f"scribble_lora.extension.{name}") for name in ("accordion", "import_tab", "host")}
 
 
 def page(folder: Path) -> dict[str, Any]:
@@ -61,11 +61,19 @@ def page(folder: Path) -> dict[str, Any]:
     from gradio_client import Client
 
     parts = extension(folder)
+    parts["host"].toast("outside of any event, as /sdapi/v1/png-info pastes")
+
+    def toasted() -> str:
+        parts["host"].toast("in an event, as the paste button does")
+        return "toasted"
+
     with gr.Blocks() as demo:
+        note = gr.HTML()
+        gr.Button("toast").click(toasted, outputs=[note])
         controls = parts["accordion"].build("Scribble LoRA", lambda name: f"txt2img_{name}")
         with gr.Tab("Scribble LoRA"):
             parts["import_tab"].build()
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, show_error=True, server_name="127.0.0.1")
+    _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, show_error=True, server_name="127.0.0.1")
     client = Client(url, verbose=False)
     functions = demo.fns.values() if isinstance(demo.fns, dict) else demo.fns
     numbers = {getattr(one.fn, "__name__", ""): number for number, one in enumerate(functions)}
@@ -85,9 +93,17 @@ def page(folder: Path) -> dict[str, Any]:
         "look": call("look", "scribble.safetensors"),
         "convert_file": call("convert_file", "theirs.safetensors"),
         "reload": call("reload", "no such file"),
+        "toasted": toast(call),
     }
     demo.close()
     return answers
+
+
+def toast(call: Any) -> Any:
+    try:
+        return call("toasted")
+    except KeyError as error:  # Gradio 3's client, unlike its page, does not know the message that carries a toast
+        return "toasted" if error.args == ("log",) else repr(error)
 
 
 def grammar(checkout: Path, cases: dict[str, Any]) -> dict[str, Any]:

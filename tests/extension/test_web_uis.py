@@ -89,7 +89,7 @@ def test_the_controls_work_in_the_web_uis_own_gradio(pair, folder) -> None:
     assert '"value": "theirs.kohya"' in text["convert_chosen"] and "ready" in text["convert_chosen"]
     assert "a scribble of" in text["look"] and "sound" in text["look"]
     assert '"value": "theirs.kohya.safetensors"' in text["convert_file"] and "already converted" in text["convert_file"]
-    assert "no such file is not in the LoRA folder" in text["reload"]
+    assert "no such file is not in the LoRA folder" in text["reload"] and "toasted" in text["toasted"]
 
 
 @in_web_uis

@@ -340,6 +340,12 @@ def test_the_url_of_a_picture_is_quoted(webui, folder) -> None:
     assert extension.host.picture_url(folder / "scribble.safetensors") == ""
 
 
+def test_a_generation_of_many_batches_says_a_thing_once(webui, capsys) -> None:
+    _, script = script_of(webui)
+    p = webui.generate(script, False, prompts=("cat <lora:gone:1>",) * 3)
+    assert len(p.comments) == 1 and capsys.readouterr().err.count("gone:1>") == 1
+
+
 def test_a_file_that_appears_during_a_run_is_found(webui, folder) -> None:
     extension, script = script_of(webui)
     (folder / "new.safetensors").write_bytes((folder / "scribble.safetensors").read_bytes())
