@@ -174,7 +174,7 @@ def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
     name = this.files.resolve(tag.name)
     wrong = f"{_shown(tag.name)} {this.files.why_missing(tag.name)}" if name is None else tag.problem
     if wrong is not None and this.files.web_ui is not WebUI.A1111:
-        this.fail(p, f"{tag.text}: {wrong}. {this.files.web_ui.value} applies none of this prompt's LoRAs because of it")
+        this.fail(p, f"{this.files.web_ui.value} applies none of this prompt's LoRAs because of {tag.text}: {wrong}")
     elif wrong is not None:
         this.tell(f"{tag.text}: {wrong}")
     if name is None:
