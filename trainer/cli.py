@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from convert.errors import JobError, UsageError
 from trainer.presets import DEMO, PAPER, PRESETS, preset_for, settled, told
-from trainer.recipe import Recipe, flag
+from trainer.recipe import Recipe, flag, home
 
 EXAMPLES = """examples:
   python -m trainer --out scribble.safetensors --demo                 the embedded miniature, minutes on a CPU
@@ -25,7 +25,7 @@ ATTENTION = ("auto", "flash", "cudnn", "efficient", "math")
 """The choices of trainer.kernels.attention_backend, without importing torch for --help."""
 
 GROUPS = {
-    "base": "data: the model and what it learns", "rank": "LoRA: which layers learn, and how much they hold",
+    "base": "data: the model and what it learns", "init": "LoRA: which layers learn, and how much they hold",
     "epochs": "schedule: how long and how fast", "noise_schedule": "objective: how an error counts", "dtype": "output",
 }
 """Headings of --help, by the recipe's first field under each."""
@@ -47,6 +47,10 @@ class Job:
     cuda_graphs: str
     checkpoint_every: int
     sample_every: int
+    sample_prompts: Path | None
+    save_every: int
+    save_every_epochs: int
+    save_to: Path | None
     track: str
     overwrite: bool
     dry_run: bool
@@ -129,6 +133,12 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
     add("--checkpoint-every", type=int, default=500, metavar="N", help="optimizer steps between checkpoints and held-out "
         "losses (default 500)")
     add("--sample-every", type=int, default=0, metavar="N", help="optimizer steps between sample pictures (default 0: none)")
+    add("--sample-prompts", type=Path, metavar="FILE", help="own prompts for them, a line each, with kohya's --n --w --h --d "
+        "--s --l and --am (LoRA scale); one sheet grows in the run folder, a row a time (default: the preview's prompt)")
+    add("--save-every", type=int, default=0, metavar="N", help="optimizer steps between LoRA files for hosts, named after "
+        "--out and the step (default 0: none)")
+    add("--save-every-epochs", type=int, default=0, metavar="N", help="the same in passes over the pictures (default 0: none)")
+    add("--save-to", type=Path, metavar="DIR", help="folder of those files (default: loras/ in the run folder)")
     add("--track", default="", metavar="NAME", help="also log to tensorboard or wandb (default: neither)")
     add("--contact-sheet", type=Path, metavar="PNG", help="write the data as figures 1 and 2 of the paper; without --out, "
         "only that")
@@ -146,11 +156,14 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
         if bare and not bare.endswith(":"):  # neither the root nor a drive
             given[name] = bare
     values, note = _values(options, given)
-    for name, least in (("micro_batch", 0), ("checkpoint_every", 1), ("sample_every", 0)):
+    for name, least in (("micro_batch", 0), ("checkpoint_every", 1), ("sample_every", 0), ("save_every", 0),
+                        ("save_every_epochs", 0)):
         if options[name] < least:
             raise UsageError(f"{flag(name)} {options[name]}: expected {least} or more")
     if options["track"] not in ("", "tensorboard", "wandb"):
         raise UsageError(f"--track {options['track']}: expected tensorboard or wandb")
+    if options["sample_prompts"] and not options["sample_every"]:
+        raise UsageError("--sample-prompts: give --sample-every too, the optimizer steps between pictures")
     out = options["out"]
     if out is None and not (options["dry_run"] or options["contact_sheet"]):
         raise UsageError("--out is missing: name the LoRA to write, for example --out scribble.safetensors")
@@ -170,6 +183,10 @@ def _values(options: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, A
     named = DEMO if options["demo"] else options["preset"]
     preset = named or preset_for(given.get("data", "quickdraw"))
     values = settled(preset, given)
+    if "init" in given:
+        from trainer.lora.start import recipe_of
+
+        values |= recipe_of(home(given["init"]), given)
     return values, "" if named or preset == PAPER else told(preset, values)
 
 

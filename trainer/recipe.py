@@ -72,6 +72,7 @@ class Recipe:
     flip: bool = option(True, "mirror half of the pictures at random")
     resolution: int = option(0, "side of a training picture in pixels, a multiple of 64; 0: the base's own (SD1.5: 512)")
     # the adapter
+    init: str = option("", "LoRA to go on from, in any form; it decides rank, alpha and layers", later=True)
     rank: int = option(4, "rank of the LoRA")
     alpha: float = option(0.0, "LoRA alpha, the update is alpha / rank * B A; 0: equal to the rank")
     targets: str = option("attention", "layers that learn: attention (128), attention+ff (160), kohya (192), locon (278, with "

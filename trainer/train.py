@@ -15,11 +15,15 @@ from trainer.data.records import Dataset, count_long_captions
 from trainer.encoding.encode import encode_dataset
 from trainer.kernels.compile import training_forward
 from trainer.lora import adapter, export
-from trainer.recipe import MINIATURE, Recipe
+from trainer.lora.lora_file import read_lora, start_from
+from trainer.lora.saves import check_saves
+from trainer.recipe import MINIATURE, Recipe, home
 from trainer.runs.contact_sheet import check_sheet
 from trainer.runs.loss_curve import draw_curve
 from trainer.runs.run_folder import RunFolder
+from trainer.sample.during_run import choose_actions
 from trainer.sample.preview import write_preview
+from trainer.sample.prompts import read_prompts
 from trainer.sample.sampler import Sampler
 from trainer.terminal import Say, say, say_nothing
 from trainer.training import checkpoints, devices
@@ -87,7 +91,11 @@ def _check(recipe: Recipe, job: Job) -> int | None:
         check_sheet(job.contact_sheet, overwrite=job.overwrite)
     if job.out is not None:
         folder.check(recipe)
+        if (job.save_every or job.save_every_epochs) and not job.overwrite:
+            check_saves(job.save_to or job.run / "loras", job.out.stem, recipe)
         export.check_out(job.out, overwrite=job.overwrite, mine=folder.owns(job.out))
+    if job.sample_prompts:
+        read_prompts(job.sample_prompts)
     check_tracker(job.track)
     check_base(recipe)
     return check_data(recipe)
@@ -123,16 +131,19 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
                                  cache=job.cache, say=tell))
     state.micro_batch = choose_micro_batch(training, job.micro_batch)
     first = checkpoints.restore(job.run / "checkpoints", state)
+    if recipe.init and not first:
+        start_from(factors, read_lora(home(recipe.init)).fitting(base))
     tell(f"{len(encoded)} pictures, {state.micro_batch} at once, {len(factors) // 2} modules, "
          f"{state.gradient.numel():,} numbers to learn, {training.total} steps"
          + (f", going on after step {first}" if first else ""))
     return training, state
 
 
-def _train(training: Training, state: State, job: Job, base: Base, dataset: Dataset, tell: Say) -> None:
-    """Drive the loop to its end or to a requested stop: write metrics, draw samples."""
+def _train(training: Training, state: State, job: Job, base: Base, dataset: Dataset, started: float, tell: Say) -> None:
+    """Drive the loop to its end or to a requested stop: write metrics, samples, LoRA files on the way."""
     folder, main = RunFolder(job.run), training.processes.main
-    sampler = Sampler(base, training.compute, resolution=training.recipe.resolution) if job.sample_every and main else None
+    actions = choose_actions(training.recipe, job, base, dataset, training.compute, total=training.total,
+                             started=started) if main else []
     metrics = Metrics(folder.metrics, first=state.step, total=training.total,
                       tracker=open_tracker(job.track, job.run, training.recipe.as_dict())) if main else None
     with StopRequest(tell) as stop, metrics or nullcontext():
@@ -142,18 +153,15 @@ def _train(training: Training, state: State, job: Job, base: Base, dataset: Data
                     metrics.report(report)
                 if step.held_out is not None:
                     metrics.held_out(step.done, step.held_out)
-            if sampler and step.done % job.sample_every == 0:
-                folder.samples.mkdir(exist_ok=True)
-                write_preview(sampler, dataset, folder.samples / f"step-{step.done:06d}.png")
-                adapter.set_scale(base.unet, 1.0)
-                adapter.set_text_scale(base.text_encoder, 1.0)
+            for action in actions:
+                action(step.done)
 
 
 def _train_and_export(training: Training, state: State, job: Job, base: Base, dataset: Dataset, started: float,
                       tell: Say) -> int:  # fmt: skip
     folder, recipe = RunFolder(job.run), training.recipe
     assert job.out is not None
-    _train(training, state, job, base, dataset, tell)
+    _train(training, state, job, base, dataset, started, tell)
     if not training.processes.main:
         return 0 if state.step == training.total else STOPPED
     draw_curve(read_lines(folder.metrics), job.run / "loss.png")

@@ -19,7 +19,7 @@ from convert.names import parse
 from convert.sd15 import TEXT_ENCODER
 from trainer.base.load import Base
 from trainer.base.sd15 import SCRIBBLE_NARROW, SD_V1
-from trainer.lora.adapter import NAME, TEXT_FACTORS
+from trainer.lora.adapter import NAME, TEXT_FACTORS, Factor
 from trainer.miniature import adapters
 from trainer.recipe import Recipe, flag
 from trainer.terminal import quiet
@@ -83,7 +83,7 @@ class LoraFile:
             JobError: a module is not the base's, or the adapter is of a kind whose scale is no plain factor.
                 Of a wide LoRA on the narrow miniature: it was trained on the wide one.
         """
-        fitting = self._fitting(base)
+        fitting = self.fitting(base)
         fitting._check(base)
         with quiet(), tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "lora.safetensors").write_bytes(fitting.diffusers)
@@ -114,7 +114,7 @@ class LoraFile:
                 factor.requires_grad_(False)
         base.text_encoder.eval()
 
-    def _fitting(self, base: Base) -> LoraFile:
+    def fitting(self, base: Base) -> LoraFile:
         """Itself, or on the narrow miniature what a LoRA of SD1.5's shape was widened from. Raises JobError."""
         if base.family != SCRIBBLE_NARROW or self.contents.base != SD_V1:
             return self
@@ -135,6 +135,24 @@ class LoraFile:
                 raise JobError(f"{self.path}: does not fit the base {base.name}: {module.module.name} {has}, and the LoRA "
                                f"(for {self.contents.base}) patches one of {list(module.shape)}: give --base the model it "
                                "was trained on")
+
+
+def start_from(factors: Sequence[Factor], lora: LoraFile) -> None:
+    """Copy the factors of `lora` into fresh ones. Those of the text encoder that it does not have stay as they are.
+
+    Raises:
+        JobError: a layer of the UNet is not there, or a factor has another shape.
+    """
+    stored = lora.factors()
+    names = dict(factors)
+    lacking = sorted({name for name in names if not name.startswith(TEXT_FACTORS)} ^ {
+        name for name in stored if not name.startswith(TEXT_FACTORS)}) + sorted(stored.keys() - names.keys())
+    wrong = [name for name, factor in stored.items() if name in names and factor.shape != names[name].shape]
+    if lacking or wrong:
+        raise JobError(f"--init {lora.path}: {[*lacking, *wrong][0]} does not fit this base: give the one that it was trained "
+                       "on")
+    for name, factor in stored.items():
+        names[name].data.copy_(factor)
 
 
 def trained_by(lora: LoraFile, changed: dict[str, Any], *, needed: Sequence[str]) -> Recipe:

@@ -28,6 +28,8 @@ class PeriodicSaves:
     started: float
 
     def __call__(self, step: int) -> None:
+        if step == self.total:
+            return  # that is --out
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"{self.name}-{step:06d}.safetensors"
         with TemporaryDirectory() as folder:
