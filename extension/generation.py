@@ -186,11 +186,11 @@ def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
         this.tell(f"{tag.text} {part}: {name}: {problem}")
 
 
-def verify(p: Processing, this: Generation, is_applied: Callable[[Inspected, float], bool], now: Iterable[str]) -> None:
+def verify(p: Processing, this: Generation, is_applied: Callable[[Inspected, float | None], bool], now: Iterable[str]) -> None:
     """Report what the web UI did not load. Called after it has loaded the LoRAs of a batch.
 
     Args:
-        is_applied: asks the web UI.
+        is_applied: asks the web UI whether it has the file at this scale; at any, if another extension had a say in the tag.
         now: the batch's prompts with their tags, as `settle` left them.
     """
     tagged = list(dict.fromkeys(tag for prompt in now for tag in prompts.tags(prompt)))
@@ -202,7 +202,8 @@ def verify(p: Processing, this: Generation, is_applied: Callable[[Inspected, flo
             return
     if this.applied is None or infotext.ERROR in p.extra_generation_params:
         return
-    if not is_applied(this.applied.found, float(prompts.number(this.applied.scale))):
+    shared = any(tag.extras for tag in tagged if this.files.resolve(tag.name) == this.applied.name)
+    if not is_applied(this.applied.found, None if shared else float(prompts.number(this.applied.scale))):
         bad = next((f": {tag.text} {tag.problem}" for tag in tagged if tag.problem), ": its console says why")
         this.fail(p, f"{this.files.web_ui.value} did not load {this.applied.name}{bad}")
 

@@ -102,8 +102,8 @@ def rescanned() -> LoraFiles:
     return files()
 
 
-def is_applied(found: Inspected, scale: float) -> bool:
-    """Whether the web UI has this file switched on, at this scale, for the running generation."""
+def is_applied(found: Inspected, scale: float | None) -> bool:
+    """Whether the web UI has this file switched on, at this scale (None: at any), for the running generation."""
     from modules import sd_models
 
     lora = networks()
@@ -111,9 +111,10 @@ def is_applied(found: Inspected, scale: float) -> bool:
         return False
     if web_ui() is WebUI.A1111:
         named = (net for net in lora.loaded_networks if found.name in (net.name, net.mentioned_name))
-        return any(net.unet_multiplier == scale for net in named)
+        return any(scale in (None, net.unet_multiplier) for net in named)
     state = str(sd_models.model_data.sd_model.current_lora_hash)  # Forge's list of [file, scale of the UNet, …], as text
-    return f"[{lora.available_networks[found.name].filename!r}, {scale}, " in state
+    at = f"[{lora.available_networks[found.name].filename!r}, "
+    return (at if scale is None else f"{at}{scale}, ") in state
 
 
 def broken_layers(name: str) -> int:

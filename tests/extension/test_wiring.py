@@ -154,6 +154,15 @@ def test_what_the_web_ui_did_not_load_is_told_everywhere(webui) -> None:
         assert "Scribble LoRA adapter" not in p.extra_generation_params
 
 
+def test_another_extensions_tag_may_have_another_strength(webui) -> None:
+    """A block weight extension multiplies the strength: only whether the file is loaded can be checked then."""
+    _, script = script_of(webui)
+    for name, told in (("scribble", False), ("other", True)):
+        webui.networks.loaded_networks[:] = [SimpleNamespace(name=name, mentioned_name=name, unet_multiplier=0.1)]
+        p = webui.processing("cat <lora:scribble:1:lbw=MIDD>").run(script, True, "scribble", 0.8, False)
+        assert p.all_prompts == ["cat <lora:scribble:0.8:lbw=MIDD>"] and bool(p.comments) is told
+
+
 def test_layers_that_did_not_fit_are_told(webui) -> None:
     _, script = script_of(webui)
     webui.errors["scribble"] = 3
