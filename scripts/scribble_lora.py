@@ -33,6 +33,14 @@ def _other_copy() -> str | None:
     return next((str(data.basedir) for data in others), None)
 
 
+def _panel(error: Exception) -> str:
+    """What a bug report needs; "" if the folder is too damaged to tell."""
+    try:
+        return str(importlib.import_module(f"{_PACKAGE}.extension.failures").panel("is off", error)) + "\n"
+    except Exception:  # noqa: BLE001 - the caller reports the first error
+        return ""
+
+
 try:
     if _other_copy():
         print(f"Scribble LoRA: {_ROOT} is a second copy and stays off; {_other_copy()} is on", file=sys.stderr)
@@ -43,4 +51,6 @@ try:
         ScribbleLora = _register.ScribbleLora
 except Exception as error:  # noqa: BLE001 - the web UI goes on without us
     _why = " ".join(f"{type(error).__name__}: {error}".split())
-    print(f"Scribble LoRA: is off, its folder is damaged ({_why}): install it again into {_ROOT}", file=sys.stderr)
+    _text = _panel(error)
+    _advice = f": {_why}" if _text else f", its folder is damaged ({_why}): install it again into {_ROOT}"
+    print(f"{_text}Scribble LoRA: is off{_advice}", file=sys.stderr)

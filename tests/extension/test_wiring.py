@@ -34,6 +34,14 @@ def test_a_second_copy_stays_off(webui, capsys) -> None:
     assert "is a second copy and stays off; /other is on" in said and said.count("\n") == 1
 
 
+def test_a_web_ui_that_lacks_something_costs_one_panel_and_one_line(webui, monkeypatch, capsys) -> None:
+    monkeypatch.delattr(sys.modules["modules.ui_components"], "ToolButton")
+    assert webui.start().Script is None and not webui.callbacks
+    *frame, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("Scribble LoRA: is off: ImportError: cannot import name 'ToolButton'")
+    assert {line[0] for line in frame} == {"+", "|"} and any("Traceback" in line for line in frame)
+
+
 def test_a_reload_takes_the_package_anew(webui) -> None:
     first = webui.start()
     assert webui.start().Script is not first.Script
