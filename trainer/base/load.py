@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ class Base:
     """diffusers' DDPMScheduler: the base's betas and prediction type"""
     resolution: int
     """side in pixels of the pictures it was made for"""
+    words: tuple[str, ...] = ()
+    """the things it can draw, where it has a list of them: the narrow miniature has"""
+
+    def without_words(self, prompts: Sequence[str]) -> list[str]:
+        """Those of `prompts` that name nothing it can draw; none where it has no list."""
+        if not self.words:
+            return []
+        known = re.compile(r"\b(?:" + "|".join(re.escape(word) for word in self.words) + r")s?\b", re.IGNORECASE)
+        return [prompt for prompt in dict.fromkeys(prompts) if not known.search(prompt)]
     clip_skip: int = 1
     """the text encoder's layer, from its end, whose output is read; later ones are not there"""
 
@@ -120,11 +130,12 @@ def _from_packed(recipe: Recipe, path: Path, dtype: torch.dtype) -> Base:
 
     from trainer.miniature.packed import read_narrow
 
-    models = read_narrow(path).models()
+    narrow = read_narrow(path)
+    models: dict[str, Any] = narrow.models()
     positions = models["text_encoder"].config.max_position_embeddings
     tokenizer = clip_tokenizer(recipe.tokenizer, max_positions=positions, vocabulary=TOKENS)
     scheduler = DDPMScheduler.from_config(SCHEDULER_CONFIG)
-    models |= {"unet": models["unet"].to(dtype), "tokenizer": tokenizer, "scheduler": scheduler}
+    models |= {"unet": models["unet"].to(dtype), "tokenizer": tokenizer, "scheduler": scheduler, "words": narrow.words}
     return _assemble(recipe.base, _digest(path), SCRIBBLE_NARROW, models)
 
 

@@ -79,6 +79,8 @@ def _draw(options: argparse.Namespace) -> int:
     compute = devices.choose(options.device)
     base = load_base(recipe, dtype=compute.base_dtype, say=print)
     lora.attach(base)
+    for prompt in base.without_words(options.prompt):
+        print(f"{prompt!r}: names nothing that {base.name} can draw, so it will be a picture of something else")
     sampler = Sampler(base, compute, resolution=options.resolution or recipe.resolution, steps=options.steps or STEPS,
                       guidance=options.guidance)  # fmt: skip
     rows = [(prompt, options.seed + k) for prompt in options.prompt for k in range(options.seeds)]

@@ -56,6 +56,12 @@ def test_the_narrow_file_is_a_base_with_clips_tokens(packed) -> None:
     assert base.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
+def test_it_says_which_prompts_name_nothing_it_can_draw(packed) -> None:
+    base = base_of(packed)
+    prompts = ["a scribble of apple", "two apples", "a scribble of fox", "pineapple"]
+    assert base.words == ("apple",) and base.without_words(prompts) == ["a scribble of fox", "pineapple"]
+
+
 def test_its_lora_is_one_of_sd15_for_hosts_and_says_its_base(trained) -> None:
     lora = convert.read(trained)
     assert lora.base == "sd_v1" and len(lora.modules) == 128 and lora.rank == 4
