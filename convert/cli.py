@@ -29,7 +29,7 @@ def parser() -> Parser:
     """The options of `python -m convert`."""
     what = "Read a Stable Diffusion 1.5 LoRA in any form and write it in another, losing nothing."
     p = Parser("python -m convert", what, EXAMPLES)
-    p.add_argument("paths", nargs="+", metavar="IN [OUT]", help="a .safetensors file or a peft adapter folder, and where to")
+    p.add_argument("paths", nargs="+", metavar="IN [OUT]", help="a file (.safetensors, .bin, .pt) or peft folder, and where to")
     p.add_output(out=False)
     p.add_alpha()
     p.add_argument("--fold-alpha", action="store_true", help="multiply alpha / rank into the factors, so that alpha = rank")

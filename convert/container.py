@@ -86,11 +86,21 @@ def open_source(path: Path) -> BinaryIO:
 
 
 def open_container(path: Path, *, pickles: bool = False) -> Container:
-    """Read and verify a header. Raises `NotSafetensors` or `Damaged` unless it is a whole, sound safetensors file."""
+    """Read and verify a header. Raises `NotSafetensors` or `Damaged` unless it is a whole, sound safetensors file.
+
+    With `pickles`, PyTorch's .bin, .pt and .ckpt are opened too, without running anything in them (see `pickled`).
+    """
     with open_source(path) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(min(size, 1024))
-        length = _header_length(path, start, size)
+        try:
+            length = _header_length(path, start, size)
+        except NotSafetensors as error:
+            if not (pickles and error.is_pickle):
+                raise
+            from .pickled import open_pickle
+
+            return open_pickle(path)
         file.seek(8)
         raw = file.read(length)
     with _no_garbage_collection():
@@ -115,7 +125,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 _PICKLE = (
     "is a PyTorch pickle (.bin, .pt, .ckpt), which can run code when loaded",
-    "load it with torch.load(path, weights_only=True), save it with safetensors.torch.save_file, then convert that",
+    "python -m convert reads it without running anything in it and writes a safetensors file",
 )
 
 _NOT_SAFETENSORS: tuple[tuple[bytes, tuple[str, str]], ...] = (

@@ -1,7 +1,7 @@
 """The best product of a given rank for a change of weights (Eckart–Young), and how far it is off.
 
-A product of small matrices is reduced through the QR decompositions of its factors, so that the whole matrix is never
-built. A whole matrix too large for an exact SVD gets a randomised one (Halko, Martinsson, Tropp, arXiv 0909.4061,
+A product of small matrices is reduced through the Gram matrices of its factors, so that the whole matrix is never built.
+A whole matrix too large for an exact decomposition gets a randomised one (Halko, Martinsson, Tropp, arXiv 0909.4061,
 algorithms 4.4 and 5.1).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 
@@ -21,6 +22,11 @@ EXACT = 400
 
 MOST_RANK = 1280
 """No layer that a LoRA patches has more rows, or fewer columns, than make sense of it."""
+
+NOISE = 1e-7
+"""Singular values below the largest times this are rounding."""
+
+Double = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 
 OVERSAMPLE, POWER = 16, 4
 """Extra columns and power iterations of the randomised SVD: its error is then within a fraction of a percent of the best."""
@@ -71,51 +77,75 @@ def reduced(change: Change, limit: Limit) -> Product:
     if isinstance(change, Product):
         if limit.allows(change.rank):
             return change
-        u, s, v = _svd_of_product(change)
-        total = float((s.astype(numpy.float64) ** 2).sum())
-    else:
-        u, s, v, total = _svd_of_matrix(change, limit)
+        return _reduced_product(change, limit)
+    if change.shape[0] > change.shape[1]:
+        turned = reduced(numpy.ascontiguousarray(change.T), limit)
+        return Product(turned.down.T, turned.up.T)
+    u, s, total = _left_vectors(change, limit)
     rank = limit.of(s, total)
-    root = numpy.sqrt(s[:rank])
-    return Product((u[:, :rank] * root).astype(numpy.float32), (v[:rank] * root[:, None]).astype(numpy.float32))
+    root = numpy.sqrt(numpy.maximum(s[:rank], 1e-30)).astype(numpy.float32)
+    return Product(u[:, :rank] * root, (u[:, :rank].T @ change) / root[:, None])
 
 
-def _svd_of_product(change: Product) -> tuple[Array, Array, Array]:
-    q_up, r_up = numpy.linalg.qr(change.up)
-    q_down, r_down = numpy.linalg.qr(change.down.T)
-    u, s, v = numpy.linalg.svd(r_up.astype(numpy.float64) @ r_down.astype(numpy.float64).T, full_matrices=False)
-    return q_up @ u.astype(numpy.float32), s.astype(numpy.float32), v.astype(numpy.float32) @ q_down.T
+def _reduced_product(change: Product, limit: Limit) -> Product:
+    """Through the small matrices UᵀU and D Dᵀ, in double precision: with L Lᵀ = D Dᵀ, U D and U L have the same left
+    singular vectors and singular values.
+    """
+    of_up, of_down = _grams(change)
+    values, vectors = numpy.linalg.eigh(of_down)
+    lower = vectors * numpy.sqrt(numpy.maximum(values, 0.0))
+    values, vectors = numpy.linalg.eigh(lower.T @ of_up @ lower)
+    s = numpy.sqrt(numpy.maximum(values[::-1], 0.0))
+    rank = max(1, min(limit.of(s.astype(numpy.float32), float((s**2).sum())), int((s > NOISE * s[0]).sum())))
+    s = numpy.maximum(s[:rank], 1e-30)
+    right = (lower @ vectors[:, ::-1][:, :rank]) / s
+    # u = U · right; the best product is u uᵀ U D
+    up = (change.up @ (right * numpy.sqrt(s)).astype(numpy.float32)).astype(numpy.float32)
+    down = ((right.T @ of_up) / numpy.sqrt(s)[:, None]).astype(numpy.float32) @ change.down
+    return Product(up, down)
 
 
-def _svd_of_matrix(matrix: Array, limit: Limit) -> tuple[Array, Array, Array, float]:
-    total = norm(matrix) ** 2
-    smaller = min(matrix.shape)
+def _grams(change: Product) -> tuple[Double, Double]:
+    up, down = change.up.astype(numpy.float64), change.down.astype(numpy.float64)
+    return up.T @ up, down @ down.T
+
+
+def _left_vectors(matrix: Array, limit: Limit) -> tuple[Array, Array, float]:
+    """Left singular vectors and singular values in falling order, as many as `limit` may need, and the squared norm."""
+    total, smaller = norm(matrix) ** 2, min(matrix.shape)
     rank = limit.rank if limit.rank is not None else 64
     while smaller > EXACT and rank + OVERSAMPLE < smaller // 2:
-        u, s, v = _randomised(matrix, rank + OVERSAMPLE)
+        basis = _range(matrix, rank + OVERSAMPLE)
+        u, s = _eigen(basis.T @ matrix)
         if limit.rank is not None or limit.of(s, total) <= rank:
-            return u, s, v, total
+            return basis @ u, s, total
         rank *= 2
-    u, s, v = numpy.linalg.svd(matrix, full_matrices=False)
-    return u, s, v, total
+    return *_eigen(matrix), total
 
 
-def _randomised(matrix: Array, columns: int) -> tuple[Array, Array, Array]:
+def _range(matrix: Array, columns: int) -> Array:
+    """An orthonormal basis (out, columns) that holds the first singular vectors all but exactly."""
     draw = numpy.random.default_rng(0)  # the same file every time
     basis, _ = numpy.linalg.qr(matrix @ draw.standard_normal((matrix.shape[1], columns), dtype=numpy.float32))
     for _ in range(POWER):
         other, _ = numpy.linalg.qr(matrix.T @ basis)
         basis, _ = numpy.linalg.qr(matrix @ other)
-    u, s, v = numpy.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return basis @ u, s, v
+    return basis
+
+
+def _eigen(matrix: Array) -> tuple[Array, Array]:
+    """Left singular vectors and values from the eigenvectors of M Mᵀ: much faster than an SVD of a wide matrix."""
+    wide = matrix.astype(numpy.float64)
+    values, vectors = numpy.linalg.eigh(wide @ wide.T)
+    s = numpy.sqrt(numpy.maximum(values[::-1], 0.0))
+    return vectors[:, ::-1].astype(numpy.float32), s.astype(numpy.float32)
 
 
 def norm(change: Change) -> float:
     """The Frobenius norm."""
     if isinstance(change, Product):
-        _, r_up = numpy.linalg.qr(change.up.astype(numpy.float64))
-        _, r_down = numpy.linalg.qr(change.down.T.astype(numpy.float64))
-        return float(numpy.linalg.norm(r_up @ r_down.T))
+        of_up, of_down = _grams(change)
+        return math.sqrt(max(float((of_up * of_down).sum()), 0.0))  # tr(UᵀU · D Dᵀ)
     return math.sqrt(sum(float(numpy.dot(row, row)) for row in change.astype(numpy.float64, copy=False)))
 
 

@@ -63,7 +63,7 @@ HOSTILE = {
     "a few bytes": (b"abc", "too short"),
     "web page": (b"<!DOCTYPE html><html>not found</html>", "web page"),
     "web page after blank lines": (b"\n\n  <html></html>" * 9, "web page"),
-    "zip pickle": (b"PK\x03\x04" + bytes(99), "weights_only=True"),
+    "zip pickle": (b"PK\x03\x04" + bytes(99), "python -m convert"),
     "old pickle": (b"\x80\x02" + bytes(99), "pickle"),
     "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
     "noise": (bytes(range(200, 256)) * 9, "not a safetensors file"),
