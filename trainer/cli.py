@@ -42,6 +42,7 @@ class Job:
     cache: Path
     device: str
     micro_batch: int
+    gradient_checkpointing: str
     compile: str
     attention: str
     cuda_graphs: str
@@ -124,6 +125,8 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
     place_options(group)
     add("--micro-batch", type=int, default=0, metavar="N", help="pictures computed at once; the result is the same up to "
         "rounding (default: as many as memory holds, found once and kept in the run)")
+    add("--gradient-checkpointing", choices=("auto", "on", "off"), default="auto", help="compute activations twice instead of "
+        "keeping them, for cards of 4 to 6 GB; the result is the same (default auto: where memory does not hold one picture)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile: on a CUDA GPU, anywhere, nowhere "
         "(default auto)")
     add("--attention", choices=ATTENTION, default="auto", help="torch's attention kernel to try first (default auto: by the "
@@ -162,6 +165,9 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
             raise UsageError(f"{flag(name)} {options[name]}: expected {least} or more")
     if options["track"] not in ("", "tensorboard", "wandb"):
         raise UsageError(f"--track {options['track']}: expected tensorboard or wandb")
+    if options["gradient_checkpointing"] == "on" and options["cuda_graphs"] != "off":
+        raise UsageError("--gradient-checkpointing on and --cuda-graphs: a graph does not record a pass that is computed "
+                         "twice: give one of them")
     if options["sample_prompts"] and not options["sample_every"]:
         raise UsageError("--sample-prompts: give --sample-every too, the optimizer steps between pictures")
     out = options["out"]

@@ -73,7 +73,8 @@ def report(recipe: Recipe, counted: Plan, device: str, flops: float) -> str:
     if recipe.base == MINIATURE:
         lines += ["memory           about 2 GiB", "time             a few minutes on two CPU cores"]
     else:
-        memory = "about 5 GiB of GPU memory at --micro-batch 1, more above" if device == "cuda" else "about 12 GiB"
+        memory = ("about 5 GiB of GPU memory at --micro-batch 1, about 3 with gradient checkpointing" if device == "cuda"
+                  else "about 12 GiB")
         lines += [f"memory           {memory} (estimate)",
                   f"time             about {in_words(seconds(recipe, counted.samples, device, flops))} on this {device} "
                   f"({flops / 1e12:.2f} TFLOP/s in a matrix product; estimate)"]

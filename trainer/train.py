@@ -29,6 +29,7 @@ from trainer.terminal import Say, say, say_nothing
 from trainer.training import checkpoints, devices
 from trainer.training.devices import Compute
 from trainer.training.loop import train
+from trainer.training.low_memory import choose_checkpointing
 from trainer.training.metrics import Metrics, check_tracker, open_tracker, read_lines
 from trainer.training.micro_batch import choose_micro_batch
 from trainer.training.objective import choose_objective
@@ -129,6 +130,7 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
         attention=job.attention,
         forward=training_forward(base.unet, compute.device, compile=job.compile, cuda_graphs=job.cuda_graphs,
                                  cache=job.cache, say=tell))
+    choose_checkpointing(training, job.gradient_checkpointing, tell)
     state.micro_batch = choose_micro_batch(training, job.micro_batch)
     first = checkpoints.restore(job.run / "checkpoints", state)
     if recipe.init and not first:

@@ -13,7 +13,7 @@ from diffusers.optimization import SchedulerType, get_scheduler
 
 from tests.trainer.test_training import RECIPE, run_to_end, training
 from trainer.recipe import LR_SCHEDULES, OPTIMIZERS, Recipe
-from trainer.training import checkpoints, objective, optim
+from trainer.training import checkpoints, low_memory, micro_batch, objective, optim
 from trainer.training.loop import train
 from trainer.training.noise_schedule import NoiseSchedule
 
@@ -109,6 +109,28 @@ def test_prodigy_is_the_librarys(tmp_path: Path) -> None:
     assert state.optimizer.param_groups[0]["d"] == theirs.param_groups[0]["d"] > 1e-6
     for mine, copy in zip(state.parameters, copies, strict=True):
         assert torch.equal(mine, copy)
+
+
+def test_gradient_checkpointing_keeps_less_and_changes_no_number(tmp_path: Path) -> None:
+    plain, state = training(tmp_path / "a", RECIPE)
+    low, low_state = training(tmp_path / "b", RECIPE)
+    assert low_memory.choose_checkpointing(low, "on", print)
+    assert 3 * micro_batch.activation_bytes(low) < micro_batch.activation_bytes(plain)
+    for t, each in ((plain, state), (low, low_state)):
+        run_to_end(t, each)
+    for (name, mine), (_, theirs) in zip(state.factors, low_state.factors, strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize(("free", "on"), [(1 << 40, False), (1 << 10, True)])
+def test_it_is_on_where_memory_does_not_hold_a_picture(free: int, on: bool, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(low_memory, "free_bytes", lambda device: free)
+    said: list[str] = []
+    t, _ = training(tmp_path, RECIPE)
+    assert low_memory.choose_checkpointing(t, "auto", said.append) is on
+    assert t.unet.is_gradient_checkpointing is on and len(said) == on
+    assert low_memory.choose_checkpointing(training(tmp_path, RECIPE)[0], "off", said.append) is False
 
 
 def test_learning_goes_on_under_every_choice(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def choose_micro_batch(t: Training, wish: int) -> int:
     elif recorded.get("device") == _device_name(t.compute.device):
         size = int(recorded["micro_batch"])
     else:
-        fits = int(SHARE * _free(t.compute.device) / max(activation_bytes(t), 1))
+        fits = int(SHARE * free_bytes(t.compute.device) / max(activation_bytes(t), 1))
         size = equal_parts(whole, min(LARGEST, fits))
     size = t.processes.all_reduce_min(size, t.compute.device)
     record(t, size)
@@ -81,7 +81,8 @@ def _kept(t: Training, pictures: int) -> int:
     return sum(kept.values())
 
 
-def _free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free, on a CPU at most half of all."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     memory = psutil.virtual_memory()
