@@ -30,6 +30,7 @@ GROUPS = {
 }
 """Headings of --help, by the recipe's first field under each."""
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "WORD"}
+MAX_UPSCALE = 1.25
 CACHE = Path.home() / ".cache" / "scribble-lora"
 
 
@@ -55,6 +56,8 @@ class Job:
     track: str
     overwrite: bool
     dry_run: bool
+    decode: bool
+    max_upscale: float
     preview: bool
     contact_sheet: Path | None
     note: str
@@ -104,8 +107,9 @@ def add_field(group: Any, f: dataclasses.Field) -> None:
     kind, help = type(f.default), f.metadata["help"] + told
     if kind is bool:
         group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=help)
-    elif kind is tuple:
-        group.add_argument(flag(f.name), action="append", default=None, metavar=f.metadata["metavar"], help=help)
+    elif kind is tuple or f.metadata["rest"]:
+        group.add_argument(flag(f.name), action="append", default=None, metavar=f.metadata["metavar"] or METAVARS[str],
+                           help=help)
     else:
         choices = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else ""
         group.add_argument(flag(f.name), type=kind, default=None, help=help, metavar=choices or METAVARS[kind])
@@ -147,17 +151,22 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
         "only that")
     add("--preview", action=argparse.BooleanOptionalAction, default=True, help="draw the picture beside --out (default: yes)")
     add("--overwrite", action="store_true", help="replace an --out, card or picture that exists")
-    add("--dry-run", action="store_true", help="print recipe, steps, memory and time, and stop")
+    add("--decode", action=argparse.BooleanOptionalAction, default=True, help="read every picture whole before training, to "
+        "find all damaged files at once (default: yes)")
+    add("--max-upscale", type=float, default=MAX_UPSCALE, metavar="X", help=f"name pictures that are enlarged more than this "
+        f"(default {MAX_UPSCALE})")
+    add("--dry-run", action="store_true", help="print what would be learnt, recipe, steps, memory and time, and stop")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     """The recipe and the job that `argv` asks for. UsageError names a flag that makes no sense."""
     options = vars(parser().parse_args(argv))
     given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options.get(f.name) is not None}
-    for name in ("base", "data"):  # a slash that a shell's completion put at the end makes no other recipe
-        bare = given.get(name, "").rstrip("/\\")
-        if bare and not bare.endswith(":"):  # neither the root nor a drive
-            given[name] = bare
+    if "base" in given:
+        given["base"] = _bare(given["base"])
+    if "data" in given:
+        given["data"], *rest = map(_bare, given["data"])
+        given["more_data"] = tuple(rest)
     values, note = _values(options, given)
     for name, least in (("micro_batch", 0), ("checkpoint_every", 1), ("sample_every", 0), ("save_every", 0),
                         ("save_every_epochs", 0)):
@@ -173,8 +182,10 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     out = options["out"]
     if out is None and not (options["dry_run"] or options["contact_sheet"]):
         raise UsageError("--out is missing: name the LoRA to write, for example --out scribble.safetensors")
-    job = {f.name: options[f.name] for f in dataclasses.fields(Job) if f.name in options}
-    job |= {"out": out, "run": options["run"] or Path("runs") / (out.stem if out else "scribble"), "note": note}
+    job: dict[str, Any] = {f.name: home(str(value)) if isinstance(value := options[f.name], Path) else value
+                           for f in dataclasses.fields(Job) if f.name in options}
+    out = job["out"]
+    job |= {"run": job["run"] or Path("runs") / (out.stem if out else "scribble"), "note": note}
     return Recipe(**values), Job(**job)
 
 
@@ -185,7 +196,7 @@ def _values(options: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, A
     if options["recipe"]:
         if options["preset"]:
             raise UsageError("--recipe and --preset: give one of them, and other flags that change it")
-        return (dict(PRESETS[DEMO]) if options["demo"] else {}) | read_recipe(options["recipe"]) | given, ""
+        return (dict(PRESETS[DEMO]) if options["demo"] else {}) | read_recipe(home(str(options["recipe"]))) | given, ""
     named = DEMO if options["demo"] else options["preset"]
     preset = named or preset_for(given.get("data", "quickdraw"))
     values = settled(preset, given)
@@ -194,6 +205,12 @@ def _values(options: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, A
 
         values |= recipe_of(home(given["init"]), given)
     return values, "" if named or preset == PAPER else told(preset, values)
+
+
+def _bare(path: str) -> str:
+    """A path without the slash that a shell's completion put at its end; the root and a drive keep theirs."""
+    bare = path.rstrip("/\\")
+    return bare if bare and not bare.endswith(":") else path
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -10,39 +10,45 @@ from trainer.recipe import MINIATURE, Recipe
 # Operations for one 512-pixel picture, 2 per multiply-add, counted on SD1.5's UNet: forward and backward with only a
 # rank-4 attention LoRA learning.
 TRAIN_GFLOP = 1714.0
+MINIATURE_GFLOP = 3.0  # the same for one 64-pixel picture on the miniature
 EFFICIENCY = {"cuda": 0.35, "cpu": 0.5, "mps": 0.3}  # share of a large matrix product's rate that training reaches, rough
 DAY = 86400.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """pictures, total_steps, samples (pictures seen), latent_bytes (of the encoded set in fp16)."""
+    """Of a run, counted before it starts."""
 
     pictures: int
+    """in an epoch: each as often as its repeats say"""
     total_steps: int
     samples: int
+    """pictures seen in all"""
     latent_bytes: int
+    """of the encoded set, in fp16"""
 
 
 def side(recipe: Recipe) -> int:
     """Side in pixels of a training picture, before the base is loaded and says its own."""
-    return recipe.resolution or (64 if recipe.base == MINIATURE else 512)
+    return recipe.side
 
 
-def plan(recipe: Recipe, pictures: int) -> Plan:
-    """Count a run over `pictures` training pictures."""
+def plan(recipe: Recipe, pictures: int, *, encoded: int = 0) -> Plan:
+    """Count a run with `pictures` pictures in an epoch; encoded: how many different ones (0: as many)."""
     steps = recipe.total_steps(pictures)
     per_epoch = recipe.steps_per_epoch(pictures)
     epochs, rest = divmod(steps, per_epoch)
     samples = epochs * pictures + min(rest * recipe.batch * recipe.accumulation, pictures)
     latent = side(recipe) // (4 if recipe.base == MINIATURE else 8)
     views = 2 if recipe.flip else 1
-    return Plan(pictures=pictures, total_steps=steps, samples=samples, latent_bytes=pictures * views * 2 * 4 * latent**2 * 2)
+    return Plan(pictures=pictures, total_steps=steps, samples=samples,
+                latent_bytes=(encoded or pictures) * views * 2 * 4 * latent**2 * 2)
 
 
 def seconds(recipe: Recipe, samples: int, device: str, flops: float) -> float:
     """Expected training time on `device` ("cuda", "cpu", "mps") whose matrix products run at `flops` operations/s."""
-    work = TRAIN_GFLOP * 1e9 * ((recipe.resolution or 512) / 512) ** 2
+    gflop, side = (MINIATURE_GFLOP, 64) if recipe.base == MINIATURE else (TRAIN_GFLOP, 512)
+    work = gflop * 1e9 * (recipe.side / side) ** 2
     return samples * work / (flops * EFFICIENCY[device])
 
 
@@ -63,21 +69,22 @@ def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
                      "embedded miniature")
 
 
-def report(recipe: Recipe, counted: Plan, device: str, flops: float) -> str:
-    """The dry run's text."""
+def report(recipe: Recipe, counted: Plan, device: str, flops: float, *, modules: int = 0, numbers: int = 0) -> str:
+    """The dry run's text; modules, numbers: that learn."""
     settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": side(recipe), "steps": counted.total_steps}
     lines = [f"{name:<16} {value}" for name, value in settled.items()]
     lines += ["", f"pictures         {counted.pictures}", f"optimizer steps  {counted.total_steps}",
               f"samples          {counted.samples}, each picture {counted.samples / counted.pictures:.4g} times",
               f"encoded set      {counted.latent_bytes / 2**20:.0f} MiB in fp16"]
+    lines += [f"to learn         {modules} modules, {numbers:,} numbers"] if modules else []
     if recipe.base == MINIATURE:
-        lines += ["memory           about 2 GiB", "time             a few minutes on two CPU cores"]
+        memory = "about 2 GiB"
     else:
         memory = ("about 5 GiB of GPU memory at --micro-batch 1, about 3 with gradient checkpointing" if device == "cuda"
                   else "about 12 GiB")
-        lines += [f"memory           {memory} (estimate)",
-                  f"time             about {in_words(seconds(recipe, counted.samples, device, flops))} on this {device} "
-                  f"({flops / 1e12:.2f} TFLOP/s in a matrix product; estimate)"]
+    lines += [f"memory           {memory} (estimate)",
+              f"time             about {in_words(seconds(recipe, counted.samples, device, flops))} on this {device} "
+              f"({flops / 1e12:.2f} TFLOP/s in a matrix product; estimate)"]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ NOISE_SCHEDULES = ("base", "linear", "scaled_linear", "squaredcos_cap_v2")
 LR_SCHEDULES = ("cosine", "constant", "cosine_with_restarts")
 OPTIMIZERS = ("adamw", "prodigy")
 LOSSES = ("l2", "huber")
+PREDICTIONS = ("base", "epsilon", "v")
 DTYPES = ("fp32", "fp16", "bf16")
 LEAST_PASSES = 10
 """over the pictures where `samples` decides: a large folder would else be seen too seldom"""
@@ -41,13 +42,15 @@ TARGETS: dict[str, str] = {
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "", later: bool = False,
-           hidden: bool = False) -> Any:  # fmt: skip
+           hidden: bool = False, rest: str = "") -> Any:  # fmt: skip
     """A field of the recipe that is also a flag of the command line.
 
     later: added after recipes were first stored; left out of the stored form at its default, so that older runs resume
-    and files that do not use it keep their bytes. Every new field is one. hidden: has no flag of its own.
+    and files that do not use it keep their bytes. Every new field is one. hidden: has no flag of its own. rest: the flag may be
+    given several times, and this field takes the values after the first.
     """
-    metadata = {"help": help, "choices": choices, "metavar": metavar, "later": later, "hidden": hidden}
+    metadata = {"help": help, "choices": choices, "metavar": metavar, "later": later, "hidden": hidden,
+                "rest": rest}
     return field(default=default, metadata=metadata)
 
 
@@ -59,7 +62,14 @@ class Recipe:
     base: str = option(DEFAULT_BASE, "hub id (or id@revision), diffusers folder or single .safetensors checkpoint of SD1.5, or "
                                      "'miniature'")
     tokenizer: str = option("", "tokenizer folder or bpe_simple_vocab_16e6.txt.gz, for a base that has none (default: CLIP's)")
-    data: str = option("quickdraw", "'quickdraw' (downloaded), 'doodles' (made up), or a folder of .npy drawings or pictures")
+    vae: str = option("", "VAE in place of the base's own, .safetensors, for checkpoints pruned without one", later=True)
+    prediction: str = option("base", "what the base predicts, if it does not tell by itself", choices=PREDICTIONS, later=True)
+    zero_snr: bool = option(False, "zero terminal SNR for the training noise, for bases that were made with it", later=True)
+    data: str = option("quickdraw", "'quickdraw' (downloaded), 'doodles' (made up), or a folder of .npy drawings or pictures; "
+                       "of pictures several, with settings: \"dir, repeats=10, trigger=sks dog, reg=yes, masks=dir\"",
+                       rest="more_data")
+    more_data: tuple[str, ...] = option((), "the second --data and those that follow", later=True, hidden=True)
+    follow_links: bool = option(False, "follow links that leave the folders of --data", later=True)
     data_url: str = option("https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap",
                            "where <category>.npy files are served, for --data quickdraw")
     # what is learnt
@@ -69,6 +79,19 @@ class Recipe:
     held_out: float = option(0.0, "share of own pictures kept from training for the held-out loss (drawings: always 0.3)")
     caption_dropout: float = option(0.0, "share of captions left out at random, so that pictures drawn without one, and with "
                                          "them guidance, learn the style too; 0.1 is usual")
+    caption_lines: str = option("each", "several lines of a caption: each is a caption, one of which is drawn each time, or "
+                                        "join makes one of them", choices=("each", "join"), later=True)
+    shuffle_tags: bool = option(False, "put captions' tags, joined by commas, in another order each time", later=True)
+    keep_tokens: int = option(0, "tags at the beginning that --shuffle-tags and --tag-dropout leave alone", later=True)
+    tag_dropout: float = option(0.0, "share of tags left out at random", later=True)
+    reg: bool = option(True, "learn regularisation pictures (folders called reg, or reg=yes) to keep what the base knows; "
+                             "without, they are left out", later=True)
+    prior_weight: float = option(1.0, "weight of the loss of regularisation pictures", later=True)
+    masks: bool = option(True, "weigh the loss by masks found beside own pictures", later=True)
+    alpha_mask: bool = option(False, "weigh the loss by pictures' alpha channels", later=True)
+    crop: str = option("bucket", "own pictures are learnt in the nearest of several shapes, or all as squares",
+                       choices=("bucket", "square"), later=True)
+    bucket_max_aspect: float = option(4.0, "long side over short side of the longest bucket", later=True)
     flip: bool = option(True, "mirror half of the pictures at random")
     resolution: int = option(0, "side of a training picture in pixels, a multiple of 64; 0: the base's own (SD1.5: 512)")
     # the adapter
@@ -116,10 +139,13 @@ class Recipe:
     scale: float = option(0.8, "recommended scale, the card's preferred weight (the paper's best)")
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            if isinstance(f.default, tuple):  # as JSON has it
+                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
         for name in ("per_category", "rank", "epochs", "batch", "accumulation", "lr_cycles", "clip_skip"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("steps", "samples", "warmup", "seed", "alpha", "conv_rank", "conv_alpha", "weight_decay", "min_snr_gamma",
-                     "noise_offset"):
+                     "noise_offset", "keep_tokens", "prior_weight"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, name, "0 or more", value)
         _require(math.isfinite(self.clip_norm) and self.clip_norm > 0, "clip_norm", "more than 0", self.clip_norm)
@@ -127,8 +153,10 @@ class Recipe:
         for name, most in (("rank", 1280), ("alpha", 65504), ("conv_rank", 1280), ("conv_alpha", 65504), ("noise_offset", 10),
                            ("weight_decay", 100)):
             _require(getattr(self, name) <= most, name, f"at most {most}", getattr(self, name))
-        _require(0 <= self.held_out < 1, "held_out", "a share from 0 to below 1", self.held_out)
-        _require(0 <= self.caption_dropout < 1, "caption_dropout", "a share from 0 to below 1", self.caption_dropout)
+        for name in ("held_out", "caption_dropout", "tag_dropout"):
+            _require(0 <= getattr(self, name) < 1, name, "a share from 0 to below 1", getattr(self, name))
+        _require(1 <= self.bucket_max_aspect <= 16, "bucket_max_aspect", "from 1 to 16", self.bucket_max_aspect)
+        _require(self.prior_weight <= 100, "prior_weight", "at most 100", self.prior_weight)
         _require(0 <= self.warmup_share < 1, "warmup_share", "a share from 0 to below 1", self.warmup_share)
         _require(0 <= self.text_encoder_rate <= 1, "text_encoder_rate", "from 0 to 1", self.text_encoder_rate)
         _require(0 < self.text_encoder_until <= 1, "text_encoder_until", "a share above 0, at most 1", self.text_encoder_until)
@@ -155,6 +183,16 @@ class Recipe:
     def target_pattern(self) -> str:
         """The regular expression over the UNet's module names that says which learn."""
         return TARGETS.get(self.targets, self.targets)
+
+    @property
+    def side(self) -> int:
+        """Side in pixels of a training picture, before the base is loaded and says its own."""
+        return self.resolution or (64 if self.base == MINIATURE else 512)
+
+    @property
+    def bucket_step(self) -> int:
+        """Pixels in which buckets differ: the UNet halves the latents three times. 0: no buckets."""
+        return 0 if self.crop == "square" else 32 if self.base == MINIATURE else 64
 
     @property
     def true_alpha(self) -> float:
@@ -196,10 +234,28 @@ class Recipe:
         return {name: value for name, value in self.values().items()
                 if not (fields[name].metadata["later"] and getattr(self, name) == fields[name].default)}
 
+    def published(self) -> dict[str, Any]:
+        """The stored form for files that are given away: paths are shortened to their last name."""
+        stored = self.as_dict()
+        for name in ("base", "tokenizer", "vae", "data", "init"):
+            if name in stored:
+                stored[name] = _last_name(stored[name])
+        if self.more_data:
+            stored["more_data"] = [_last_name(text) for text in self.more_data]
+        return stored
+
     def values(self) -> dict[str, Any]:
         """Every field, JSON values."""
         return {f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
                 for f in dataclasses.fields(self)}
+
+
+def _last_name(text: str) -> str:
+    """A path's last name, the settings behind it kept but for other paths; anything else as it is."""
+    path, comma, settings = text.partition(", ")
+    settings = re.sub(r"(masks\s*=\s*)[^,]*?([^/\\,]+)[/\\]?(?=,|$)", r"\1\2", settings)
+    local = path.startswith((".", "/", "~")) or "\\" in path or home(path).exists()
+    return (re.split(r"[/\\]", path.rstrip("/\\"))[-1] if local else path) + comma + settings
 
 
 def home(path: str) -> Path:

@@ -21,6 +21,8 @@ class Stream(IntEnum):
     ROWS = 11  # of a category's drawings
     OWN_HELD_OUT = 12  # own pictures kept from training
     CONTACT_SHEET = 13
+    TAGS = 14  # orders of a caption's tags
+    REGULARISATION = 15  # order of the pictures for it
     SEEN = 20  # categories that an evaluation draws
     UNSEEN = 21
     PROMPTS = 22  # the same of own pictures

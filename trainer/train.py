@@ -6,13 +6,13 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
-from convert.errors import JobError
 from trainer import plan
-from trainer.base.load import Base, check_base, load_base
+from trainer.base.load import Base, inspect_base, load_base
 from trainer.cli import Job
-from trainer.data import check_data, load_dataset
-from trainer.data.records import Dataset, count_long_captions
+from trainer.data import check_data
+from trainer.data.records import Dataset
 from trainer.encoding.encode import encode_dataset
+from trainer.inspect import count_adapter, inspect
 from trainer.kernels.compile import training_forward
 from trainer.lora import adapter, export
 from trainer.lora.lora_file import read_lora, start_from
@@ -54,9 +54,8 @@ def run(recipe: Recipe, job: Job) -> int:
         return _contact_sheet(recipe, job, tell)
     compute = devices.choose(job.device, processes.local_rank)
     folder = RunFolder(job.run)
-    if folder.finished(job.out):
-        tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
-        return _contact_sheet(recipe, job, tell) if job.contact_sheet else 0
+    if folder.finished(job.out) and pictures is not None:  # the recipe alone decides drawings; a folder may have changed
+        return _nothing_to_do(recipe, job, tell)
     _check_device(recipe, job, compute, pictures)
     with folder.lock() if processes.main else nullcontext():
         processes.wait()
@@ -64,17 +63,21 @@ def run(recipe: Recipe, job: Job) -> int:
 
 
 def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, tell: Say) -> int:
-    """All of a job whose request is sound, with the run folder to itself; returns the exit status."""
+    """Train, with the run folder to this job alone; returns the exit status."""
+    assert job.out is not None
     started, folder = time.time(), RunFolder(job.run)
+    finished = folder.finished(job.out)
     with processes.main_first():
-        dataset = load_dataset(recipe, cache=job.cache, say=tell)
-    for note in dataset.notes:
-        tell(note)
-    _check_device(recipe, job, compute, len(dataset.train))
+        dataset = inspect(recipe, job, tell, decoding=processes.main and not finished)
+    if finished and folder.learnt_from(dataset):
+        return _nothing_to_do(recipe, job, tell)
+    _check_device(recipe, job, compute, dataset.per_epoch)
+    if processes.main and job.overwrite and not folder.learnt_from(dataset):
+        folder.start_anew()
+        tell(f"{job.run}: the pictures or captions have changed: training anew")
     if job.contact_sheet and processes.main:
         _write_contact_sheet(dataset, recipe, job, tell)
     base = load_base(recipe, dtype=compute.base_dtype, say=tell)
-    _check_captions(dataset, base, tell)
     adapter.layers(base.unet, recipe)  # bad --targets are said before the encoding
     if processes.main:
         folder.bind(recipe, base, dataset)
@@ -82,10 +85,15 @@ def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, tell
     return _train_and_export(training, state, job, base, dataset, started, tell)
 
 
+def _nothing_to_do(recipe: Recipe, job: Job, tell: Say) -> int:
+    tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
+    return _contact_sheet(recipe, job, tell) if job.contact_sheet else 0
+
+
 def _check(recipe: Recipe, job: Job) -> int | None:
     """What can be seen to be wrong before anything is fetched or computed. Raises UsageError and JobError.
 
-    Returns the number of training pictures where it is known already.
+    Returns the number of pictures in an epoch where the recipe alone decides it; None for a folder.
     """
     folder = RunFolder(job.run)
     if job.contact_sheet:
@@ -98,7 +106,7 @@ def _check(recipe: Recipe, job: Job) -> int | None:
     if job.sample_prompts:
         read_prompts(job.sample_prompts)
     check_tracker(job.track)
-    check_base(recipe)
+    inspect_base(recipe)
     return check_data(recipe)
 
 
@@ -126,7 +134,7 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
     training, state = prepare(
         recipe=recipe, unet=base.unet, factors=factors, encoded=encoded, held_out=held_out, compute=compute,
         objective=choose_objective(recipe, base.scheduler, compute.device, learning), processes=processes,
-        run=job.run, total=recipe.total_steps(len(dataset.train)), checkpoint_every=job.checkpoint_every,
+        run=job.run, total=recipe.total_steps(dataset.per_epoch), checkpoint_every=job.checkpoint_every,
         attention=job.attention,
         forward=training_forward(base.unet, compute.device, compile=job.compile, cuda_graphs=job.cuda_graphs,
                                  cache=job.cache, say=tell))
@@ -185,17 +193,8 @@ def _train_and_export(training: Training, state: State, job: Job, base: Base, da
     return 0
 
 
-def _check_captions(dataset: Dataset, base: Base, tell: Say) -> None:
-    limit = base.tokenizer.model_max_length
-    long = count_long_captions([*dataset.train, *dataset.held_out], base.tokenizer, limit)
-    if long:
-        tell(f"captions longer than the text encoder's {limit} tokens, cut there: {len(long)}, first {long[0].source}")
-
-
 def _contact_sheet(recipe: Recipe, job: Job, tell: Say) -> int:
-    dataset = load_dataset(recipe, cache=job.cache, say=tell)
-    for note in dataset.notes:
-        tell(note)
+    dataset = inspect(recipe, job, tell)
     _write_contact_sheet(dataset, recipe, job, tell)
     return 0
 
@@ -209,10 +208,11 @@ def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Say) 
 
 
 def _dry_run(recipe: Recipe, job: Job, pictures: int | None, tell: Say) -> int:
-    if pictures is None:
-        pictures = len(load_dataset(recipe, cache=job.cache, say=tell).train)
-    if not pictures:
-        raise JobError(f"--data {recipe.data}: holds no training pictures")
+    if recipe.data != "quickdraw":  # which would be downloaded
+        pictures = inspect(recipe, job, tell).per_epoch
+    assert pictures is not None
     compute = devices.choose(job.device)
-    tell(plan.report(recipe, plan.plan(recipe, pictures), compute.device.type, devices.flops_per_second(compute)))
+    modules, numbers = count_adapter(recipe)
+    tell(plan.report(recipe, plan.plan(recipe, pictures), compute.device.type, devices.flops_per_second(compute),
+                     modules=modules, numbers=numbers))
     return 0

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from convert.errors import JobError, UsageError
 from convert.sd15 import modules
-from trainer.base.load import MINIATURE_FOLDER, check_base, load_base
+from trainer.base.load import MINIATURE_FOLDER, inspect_base, load_base
 from trainer.base.sd15 import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG, family_of
 from trainer.miniature.build.procedural import models
 from trainer.miniature.build.procedural.vocabulary import build_tokenizer
@@ -200,7 +200,7 @@ def test_families() -> None:
     ({"cross_attention_dim": 2048, "addition_embed_type": "text_time"}, "is SDXL"),
     ({"in_channels": 9}, "is an inpainting model"),
     ({"in_channels": 8}, "8 input channels"),
-    ({"layers_per_block": 1}, "has not Stable Diffusion 1.5's blocks"),
+    ({"layers_per_block": 1}, "does not have Stable Diffusion 1.5's blocks"),
 ])  # fmt: skip
 def test_other_folders_are_refused_by_name(folder, tmp_path, change, message) -> None:
     other = tmp_path / "other"
@@ -234,7 +234,7 @@ CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
     ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "is one part of a model"),
     ({"encoder.conv_in.weight": (1,)}, "is one part of a model"),
     ({CONV_IN: (1, 4, 3, 3)}, "has no VAE and no text encoder in it"),
-    ({"something.else": (1,)}, "is no Stable Diffusion checkpoint"),
+    ({"something.else": (1,)}, "is not a Stable Diffusion checkpoint"),
 ])  # fmt: skip
 def test_other_files_are_refused_by_name(tmp_path, shapes, message) -> None:
     file = tmp_path / "other.safetensors"
@@ -300,7 +300,7 @@ def test_what_is_not_there_or_a_pickle(tmp_path) -> None:
         with pytest.raises(UsageError, match=message):
             load(base)
         with pytest.raises(UsageError, match=message):  # and before any data is fetched
-            check_base(Recipe(base=str(base)))
+            inspect_base(Recipe(base=str(base)))
 
 
 @pytest.mark.parametrize(("damage", "error", "message"), [

@@ -43,7 +43,8 @@ def test_pictures_show_their_colours_above_and_below(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.new("RGB", (90, 60), (10, 200, 60)).save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "a.txt").write_text("$not maths_{ " + "long " * 60)
-    write_contact_sheet(load_pictures(tmp_path / "in", Recipe()), tmp_path / "sheet.png", resolution=64, seed=0)
+    recipe = Recipe(data=str(tmp_path / "in"), crop="square")
+    write_contact_sheet(load_pictures(recipe), tmp_path / "sheet.png", resolution=64, seed=0)
     with Image.open(tmp_path / "sheet.png") as image:
         green = (np.asarray(image.convert("RGB")) == (10, 200, 60)).all(-1)
     half = len(green) // 2

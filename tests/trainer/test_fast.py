@@ -26,7 +26,7 @@ from trainer.lora import adapter
 from trainer.recipe import Recipe
 from trainer.training import micro_batch
 from trainer.training.devices import choose
-from trainer.training.draws import Prefetcher, draw_step
+from trainer.training.draws import EpochOrder, Prefetcher, draw_step
 from trainer.training.loop import backward, train
 from trainer.training.metrics import Metrics, read_lines
 from trainer.training.noise_schedule import NoiseSchedule
@@ -194,7 +194,8 @@ def make_training(run: Path, *, loss=None, micro_batch: int = 0, **more) -> tupl
 
 def test_draws_made_ahead_are_the_steps_own() -> None:
     def draw(step: int):
-        return draw_step(RECIPE, step, pictures=10, views=2, latent=(4, 8, 8), schedule=NoiseSchedule(torch.ones(1000)))
+        schedule = NoiseSchedule(torch.ones(1000))
+        return draw_step(RECIPE, step, order=EpochOrder(0, 10), views=2, latent=(4, 8, 8), schedule=schedule)
 
     ahead = list(Prefetcher(draw, 2, 5, pinned=False))
     assert [step for step, _ in ahead] == [2, 3, 4]

@@ -15,7 +15,7 @@ import pytest
 from convert.errors import JobError, UsageError
 from trainer.data import npy_ranges
 from trainer.data.npy_folder import load_npy_folder
-from trainer.data.quickdraw import load_quickdraw
+from trainer.data.quickdraw import checked_url, load_quickdraw
 from trainer.recipe import Recipe
 
 NAMES = ["alarm clock", "apple", "t-shirt"]
@@ -156,7 +156,17 @@ def test_header_versions_and_shapes(server, tmp_path, version) -> None:
 
 def test_missing_and_wrong_addresses(server, tmp_path) -> None:
     del server.files["alarm clock.npy"]
-    with pytest.raises(JobError, match="'alarm clock.npy' is not to be had"):
+    with pytest.raises(JobError, match="'alarm clock.npy' is not there"):
         load_quickdraw(recipe(server), cache=tmp_path, say=print)
     with pytest.raises(UsageError, match="--data-url"):
         load_quickdraw(Recipe(data_url="ftp://somewhere"), cache=tmp_path, say=print)
+
+
+def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
+    for address in ("https://me:secret@example.org/x", "https://me@example.org/x"):
+        with pytest.raises(UsageError, match="netrc") as caught:
+            checked_url(address)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        checked_url("ftp://me:secret@example.org/x?y=1")
+    assert "secret" not in str(caught.value)

@@ -43,6 +43,8 @@ def test_nonsense_is_refused_by_flag(values: dict, named: str) -> None:
 def test_every_field_is_a_flag_with_its_default_in_the_help() -> None:
     text = " ".join(cli.parser().format_help().split())
     for f in dataclasses.fields(Recipe):
+        if f.metadata["hidden"]:
+            continue
         assert flag(f.name) in text
         if f.default not in ("", True) and len(str(f.default)) < 30:
             assert f"(default {f.default!r})" in text.replace("- ", "-")
@@ -95,6 +97,9 @@ def test_a_slash_at_the_end_and_own_data_for_the_demo() -> None:
     assert with_slash == cli.parse(["--out", "a.safetensors", "--data", "my_pictures"])[0]
     for root in ("/", "C:\\"):
         assert cli.parse(["--out", "a.safetensors", "--data", root])[0].data == root
+    several, _ = cli.parse(["--out", "a.safetensors", "--data", "a/", "--data", "b, repeats=3"])
+    assert (several.data, several.more_data) == ("a", ("b, repeats=3",))
+    assert Recipe(**json.loads(json.dumps(several.as_dict()))) == several
     demo, _ = cli.parse(["--out", "a.safetensors", "--demo", "--data", "my_pictures"])
     assert (demo.categories, demo.rank) == ("100", 16)  # the demo's categories are the doodles'
 

@@ -17,7 +17,7 @@ from trainer.lora import adapter
 from trainer.recipe import Recipe
 from trainer.training import checkpoints
 from trainer.training.devices import choose
-from trainer.training.draws import draw_step
+from trainer.training.draws import EpochOrder, draw_step
 from trainer.training.loop import backward, train, update
 from trainer.training.metrics import check_tracker
 from trainer.training.noise_schedule import NoiseSchedule
@@ -71,17 +71,17 @@ RECIPE = Recipe(batch=2, accumulation=2, rank=2, learning_rate=1e-2)
 
 
 def test_an_epoch_visits_every_picture_once_and_draws_depend_on_the_step_alone() -> None:
-    draws = [draw_step(RECIPE, k, pictures=10, views=2, latent=(4, 8, 8), schedule=SCHEDULE) for k in range(6)]
+    draws = [draw_step(RECIPE, k, order=EpochOrder(0, 10), views=2, latent=(4, 8, 8), schedule=SCHEDULE) for k in range(6)]
     assert [len(d) for d in draws] == [4, 4, 2, 4, 4, 2]
     for epoch in (draws[:3], draws[3:]):
         assert sorted(torch.cat([d.picture for d in epoch]).tolist()) == list(range(10))
-    again = draw_step(RECIPE, 4, pictures=10, views=2, latent=(4, 8, 8), schedule=SCHEDULE)
+    again = draw_step(RECIPE, 4, order=EpochOrder(0, 10), views=2, latent=(4, 8, 8), schedule=SCHEDULE)
     assert torch.equal(again.eps, draws[4].eps) and torch.equal(again.timestep, draws[4].timestep)
     assert not torch.equal(draws[0].eps, draws[1].eps)
 
 
 def test_caption_dropout_leaves_out_its_share_and_changes_no_other_draw() -> None:
-    sizes = {"pictures": 3000, "views": 2, "latent": (4, 2, 2), "schedule": SCHEDULE}
+    sizes = {"order": EpochOrder(0, 3000), "views": 2, "latent": (4, 2, 2), "schedule": SCHEDULE}
     plain, dropping = (draw_step(Recipe(batch=3000, accumulation=1, caption_dropout=p), 0, **sizes) for p in (0.0, 0.25))
     assert not plain.dropped.any()
     assert 0.2 < dropping.dropped.float().mean() < 0.3
@@ -95,7 +95,7 @@ def test_loss_is_the_diffusers_recipes() -> None:
         recipe = Recipe(noise_schedule=schedule, min_snr_gamma=gamma)
         scheduler = DDPMScheduler(beta_schedule="scaled_linear" if schedule == "base" else schedule)
         objective = choose_objective(recipe, DDPMScheduler(beta_schedule="scaled_linear"), torch.device("cpu"))
-        draw = draw_step(recipe, 0, pictures=10, views=2, latent=(4, 8, 8), schedule=SCHEDULE)
+        draw = draw_step(recipe, 0, order=EpochOrder(0, 10), views=2, latent=(4, 8, 8), schedule=SCHEDULE)
         x_0 = encoded.mean[draw.picture, draw.view] + encoded.std[draw.picture, draw.view] * draw.posterior
         noisy = scheduler.add_noise(x_0, draw.eps, draw.timestep)
         predicted = unet(noisy, draw.timestep, encoded.embeddings[encoded.caption_index[draw.picture]]).sample
@@ -111,7 +111,7 @@ def test_loss_is_the_diffusers_recipes() -> None:
 def test_v_prediction_is_the_schedulers_velocity() -> None:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
     objective, encoded = choose_objective(Recipe(), scheduler, torch.device("cpu")), encoded_set()
-    draw = draw_step(Recipe(), 0, pictures=10, views=2, latent=(4, 8, 8), schedule=SCHEDULE)
+    draw = draw_step(Recipe(), 0, order=EpochOrder(0, 10), views=2, latent=(4, 8, 8), schedule=SCHEDULE)
     x_0 = encoded.mean[draw.picture, draw.view] + encoded.std[draw.picture, draw.view] * draw.posterior
     unet = narrow_unet()
     predicted = unet(scheduler.add_noise(x_0, draw.eps, draw.timestep), draw.timestep,
@@ -183,7 +183,7 @@ def test_five_steps_are_those_of_plain_torch_and_diffusers(changed: dict[str, fl
 
 
 def test_noise_offset_shifts_whole_channels() -> None:
-    sizes = {"pictures": 400, "views": 1, "latent": (4, 8, 8), "schedule": SCHEDULE}
+    sizes = {"order": EpochOrder(0, 400), "views": 1, "latent": (4, 8, 8), "schedule": SCHEDULE}
     plain, offset = (draw_step(Recipe(batch=400, accumulation=1, noise_offset=o), 0, **sizes) for o in (0.0, 0.5))
     shift = offset.eps - plain.eps
     assert (shift.std(dim=(2, 3)) < 1e-5).all() and abs(shift.mean(dim=(2, 3)).std().item() - 0.5) < 0.03
@@ -201,7 +201,7 @@ def test_min_snr_for_v_divides_by_snr_plus_one() -> None:
 
 
 def test_micro_batches_and_processes_do_not_change_the_gradient(tmp_path: Path) -> None:
-    draw = draw_step(RECIPE, 0, pictures=10, views=2, latent=(4, 8, 8), schedule=SCHEDULE)
+    draw = draw_step(RECIPE, 0, order=EpochOrder(0, 10), views=2, latent=(4, 8, 8), schedule=SCHEDULE)
     start: list[torch.Tensor] = []
 
     def gradient(t: Training, state: State) -> torch.Tensor:
@@ -244,7 +244,7 @@ def test_stopped_and_resumed_equals_straight_through(tmp_path: Path, asked_after
 def test_the_held_out_loss_is_of_the_held_out_pictures(tmp_path: Path) -> None:
     t, state = training(tmp_path, RECIPE, total=2)
     last = list(train(t, state))[-1]
-    draw = t.draw_held_out(3)
+    draw = t.draw_held_out(t.held_out, 3)
     with torch.no_grad():
         expected = t.objective.loss(t.unet, encoded_set(3), draw).mean().item()
     assert last.held_out == pytest.approx(expected, rel=1e-4)
@@ -299,7 +299,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_learning_lowers_the_loss(tmp_path: Path) -> None:
     t, state = training(tmp_path, Recipe(batch=10, accumulation=1, rank=4, learning_rate=1e-2), total=12, every=100)
-    draw = t.draw_held_out(10)
+    draw = t.draw_held_out(t.encoded, 10)
     backward(t, state, draw)
     first = state.loss_and_stop[0].item()
     run_to_end(t, state)

@@ -15,6 +15,11 @@ from convert.errors import JobError, UsageError
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Folder of a part -> how its weights are called there."""
+OTHER_PIPELINES = {"StableDiffusionXL": "SDXL", "Inpaint": "an inpainting model", "StableDiffusion3": "Stable Diffusion 3",
+                   "Flux": "Flux", "InstructPix2Pix": "instruct-pix2pix", "Upscale": "an upscaler",
+                   "Depth2Img": "a depth model", "PixArt": "PixArt",
+                   "Cascade": "Stable Cascade", "Kandinsky": "Kandinsky"}  # fmt: skip
+"""Pieces of pipelines' names in model_index.json -> what they are."""
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
@@ -74,6 +79,7 @@ def _weights(name: str, part: str, names: list[str], half: bool) -> list[str]:
 
 def inspect(folder: Path, *, half: bool) -> Parts:
     """Choose the files and read configurations and headers. Raises UsageError as `needed`, JobError for damage."""
+    _refuse_pipelines(folder)
     names = [file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*")) if file.is_file()]
     files = needed(str(folder), names, half=half)
     configs = {}
@@ -87,8 +93,20 @@ def inspect(folder: Path, *, half: bool) -> Parts:
         except (OSError, ValueError) as error:
             raise JobError(f"{path}: cannot be read as JSON ({error}): get it again") from error
         if not isinstance(configs[part], dict):
-            raise JobError(f"{path}: is no configuration (a JSON object was expected): get it again")
+            raise JobError(f"{path}: is not a configuration (a JSON object was expected): get it again")
     return Parts(folder, files, configs)
+
+
+def _refuse_pipelines(folder: Path) -> None:
+    """UsageError if the folder's model_index.json names a pipeline of another kind."""
+    index = folder / "model_index.json"
+    try:
+        name = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")) if index.is_file() else ""
+    except (OSError, ValueError, AttributeError):
+        return  # it is not needed to load the parts
+    for piece, kind in OTHER_PIPELINES.items():
+        if piece in name:
+            raise UsageError(f"--base {folder}: is {kind} ({name}); a Stable Diffusion 1.5 was expected")
 
 
 def load(parts: Parts, dtype: torch.dtype) -> dict[str, Any]:
@@ -113,7 +131,7 @@ def load(parts: Parts, dtype: torch.dtype) -> dict[str, Any]:
         if lacking := sorted(report["missing_keys"]):
             raise JobError(f"{place}: its weights lack {lacking[0]} (and {len(lacking) - 1} more): get them again")
         models[part] = model
-    return models | {"scheduler": DDPMScheduler.from_pretrained(parts.folder, subfolder="scheduler")}
+    return models | {"scheduler": DDPMScheduler.from_config(parts.configs["scheduler"])}
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import torch
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
-from trainer.base import diffusers_folder, hub, single_file
-from trainer.base.sd15 import SCHEDULER_CONFIG, SCRIBBLE_NARROW, family_of
+from trainer.base import diffusers_folder, hub, prediction, single_file
+from trainer.base.sd15 import SCHEDULER_CONFIG, SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1, UNET_CONFIG, family_of
 from trainer.base.tokenizers import clip_tokenizer, own_tokenizer
+from trainer.base.vae_file import check_vae, load_vae
 from trainer.miniature.vocabulary import TOKENS
 from trainer.recipe import MINIATURE, Recipe, home
 from trainer.terminal import quiet
@@ -74,34 +75,67 @@ class Base:
         self.clip_skip = clip_skip
 
     def release_encoders(self) -> None:
-        """Drop the VAE and the text encoder from memory; what they had to say is in the `EncodedSet`."""
+        """Drop the VAE and the text encoder from memory; the `EncodedSet` holds what they computed."""
         self.vae = self.text_encoder = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def check_base(recipe: Recipe) -> None:
-    """Refuse what can be seen to be wrong with `recipe.base` without its weights, before the data is fetched.
+@dataclass(frozen=True)
+class BaseFacts:
+    """What can be told of a base without loading its weights."""
+
+    description: str
+    tokenizer: Any
+    unet: Mapping[str, Any]
+    """its UNet's configuration"""
+
+
+def inspect_base(recipe: Recipe) -> BaseFacts:
+    """Refuse what can be seen to be wrong with `recipe.base` without its weights, and describe it.
 
     Raises as `load_base` does.
     """
     path = _local(recipe.base)
-    if path and path.is_file():
-        if not _is_packed(path):
-            single_file.inspect(path)
-    elif path:
-        family_of(diffusers_folder.inspect(path, half=False).configs["unet"], recipe.base)
+    if recipe.vae:
+        check_vae(home(recipe.vae))
+    if path is None:
+        return BaseFacts("from the hub or its cache", clip_tokenizer(recipe.tokenizer, max_positions=77, vocabulary=TOKENS),
+                         UNET_CONFIG)
+    if path.is_file() and _is_packed(path):
+        return BaseFacts(FAMILIES[SCRIBBLE_NARROW], _packed_tokenizer(recipe), _narrow_unet())
+    if path.is_file():
+        checkpoint = single_file.inspect(path, own_vae=not recipe.vae)
+        configs, origin = checkpoint.configs, checkpoint.prediction_from
+        tokenizer = _file_tokenizer(recipe, configs["text_encoder"])
+    else:
+        parts = diffusers_folder.inspect(path, half=False)
+        configs, origin = parts.configs, _scheduler_says(parts)
+        tokenizer = _folder_tokenizer(recipe, parts)
+    family, note = family_of(configs["unet"], recipe.base)
+    _, told = prediction.settle(recipe, configs["scheduler"], origin, recipe.base)
+    return BaseFacts(f"{note or FAMILIES[family]}; {told}" + (f"; VAE of {recipe.vae}" if recipe.vae else ""), tokenizer,
+                     configs["unet"])
+
+
+FAMILIES = {SD_V1: "Stable Diffusion 1.5", SCRIBBLE_MINIATURE: "the embedded miniature",
+            SCRIBBLE_NARROW: "the embedded miniature, narrow"}
+
+
+def _scheduler_says(parts: diffusers_folder.Parts) -> str:
+    return "its scheduler's config" if parts.configs["scheduler"].get("prediction_type", "epsilon") != "epsilon" else ""
 
 
 def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
-    """Load `recipe.base`: the UNet in `dtype`, VAE and text encoder in float32 (they run once, and small they are).
+    """Load `recipe.base`: the UNet in `dtype`, VAE and text encoder in float32 (they are small and run once).
 
     say: gets one-line notices.
 
     Raises:
-        UsageError: `--base` names nothing, or something that is no Stable Diffusion 1.5; `--tokenizer` is none.
-        JobError: a damaged or incomplete file, no tokenizer on this machine, the hub unreachable.
+        UsageError: `--base` names nothing, or something other than Stable Diffusion 1.5; `--tokenizer` or `--vae` is another
+            kind of file.
+        JobError: a damaged or incomplete file; the hub cannot be reached.
     """
     path = _local(recipe.base)
     if path is None:
@@ -115,16 +149,17 @@ def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
 
 def _from_file(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Base:
     if _is_packed(path):
-        return _from_packed(recipe, path, dtype)
-    checkpoint = single_file.inspect(path)
-    config = checkpoint.configs["text_encoder"]
+        return _from_packed(recipe, path, dtype, say)
+    checkpoint = single_file.inspect(path, own_vae=not recipe.vae)
+    scheduler, told = prediction.settle(recipe, checkpoint.configs["scheduler"], checkpoint.prediction_from, recipe.base)
+    checkpoint = replace(checkpoint, configs={**checkpoint.configs, "scheduler": scheduler})
     family = _family(checkpoint.configs["unet"], recipe.base, say)
-    tokenizer = clip_tokenizer(recipe.tokenizer, max_positions=config["max_position_embeddings"],
-                               vocabulary=config["vocab_size"])  # before the gigabytes: it may be missing
-    return _assemble(recipe.base, _digest(path), family, single_file.load(checkpoint, dtype) | {"tokenizer": tokenizer})
+    tokenizer = _file_tokenizer(recipe, checkpoint.configs["text_encoder"])
+    models = single_file.load(checkpoint, dtype) | {"tokenizer": tokenizer}
+    return _assemble(recipe, *_with_vae(recipe, _digest(path), models), family, told, say)
 
 
-def _from_packed(recipe: Recipe, path: Path, dtype: torch.dtype) -> Base:
+def _from_packed(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Base:
     """The narrow miniature, from its int8 file."""
     from diffusers import DDPMScheduler
 
@@ -132,15 +167,26 @@ def _from_packed(recipe: Recipe, path: Path, dtype: torch.dtype) -> Base:
 
     narrow = read_narrow(path)
     models: dict[str, Any] = narrow.models()
-    positions = models["text_encoder"].config.max_position_embeddings
-    tokenizer = clip_tokenizer(recipe.tokenizer, max_positions=positions, vocabulary=TOKENS)
-    scheduler = DDPMScheduler.from_config(SCHEDULER_CONFIG)
-    models |= {"unet": models["unet"].to(dtype), "tokenizer": tokenizer, "scheduler": scheduler, "words": narrow.words}
-    return _assemble(recipe.base, _digest(path), SCRIBBLE_NARROW, models)
+    scheduler, told = prediction.settle(recipe, SCHEDULER_CONFIG, "", recipe.base)
+    models |= {"unet": models["unet"].to(dtype), "tokenizer": _packed_tokenizer(recipe),
+               "scheduler": DDPMScheduler.from_config(scheduler), "words": narrow.words}
+    return _assemble(recipe, *_with_vae(recipe, _digest(path), models), SCRIBBLE_NARROW, told, say)
+
+
+def _packed_tokenizer(recipe: Recipe) -> Any:
+    return clip_tokenizer(recipe.tokenizer, max_positions=77, vocabulary=TOKENS)
+
+
+def _narrow_unet() -> dict[str, Any]:
+    """The narrow miniature's UNet configuration."""
+    from trainer.miniature.narrow import narrow_unet
+
+    with torch.device("meta"):
+        return dict(narrow_unet().config)
 
 
 def _is_packed(path: Path) -> bool:
-    """Whether `path` is the narrow miniature's file; a pickle is none, and is refused later by name."""
+    """Whether `path` is the narrow miniature's file. A pickle is not; it is refused later by name."""
     return path.suffix == ".safetensors" and {"text_encoder.rows", "text_encoder.tokens"} <= set(open_container(path).tensors)
 
 
@@ -149,17 +195,34 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _from_folder(recipe: Recipe, folder: Path, identity: str, dtype: torch.dtype, say: Say) -> Base:
-    parts = diffusers_folder.inspect(folder, half=dtype != torch.float32)
-    family = _family(parts.configs["unet"], recipe.base, say)
+def _file_tokenizer(recipe: Recipe, text: Any) -> Any:
+    return clip_tokenizer(recipe.tokenizer, max_positions=text["max_position_embeddings"], vocabulary=text["vocab_size"])
+
+
+def _folder_tokenizer(recipe: Recipe, parts: diffusers_folder.Parts) -> Any:
     text = parts.configs["text_encoder"]
     positions = text.get("max_position_embeddings", 77)
     if recipe.tokenizer or not parts.has_tokenizer:
-        tokenizer = clip_tokenizer(recipe.tokenizer, max_positions=positions, vocabulary=text.get("vocab_size", 49408))
-    else:
-        tokenizer = own_tokenizer(folder / "tokenizer", positions)
-    models = diffusers_folder.load(parts, dtype)
-    return _assemble(recipe.base, identity or parts.fingerprint(), family, models | {"tokenizer": tokenizer})
+        return clip_tokenizer(recipe.tokenizer, max_positions=positions, vocabulary=text.get("vocab_size", TOKENS))
+    return own_tokenizer(parts.folder / "tokenizer", positions)
+
+
+def _with_vae(recipe: Recipe, identity: str, models: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The models with the VAE of `--vae`, if one is given, and an identity that names both."""
+    if not recipe.vae:
+        return identity, models
+    path = home(recipe.vae)
+    return hashlib.sha256(f"{identity} VAE {_digest(path)}".encode()).hexdigest(), models | {"vae": load_vae(path)}
+
+
+def _from_folder(recipe: Recipe, folder: Path, identity: str, dtype: torch.dtype, say: Say) -> Base:
+    parts = diffusers_folder.inspect(folder, half=dtype != torch.float32)
+    family = _family(parts.configs["unet"], recipe.base, say)
+    scheduler, told = prediction.settle(recipe, parts.configs["scheduler"], _scheduler_says(parts), recipe.base)
+    parts = replace(parts, configs={**parts.configs, "scheduler": scheduler})
+    tokenizer = _folder_tokenizer(recipe, parts)
+    models = diffusers_folder.load(parts, dtype) | {"tokenizer": tokenizer}
+    return _assemble(recipe, *_with_vae(recipe, identity or parts.fingerprint(), models), family, told, say)
 
 
 def _from_hub(recipe: Recipe, dtype: torch.dtype, say: Say) -> Base:
@@ -187,7 +250,10 @@ def _family(unet: Any, name: str, say: Say) -> str:
     return family
 
 
-def _assemble(name: str, identity: str, family: str, parts: dict[str, Any]) -> Base:
+def _assemble(recipe: Recipe, identity: str, parts: dict[str, Any], family: str, told: str, say: Say) -> Base:
+    name = recipe.base
+    if "predicts v" in told or recipe.prediction != "base" or recipe.zero_snr:
+        say(f"{name}: {told}")
     for part in ("unet", "vae", "text_encoder"):
         parts[part].eval().requires_grad_(False)
     unet, vae = parts["unet"], parts["vae"]

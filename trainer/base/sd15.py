@@ -1,4 +1,4 @@
-"""The architecture of Stable Diffusion 1.5, written down: what a single-file checkpoint does not say about itself.
+"""The architecture of Stable Diffusion 1.5, written down: what a single-file checkpoint does not hold.
 
 Sources of the numbers: `unet/config.json`, `vae/config.json`, `text_encoder/config.json` and
 `scheduler/scheduler_config.json` of the model's diffusers repository. Widths are read from the checkpoint's own shapes,
@@ -58,14 +58,15 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def configs(shapes: Shapes) -> dict[str, dict[str, Any]]:
-    """The four configurations for a checkpoint of these shapes, by diffusers folder name.
+def configs(shapes: Shapes, *, with_vae: bool = True) -> dict[str, dict[str, Any]]:
+    """The four configurations for a checkpoint of these shapes, by diffusers folder name; SD1.5's own VAE's without one.
 
     Raises KeyError for a tensor that SD1.5 has and `shapes` lacks.
     """
     blocks = [shapes[f"{UNET}input_blocks.{i}.0.out_layers.3.weight"][0] for i in (1, 4, 7, 10)]
     context = shapes[f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"][1]
-    encoder = [shapes[f"{VAE}encoder.down.{i}.block.0.conv1.weight"][0] for i in range(4)]
+    encoder = [shapes[f"{VAE}encoder.down.{i}.block.0.conv1.weight"][0] for i in range(4)] if with_vae else VAE_CONFIG[
+        "block_out_channels"]
     # a prediction of v has no place in an LDM checkpoint; fine-tunes mark it with an empty tensor of this name
     v = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes} if "v_pred" in shapes else {}
     return {
@@ -113,7 +114,7 @@ def family_of(unet: Mapping[str, Any], name: str) -> tuple[str, str]:
     if channels != 4:
         raise UsageError(f"--base {name}: has {channels} input channels (instruct-pix2pix has 8); {WANTED}")
     if any(_plain(unet.get(key, value)) != value for key, value in UNET_LAYOUT.items()) or not isinstance(context, int):
-        raise UsageError(f"--base {name}: has not Stable Diffusion 1.5's blocks, so hosts could not place its LoRA; "
+        raise UsageError(f"--base {name}: does not have Stable Diffusion 1.5's blocks, so hosts could not place its LoRA; "
                          f"{WANTED}")
     if context == NARROW_CONTEXT and unet.get("sample_size") == NARROW_LATENT:
         return SCRIBBLE_NARROW, ""

@@ -16,6 +16,7 @@ import torch
 
 from convert.container import Container, open_container, quote
 from convert.errors import JobError, UsageError
+from trainer.base import prediction
 from trainer.base.sd15 import TEXT, UNET, VAE, configs
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -31,10 +32,13 @@ class Checkpoint:
     path: Path
     names: Mapping[str, str]  # LDM name -> name in the file
     configs: Mapping[str, Mapping[str, Any]]  # of diffusers' folders unet, vae, text_encoder, scheduler
+    prediction_from: str = ""
+    """what says what it predicts; "" if nothing does"""
+    has_vae: bool = True
 
 
-def inspect(path: Path) -> Checkpoint:
-    """Read the header of `path` and judge it.
+def inspect(path: Path, *, own_vae: bool = True) -> Checkpoint:
+    """Read the header of `path` and judge it. own_vae: its VAE is needed; False if another one is given.
 
     Raises:
         UsageError: it is something else (a LoRA, SDXL, an inpainting model, a VAE, …), named, with what to do.
@@ -48,18 +52,21 @@ def inspect(path: Path) -> Checkpoint:
     shapes = {name: container.tensors[there].shape for name, there in names.items()}
     try:
         _refuse_others(path, shapes)
-        _refuse_parts(path, shapes)
+        _refuse_parts(path, shapes, own_vae)
         _refuse_dtypes(container, names)
-        written_down = configs(shapes)
+        has_vae = own_vae or any(name.startswith(VAE) for name in shapes)
+        written_down = configs(shapes, with_vae=has_vae)
     except KeyError as error:
         raise JobError(f"{path}: lacks {quote(str(error.args[0]))}: {WANTED}, whole; get the file again") from error
     except (IndexError, ValueError) as error:
         raise JobError(f"{path}: a tensor has too few dimensions: {WANTED}; get the file again") from error
-    return Checkpoint(path, names, written_down)
+    scheduler, origin = prediction.of_file(path, container.metadata, written_down["scheduler"], "v_pred" in shapes)
+    return Checkpoint(path, names, {**written_down, "scheduler": scheduler}, origin, has_vae)
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
-    """The checkpoint's models on the CPU: `unet` in `dtype`, `vae` and `text_encoder` in float32, and `scheduler`.
+    """The checkpoint's models on the CPU: `unet` in `dtype`, `vae` (None if it has none) and `text_encoder` in float32, and
+    `scheduler`.
 
     diffusers' own conversion does the renaming. Raises JobError for a missing or misshapen tensor, before reading any.
     """
@@ -77,7 +84,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
         unet = UNet2DConditionModel.from_single_file(
             _read(checkpoint, UNET), subfolder="unet", torch_dtype=dtype, **local)
         vae = AutoencoderKL.from_single_file(
-            _read(checkpoint, VAE), subfolder="vae", torch_dtype=torch.float32, **local)
+            _read(checkpoint, VAE), subfolder="vae", torch_dtype=torch.float32, **local) if checkpoint.has_vae else None
         text = create_diffusers_clip_model_from_ldm(
             CLIPTextModel, _read(checkpoint, TEXT), subfolder="text_encoder", torch_dtype=torch.float32, **local)
     scheduler = DDPMScheduler.from_config(dict(checkpoint.configs["scheduler"]))
@@ -120,8 +127,9 @@ def _refuse_others(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         refuse(f"a model with {channels} input channels (instruct-pix2pix has 8)" if channels != 0 else "broken")
 
 
-def _refuse_parts(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    has = {prefix: any(name.startswith(prefix) for name in shapes) for prefix in (UNET, VAE, TEXT)}
+def _refuse_parts(path: Path, shapes: Mapping[str, tuple[int, ...]], own_vae: bool) -> None:
+    needed = (UNET, VAE, TEXT) if own_vae else (UNET, TEXT)
+    has = {prefix: any(name.startswith(prefix) for name in shapes) for prefix in needed}
     if all(has.values()):
         return
     alone = ("down_blocks.", "encoder.", "text_model.", "decoder.", "diffusion_model.")
@@ -130,11 +138,12 @@ def _refuse_parts(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
                          "diffusers folder that this part lies in")
     if not any(has.values()):
         example = quote(next(iter(shapes), "no tensor at all"))
-        raise UsageError(f"--base {path}: is no Stable Diffusion checkpoint (its first tensor is {example}); {WANTED}")
+        raise UsageError(f"--base {path}: is not a Stable Diffusion checkpoint (its first tensor is {example}); {WANTED}")
     titles = {UNET: "UNet", VAE: "VAE", TEXT: "text encoder"}
     lacking = " and no ".join(titles[prefix] for prefix, there in has.items() if not there)
+    vae = ", or a VAE with --vae" if not has.get(VAE, True) else ""
     raise UsageError(f"--base {path}: has no {lacking} in it: give the full checkpoint of this model, or its diffusers "
-                     "folder")
+                     f"folder{vae}")
 
 
 def _refuse_dtypes(container: Container, names: Mapping[str, str]) -> None:
@@ -149,6 +158,8 @@ def _verify(checkpoint: Checkpoint) -> None:
     """Run diffusers' conversion on shapes without memory and compare with the models' own. Raises JobError."""
     container = open_container(checkpoint.path)
     for prefix, (model, convert) in _converters(checkpoint).items():
+        if prefix == VAE and not checkpoint.has_vae:
+            continue
         part = prefix.rstrip(".")
         empty = {name: torch.empty(container.tensors[there].shape, device="meta")
                  for name, there in checkpoint.names.items() if name.startswith(prefix)}  # fmt: skip

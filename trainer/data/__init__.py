@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from convert.errors import UsageError
+from convert.errors import JobError, UsageError
 from trainer.data.records import Dataset
+from trainer.data.sources import sources
 from trainer.data.split import HELD_OUT_ROWS, choose_categories, choose_of_folder
-from trainer.recipe import Recipe, home
+from trainer.recipe import Recipe
 
+MOST_PROBLEMS = 20
 EXPECTED = "expected 'quickdraw', 'doodles', or a folder of .npy drawings or of pictures"
 
 
@@ -31,14 +34,20 @@ def check_data(recipe: Recipe) -> int | None:
 
         seen, _ = choose_of_folder(recipe.categories, list(CATEGORIES), recipe.seed)
     else:
-        _check(home(recipe.data), recipe.data)
+        for source in sources(recipe):
+            _check(source.folder, source.given)
         return None
+    if recipe.more_data:
+        raise UsageError(f"--data {recipe.data} and {', '.join(recipe.more_data)}: several are for folders of pictures")
     return len(seen) * recipe.per_category
 
 
-def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None],
-                 held_out_rows: int = HELD_OUT_ROWS) -> Dataset:  # fmt: skip
+def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None], held_out_rows: int = HELD_OUT_ROWS,
+                 max_upscale: float = 1.25, keep_problems: bool = False) -> Dataset:  # fmt: skip
     """Read what `recipe.data` names; `cache` keeps downloads. `held_out_rows` of every category of drawings are held out.
+
+    Of own pictures only the headers are read. keep_problems: files that cannot be used do not raise; they are in the
+    result's `problems`, for the caller to refuse. max_upscale: pictures that are enlarged more are named in the table.
 
     UsageError and JobError name what is wrong with the data.
     """
@@ -46,25 +55,41 @@ def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None],
         from trainer.data.quickdraw import load_quickdraw
 
         return _told(load_quickdraw(recipe, cache=cache, say=say, held_out_rows=held_out_rows), recipe)
+    from trainer.data.images import SUFFIXES
     from trainer.data.npy_folder import load_npy_folder, npy_files
-    from trainer.data.pictures import SUFFIXES, load_pictures
+    from trainer.data.pictures import load_pictures
 
     if recipe.data == "doodles":
         from trainer.data.made_up import doodles_folder
 
         folder = doodles_folder(recipe, cache)
         return _told(load_npy_folder(folder, recipe, attribution="", held_out_rows=held_out_rows), recipe)
-    folder = home(recipe.data)
-    _check(folder, recipe.data)
-    if npy_files(folder):
+    given = sources(recipe)
+    for source in given:
+        _check(source.folder, source.given)
+    folder = given[0].folder
+    if len(given) == 1 and npy_files(folder):
         dataset = _told(load_npy_folder(folder, recipe, held_out_rows=held_out_rows), recipe)
         if beside := sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir()):
             dataset.notes.append(f"{folder} has .npy drawings, and they are learnt; {beside} pictures beside them are not")
         return dataset
-    inner = sorted(place for place in folder.iterdir() if place.is_dir() and npy_files(place))
+    inner = sorted(place for place in folder.iterdir() if place.is_dir() and os.access(place, os.R_OK | os.X_OK)
+                   and npy_files(place))
     if inner:
         raise UsageError(f"--data {recipe.data}: its drawings are in {inner[0].name}: give --data {inner[0]}")
-    return load_pictures(folder, recipe)
+    pictures = load_pictures(recipe, max_upscale=max_upscale)
+    return pictures if keep_problems else refuse_problems(pictures)
+
+
+def refuse_problems(dataset: Dataset) -> Dataset:
+    """`dataset`, if all its files can be used. JobError names those that cannot, all at once."""
+    problems = dataset.problems
+    if not problems:
+        return dataset
+    if len(problems) == 1:
+        raise JobError(problems[0])
+    more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+    raise JobError(f"{len(problems)} files cannot be used: {'; '.join(problems[:MOST_PROBLEMS])}{more}")
 
 
 def _check(folder: Path, given: str) -> None:

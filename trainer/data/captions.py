@@ -1,121 +1,168 @@
-"""The captions of a person's own pictures: from text files, Hugging Face's `metadata.jsonl` or `.csv`, or folders' names."""
+"""The captions of a person's own pictures: from files beside them, from metadata files, or from folders' names."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from convert.errors import JobError
+from trainer.data.folder import Unused, plain
+from trainer.data.metadata import NAMES, Resolver, captions_of, read_metadata, resolve
+from trainer.data.texts import MOST_CAPTION, read_json, read_text
 
-TEXT_SUFFIXES = (".txt", ".caption")  # the first wins where a picture has both
-METADATA = ("metadata.csv", "metadata.jsonl")  # the last wins where a folder has both
+TEXT_SUFFIXES = (".txt", ".caption", ".tags", ".json")
+"""Of a picture's own files; the first wins where a picture has several."""
 
 
-def own_captions(folder: Path, pictures: list[Path], others: list[Path]) -> tuple[dict[Path, str], list[str]]:
-    """The caption of each of `pictures`, "" where it has none, and notes for the user. All paths lie under `folder`.
+@dataclass
+class Captions:
+    """The captions of each picture, and where they are from. A picture without any is missing from `of`."""
 
-    A picture's caption is the first of these that is there and not blank: the text file of its name beside it (`.txt`
-    before `.caption`, UTF-8); its line in a `metadata.jsonl` or `metadata.csv` of its own folder or of one above (the
-    nearest wins); the name of its sub-folder. White space and line ends within a caption become single spaces.
-    `others`: the folder's remaining files, in order.
+    of: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+    origin: dict[Path, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """files that cannot be used, a line each"""
 
-    Raises:
-        JobError: a text is not UTF-8, or a line of `METADATA` is malformed or names no picture.
+    def put(self, picture: Path, texts: Iterable[str], origin: str, *, join: bool) -> bool:
+        """Keep the captions in `texts`, a line each, or joined; False if there is nothing in them."""
+        found = lines(texts, join=join)
+        if found and picture not in self.of:
+            self.of[picture], self.origin[picture] = found, origin
+        return bool(found)
+
+
+def lines(texts: Iterable[str], *, join: bool) -> tuple[str, ...]:
+    """The captions in some texts: a line of each is a caption; join: each text is one. White space becomes single spaces."""
+    whole = [line for text in texts for line in ([text] if join else text.splitlines())]
+    return tuple(dict.fromkeys(found for line in whole if (found := one_line(line))))
+
+
+def own_captions(folder: Path, pictures: list[Path], others: list[Path], unused: Unused, *, join: bool) -> Captions:
+    """The captions of `pictures`. All paths lie under `folder`; `others` are its remaining files, in order.
+
+    A picture's captions are the first of these that are there and not blank: the file of its name beside it (`a.txt` or
+    `a.png.txt`; `.txt` before `.caption`, `.tags` and `.json`); its entry in one of `metadata.NAMES` in its own folder or
+    in one above (the nearest wins). Files without a picture are counted in `unused`.
     """
-    texts, notes = _beside(folder, pictures, others)
-    metadata: dict[Path, str] = {}
-    for file in sorted((o for o in others if o.name in METADATA), key=lambda o: (len(o.parts), METADATA.index(o.name))):
-        metadata |= _read_metadata(file, set(pictures))
-    return {p: texts.get(p) or metadata.get(p) or category(folder, p) for p in pictures}, notes
-
-
-def category(folder: Path, picture: Path) -> str:
-    """The name of the sub-folder that holds `picture`; "" where it lies in `folder` itself."""
-    return "" if picture.parent == folder else _one_line(picture.parent.name)
-
-
-def with_trigger(trigger: str, caption: str) -> str:
-    """ "a scribble of", "cat" -> "a scribble of cat": joined by a space, so that the trigger decides the grammar.
-
-    A caption that begins with the trigger already is left as it is.
-    """
-    trigger = _one_line(trigger)
-    if not trigger or caption == trigger or caption.startswith((trigger + " ", trigger + ",")):
-        return caption
-    return f"{trigger} {caption}".strip()
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise JobError(f"{path}: captions are expected as UTF-8 text, byte {error.start} is none: save it as UTF-8") from error
-    except OSError as error:
-        raise JobError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _beside(folder: Path, pictures: list[Path], others: list[Path]) -> tuple[dict[Path, str], list[str]]:
-    """Captions from the text files of the pictures' names, and a note about those that belong to no picture."""
-    files = {o.with_suffix(o.suffix.lower()): o for o in others if o.suffix.lower() in TEXT_SUFFIXES}
-    texts: dict[Path, str] = {}
-    used: set[Path] = set()
-    for picture in pictures:
-        for suffix in reversed(TEXT_SUFFIXES):
-            name = picture.with_suffix(suffix)
-            if name in files:
-                used.add(name)
-                texts[picture] = _one_line(_read_text(files[name])) or texts.get(picture, "")
-    alone = [files[name] for name in files if name not in used]
-    if not alone:
-        return texts, []
-    return texts, [f"text files without a picture of their name, not used: {len(alone)}, first {alone[0].relative_to(folder)}"]
-
-
-def _read_metadata(file: Path, pictures: set[Path]) -> dict[Path, str]:
-    """Hugging Face's `imagefolder` layout: `file_name`, relative to the file's folder, and `text` of each picture."""
-    captions: dict[Path, str] = {}
-    for where, entry in (_csv_rows if file.suffix == ".csv" else _json_lines)(file):
-        if not (isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and isinstance(entry.get("text"), str)):
-            raise JobError(f'{where}: expected "file_name" and "text", both texts, found {str(entry)[:80]}')
-        picture = Path(os.path.normpath(file.parent / entry["file_name"]))
-        if picture not in pictures:
-            raise JobError(f"{where}: {entry['file_name']!r} is no picture of this folder: correct the name, which is relative "
-                           f"to {file.name}, or remove the line")
-        if picture in captions:
-            raise JobError(f"{where}: {entry['file_name']!r} has a line above already: keep one of them")
-        captions[picture] = _one_line(entry["text"])
+    captions = Captions()
+    _beside(folder, pictures, [o for o in others if o.name.lower() not in NAMES], unused, captions, join)
+    resolver = Resolver(folder, pictures)
+    tables = [o for o in others if o.name.lower() in NAMES]
+    for file in sorted(tables, key=lambda o: (-len(o.parts), -NAMES.index(o.name.lower()))):
+        try:
+            found = resolve(file, read_metadata(file), resolver)
+        except JobError as error:
+            if file.name.lower() == "metadata.json" and not _about_pictures(file, pictures):
+                unused.add("metadata.json without captions", file.relative_to(folder).as_posix())
+            else:
+                captions.problems.append(str(error))
+            continue
+        for picture, texts in found.items():
+            captions.put(picture, texts, file.name, join=join)
     return captions
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """Where and what: a JSON value a line."""
-    for number, line in enumerate(_read_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{file} line {number}"
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise JobError(f"{where}: is no JSON ({error}): expected {{\"file_name\": ..., \"text\": ...}}") from error
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    """Where and what: a row as a dictionary of the first row's names. RFC 4180: commas, fields in double quotes."""
-    rows = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
+def _about_pictures(file: Path, pictures: list[Path]) -> bool:
+    """Whether a metadata.json names any of the pictures: other programs use this name too."""
     try:
-        for row in rows:
-            where = f"{file} line {rows.line_num}"
-            if None in row or None in row.values():
-                raise JobError(f"{where}: has not as many fields as the first line: put captions with commas in double quotes")
-            yield where, row
-    except csv.Error as error:
-        raise JobError(f"{file} line {rows.line_num}: is no CSV ({error})") from error
+        text = plain(read_text(file))
+    except JobError:
+        return True
+    return any(plain(picture.stem) in text for picture in pictures)
+
+
+def _beside(folder: Path, pictures: list[Path], others: list[Path], unused: Unused, captions: Captions, join: bool) -> None:
+    """Captions from the files of the pictures' names, in any case and form of accents."""
+    files: dict[str, list[Path]] = {}
+    for other in others:
+        if other.suffix.lower() in TEXT_SUFFIXES:
+            files.setdefault(plain(str(other)), []).append(other)
+    used: set[Path] = set()
+    for picture in pictures:
+        for suffix in TEXT_SUFFIXES:
+            for name in (picture.with_suffix(suffix), picture.with_name(picture.name + suffix)):
+                found = files.get(plain(str(name)), [])
+                file = name if name in found else found[0] if len(found) == 1 else None
+                if file is None:
+                    continue
+                used.add(file)
+                if picture not in captions.of:
+                    _read_own(picture, file, captions, unused, folder, join)
+    for same in files.values():
+        for file in same:
+            if file not in used:
+                unused.add(f"{file.suffix.lower()} without a picture of its name", file.relative_to(folder).as_posix())
+
+
+def _read_own(picture: Path, file: Path, captions: Captions, unused: Unused, folder: Path, join: bool) -> None:
+    try:
+        texts = captions_of(read_json(file, MOST_CAPTION)) if file.suffix.lower() == ".json" else (read_text(file),)
+    except JobError as error:
+        captions.problems.append(str(error))
+        return
+    if not captions.put(picture, texts, file.suffix.lower(), join=join) and file.suffix.lower() == ".json":
+        unused.add(".json without a caption", file.relative_to(folder).as_posix())
+
+
+def with_trigger(trigger: str, caption: str) -> str:
+    """ "a scribble of", "cat" -> "a scribble of cat"; "sks", "1girl, solo" -> "sks, 1girl, solo".
+
+    A caption that holds the trigger, as whole words, is left as it is. To tags the trigger is joined by a comma, to a
+    sentence by a space, so that the trigger decides the grammar.
+    """
+    trigger = one_line(trigger)
+    if not trigger or not caption:
+        return trigger or caption
+    if holds(caption, trigger):
+        return caption
+    leads_on = trigger.rsplit(" ", 1)[-1].lower() in LEADING or trigger.endswith(",")
+    return f"{trigger}, {caption}" if is_tags(caption) and not leads_on else f"{trigger} {caption}"
+
+
+LEADING = {"of", "by", "with", "in", "a", "an", "the", "like", "from", "at"}
+"""Words after which a trigger wants its object, not a comma."""
+ARTICLES = {"a", "an", "the", "this", "there", "two", "some"}
+
+
+def holds(caption: str, trigger: str) -> bool:
+    """Whether `trigger` stands in `caption` as whole words; a comma between them is passed over, case too."""
+    def words(text: str) -> str:
+        return " " + " ".join("".join(c if c.isalnum() or c in "_'-" else " " for c in text.lower()).split()) + " "
+
+    return words(trigger).strip() != "" and words(trigger) in words(caption)
+
+
+def is_tags(caption: str) -> bool:
+    """Whether a caption is a list of tags: short pieces between commas, not a sentence with a comma."""
+    pieces = [piece.split() for piece in split_tags(caption)]
+    if len(pieces) < 2 or caption.rstrip().endswith("."):
+        return False
+    sentence = pieces[0][0].lower() in ARTICLES and len(pieces) < 4
+    return not sentence and sum(map(len, pieces)) <= 3 * len(pieces)
+
+
+def split_tags(caption: str) -> list[str]:
+    return [tag for piece in caption.split(",") if (tag := piece.strip())]
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.replace("\N{ZERO WIDTH NO-BREAK SPACE}", "").split())
+
+
+def shared(captions: list[str]) -> str:
+    """What all captions have in common, as a trigger: tags that stand in every one, or the words that all begin with; ""."""
+    given = [caption for caption in captions if caption]
+    if len(given) < max(3, len(captions)):
+        return ""
+    if all("," in caption for caption in given):
+        counts = Counter(tag for caption in given for tag in set(split_tags(caption)))
+        return ", ".join(tag for tag in dict.fromkeys(split_tags(given[0])) if counts[tag] == len(given))
+    common = given[0].replace(",", " ,").split()
+    for caption in given[1:]:
+        words = caption.replace(",", " ,").split()
+        common = common[: next((i for i, (a, b) in enumerate(zip(common, words)) if a != b), min(len(common), len(words)))]
+    while common and (common[-1].lower() in LEADING | {"and", "on", "is", ","}):
+        common.pop()
+    return " ".join(common).replace(" ,", ",")

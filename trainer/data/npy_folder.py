@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import tokenize
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from trainer.recipe import Recipe
 
 TRIGGER = "a scribble of"
 BUCKET_PREFIX = "full_numpy_bitmap_"  # what a browser makes of the bucket's path when it saves one of its files
+AGAIN_DOWNLOADED = re.compile(r" ?\(\d+\)$")  # `apple (1).npy`: a browser's second download
 AGAIN = "get the file again, or remove it"
 
 
@@ -62,10 +64,11 @@ def npy_files(folder: Path) -> list[Path]:
 
 
 def categories_of(folder: Path) -> dict[str, Path]:
-    """The files by category: `alarm clock.npy`, `alarm%20clock.npy` and `full_numpy_bitmap_alarm clock.npy` are one."""
+    """The files by category: `alarm clock.npy`, `alarm%20clock.npy`, `alarm clock (1).npy` and
+    `full_numpy_bitmap_alarm clock.npy` are one."""
     files: dict[str, Path] = {}
     for file in npy_files(folder):
-        other = files.setdefault(unquote(file.stem).removeprefix(BUCKET_PREFIX), file)
+        other = files.setdefault(AGAIN_DOWNLOADED.sub("", unquote(file.stem)).removeprefix(BUCKET_PREFIX), file)
         if other != file:
             raise UsageError(f"--data {folder}: {other.name} and {file.name} are one category; remove one of them")
     return files

@@ -104,6 +104,9 @@ class RangeReader:
             try:
                 size, etag = self._request(url, spans[before:], known, got)
                 failures = 0
+            except broken.SSLError as error:  # a certificate does not mend itself
+                raise JobError(f"{url}: the server's certificate cannot be verified ({_root(error)}): if it is your own, name "
+                               f"its authority in REQUESTS_CA_BUNDLE; or {MIRROR}") from error
             except (broken.ConnectionError, broken.Timeout, broken.ChunkedEncodingError, _TryAgain) as error:
                 failures = 1 if len(got) > before else failures + 1
                 self._pause(url, failures, error)
@@ -151,7 +154,7 @@ def _check_status(url: str, reply: requests.Response) -> None:
     if reply.status_code in (408, 425, 429) or reply.status_code >= 500:
         raise _TryAgain(f"the server answered {status}", float(_number(reply.headers.get("Retry-After")) or 0))
     if reply.status_code in (401, 403, 404, 410):
-        raise JobError(f"{url}: {status}: '{unquote(url.rsplit('/', 1)[1])}' is not to be had there: {MIRROR}")
+        raise JobError(f"{url}: {status}: '{unquote(url.rsplit('/', 1)[1])}' is not there: {MIRROR}")
     if reply.status_code == 416:
         raise FileChanged(f"{url}: {status}: the file is empty or shorter than its header says: {MIRROR}")
     if reply.status_code not in (200, 206):

@@ -1,204 +1,122 @@
-"""A folder of a person's own pictures, taken as they are: upright, on white, 8-bit RGB, never inverted."""
+"""Folders of a person's own pictures, taken as they are: found, captioned, and made into a `Dataset` with its table."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import struct
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
 
 from convert.errors import JobError, UsageError
-from trainer.data.captions import category, own_captions, with_trigger
-from trainer.data.ours import MARK, METRICS, RECIPE
-from trainer.data.records import Dataset, Example
+from trainer.data.captions import TEXT_SUFFIXES, own_captions, shared, with_trigger
+from trainer.data.folder import Unused, list_folder
+from trainer.data.images import SUFFIXES, Header, read_header
+from trainer.data.layout import place_of, roles
+from trainer.data.metadata import NAMES
+from trainer.data.picture import Picture
+from trainer.data.records import Dataset
+from trainer.data.sources import Source, sources
+from trainer.data.table import Facts, rows
+from trainer.data.tags import variants, variants_each
 from trainer.recipe import Recipe
 from trainer.rng import Stream
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jfif", ".psd", ".svg")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # never the parsers that run other programs
-PROCESSING = b"upright, on white, sRGB, bicubic short side, centre\0"  # part of every digest
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error,
-          Image.DecompressionBombError)  # fmt: skip
-"""What Pillow raises over files that are damaged, or too large to be honest."""
+
+@dataclass
+class Found:
+    """What the folders of `--data` gave, before captions are put in their last form."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    headers: list[Header] = field(default_factory=list)
+    facts: Facts = field(default_factory=Facts)
+    problems: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture file. It is read whenever it is asked for; JobError, naming it, where it cannot be."""
+def load_pictures(recipe: Recipe, *, max_upscale: float = 1.0) -> Dataset:
+    """The pictures of `recipe.data` and `more_data`, in the order of their paths; only the headers of their files are read.
 
-    path: Path
-    caption: str
-    category: str
-    source: str
-
-    def raw(self) -> np.ndarray:
-        return np.asarray(self._image())
-
-    def pixels(self, resolution: int) -> np.ndarray:
-        """The short side is resized to `resolution` (Pillow's bicubic), the middle of the long side is kept."""
-        size = (resolution, resolution)
-        return np.asarray(ImageOps.fit(self._image(), size, method=Image.Resampling.BICUBIC, centering=(0.5, 0.5)))
-
-    @cached_property
-    def digest(self) -> str:
-        try:
-            return hashlib.sha256(PROCESSING + self.path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise _broken(self.path, error) from error
-
-    def _image(self) -> Image.Image:
-        try:
-            with Image.open(self.path, formats=FORMATS) as image:
-                return to_rgb(image)
-        except BROKEN as error:
-            raise _broken(self.path, error) from error
-
-
-def load_pictures(folder: Path, recipe: Recipe) -> Dataset:
-    """The pictures under `folder`, in the order of their paths, captioned as `captions.own_captions` says.
-
-    `recipe.trigger` goes before every caption, and alone where there is none. `recipe.held_out` of the pictures, at
-    least one and never all, are drawn by the seed and kept from training. Hidden files, folders called `checkpoints`,
-    runs and the pictures that this program wrote (contact sheets, previews beside a LoRA) are left out.
+    What folders and files mean is said in layout.py and captions.py. `recipe.held_out` of the pictures, at least one and
+    never all, are drawn by the seed and kept from training; none of those for regularisation.
 
     Raises:
-        UsageError: the folder holds no pictures.
-        JobError: a picture, or a caption, cannot be read.
+        UsageError: there is no such folder, or nothing to learn in it.
+        JobError: a folder cannot be read. Files that cannot be used are in the result's `problems`.
     """
-    files = _files(folder)
-    models = {file.with_suffix("") for file in files if file.suffix == ".safetensors"}
-    found = [file for file in files if file.suffix.lower() in SUFFIXES and file.with_suffix("") not in models]
-    kinds = {path: _kind(path) for path in found}
-    paths = [path for path in found if kinds[path] != "ours"]
-    if not paths:
-        raise UsageError(f"--data {folder}: holds no pictures; expected .npy drawings, or pictures ({' '.join(SUFFIXES)}) with "
-                         "captions in name.txt or name.caption beside each, metadata.jsonl or .csv, or as sub-folders' names")
-    captions, notes = own_captions(folder, paths, [file for file in files if file not in set(found)])
-    own = len(found) - len(paths)
-    notes += [f"contact sheets in {folder}, not trained on: {own}"] if own else []
-    moving = [path for path in paths if kinds[path] == "moving"]
-    notes += [f"animations or pages: {len(moving)}, first {moving[0].relative_to(folder)}: their first frame is learnt"
-              ] if moving else []
-    notes += _notes(folder, files, captions, recipe)
-    pictures: list[Example] = [
-        Picture(path=path, caption=with_trigger(recipe.trigger, captions[path]), category=category(folder, path),
-                source=path.relative_to(folder).as_posix()) for path in paths]
-    kept = held_out_rows(len(pictures), recipe.held_out, recipe.seed)
-    if recipe.held_out:
-        notes.append(f"kept from training for the held-out loss: {len(kept)} of {len(pictures)} pictures")
-    return Dataset(train=[p for row, p in enumerate(pictures) if row not in kept],
-                   held_out=[p for row, p in enumerate(pictures) if row in kept], trigger=recipe.trigger, notes=notes)
+    found, given = Found(), sources(recipe)
+    for source in given:
+        _read(source, recipe, found, several=len(given) > 1)
+    pictures = found.pictures
+    if not any(not picture.reg for picture in pictures) and not found.problems:
+        only = " but for regularisation" if pictures else ""
+        named = ", ".join(source.given for source in given)
+        raise UsageError(f"--data {named}: holds no pictures to learn{only}; expected .npy drawings, or pictures "
+                         f"({' '.join(SUFFIXES)}) with captions in name.txt or name.caption beside each, metadata.jsonl or "
+                         f".csv, or as sub-folders' names{_passed_over(found.facts.unused)}")
+    own = [row for row, picture in enumerate(pictures) if not picture.reg]
+    kept = {own[row] for row in held_out_rows(len(own), recipe.held_out, recipe.seed)}
+    trigger = recipe.trigger or shared([pictures[row].caption for row in own])
+    found.facts.guessed_trigger = trigger if not recipe.trigger else ""
+    each = variants_each(len(pictures))
+    if recipe.shuffle_tags or recipe.tag_dropout:
+        pictures = [replace(p, captions=tuple(v for c in p.captions for v in variants(c, recipe, recipe.trigger, each)))
+                    for p in pictures]  # fmt: skip
+        found.facts.orders = each
+    dataset = Dataset(train=[p for row, p in enumerate(pictures) if row not in kept],
+                      held_out=[p for row, p in enumerate(pictures) if row in kept], trigger=trigger, problems=found.problems)
+    dataset.table.extend(rows(dataset, found.facts, recipe, max_upscale))
+    return dataset
+
+
+def _passed_over(unused: Unused) -> str:
+    named = [f"{count} {kind}" for kind, (count, _) in unused.kinds.items()]
+    return f"; not used: {', '.join(named)}" if named else ""
+
+
+def _read(source: Source, recipe: Recipe, found: Found, *, several: bool) -> None:
+    """Add the pictures of one folder."""
+    listing, facts = list_folder(source.folder, follow_links=recipe.follow_links), found.facts
+    found_roles = roles(listing, source)
+    headers: dict[Path, Header] = {}
+    for path in found_roles.pictures:
+        try:
+            headers[path] = read_header(path)
+        except JobError as error:
+            found.problems.append(str(error))
+    facts.contact_sheets += sum(header.ours for header in headers.values())
+    paths = [path for path, header in headers.items() if not header.ours]
+    captions = own_captions(source.folder, paths, found_roles.others, listing.unused, join=recipe.caption_lines == "join")
+    found.problems += captions.problems
+    for file in found_roles.others:
+        if file.suffix.lower() not in TEXT_SUFFIXES and file.name.lower() not in NAMES:
+            listing.unused.add(file.suffix.lower() or "files without a suffix", listing.name(file))
+    for path in paths:
+        place = place_of(path, source.folder, source, facts.numbers)
+        if place.repeats == 0 or (place.reg and not recipe.reg):
+            listing.unused.add("pictures for regularisation (--no-reg)" if place.reg else "pictures in folders of 0 repeats",
+                               listing.name(path))
+            continue
+        texts = captions.of.get(path) or ((place.category,) if place.category else ())
+        trigger = "" if place.reg else source.trigger
+        final = tuple(dict.fromkeys(with_trigger(trigger, text) for text in texts or ("",)))
+        name = f"{source.folder.name}/{listing.name(path)}" if several else listing.name(path)
+        header = headers[path]
+        picture = Picture(
+            path=path, source=name, category=place.category, captions=final, caption=final[0],
+            size=(header.width, header.height), repeats=place.repeats, reg=place.reg,
+            weight=recipe.prior_weight if place.reg else 1.0,
+            mask_path=found_roles.masks.get(path) if recipe.masks else None,
+            alpha_mask=recipe.alpha_mask and header.transparent and path not in found_roles.masks,
+            bucket_step=recipe.bucket_step, max_aspect=recipe.bucket_max_aspect)
+        found.pictures.append(picture)
+        facts.note(picture, header, captions.origin.get(path, "the folder's name" if place.category else ""), trigger,
+                   place.own_class)
+    if not recipe.masks and found_roles.masks:
+        first = next(iter(found_roles.masks.values()))
+        listing.unused.add("masks (--no-masks)", first.name, len(found_roles.masks))
+    facts.take(listing.unused, source.folder.name if several else "")
 
 
 def held_out_rows(count: int, share: float, seed: int) -> set[int]:
     """`share` of `count` rows, drawn by the seed: none if it is 0, else at least one; one row at least stays."""
-    wanted = min(max(1, round(share * count)), count - 1) if share else 0
+    wanted = min(max(1, round(share * count)), count - 1) if share and count else 0
     return set(np.random.default_rng([seed, Stream.OWN_HELD_OUT]).permutation(count)[:wanted].tolist())
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame of an opened picture as 8-bit RGB: turned as its EXIF says, transparency on white, in sRGB.
-
-    16-bit greys are scaled by 255 / 65535, 32-bit floats from 0..1. An embedded ICC profile of RGB or CMYK is converted
-    to sRGB, one that cannot be used is passed over. ValueError: numbers outside those ranges.
-    """
-    profile = image.info.get("icc_profile")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        return _from_wide(upright)
-    if upright.mode == "CMYK":
-        return _to_srgb(upright, profile)
-    if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        upright = Image.alpha_composite(white, layer)
-    return _to_srgb(upright.convert("RGB"), profile)
-
-
-def _from_wide(image: Image.Image) -> Image.Image:
-    """Greys of more than 8 bits -> RGB."""
-    values = np.asarray(image).astype(np.float64)
-    top = 1 if image.mode == "F" else 65535
-    if not (values.min() >= 0 and values.max() <= top):
-        raise ValueError(f"numbers from {values.min():g} to {values.max():g}, expected 0 to {top}")
-    grey = np.rint(values * (255 / top))
-    if "transparency" in image.info:  # a PNG may name one grey that is to be seen through
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB or CMYK -> RGB, through the embedded profile where it fits."""
-    if profile:
-        try:
-            source = ImageCms.getOpenProfile(io.BytesIO(profile))
-            if source.profile.xcolor_space.strip() == image.mode:
-                converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                assert converted is not None
-                return converted
-        except (ImageCms.PyCMSError, OSError, ImportError):
-            return image.convert("RGB")
-    return image.convert("RGB")
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files under `folder` by path, linked folders too; neither hidden ones nor those of runs and checkpoints."""
-    files: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        a_run = RECIPE in names and METRICS in names
-        if real in seen or (a_run and Path(place) != folder):
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "checkpoints")
-        files += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(files, key=lambda file: file.relative_to(folder).parts)
-
-
-def _kind(path: Path) -> str:
-    """"ours" for a contact sheet of ours, "moving" where there are further frames. JobError where it is no readable picture."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            kind = "ours" if image.info.get("Description") == MARK else "moving" if getattr(image, "is_animated", False) else ""
-        with Image.open(path, formats=FORMATS) as image:  # another: verifying wants a file that was only opened
-            image.verify()
-    except BROKEN as error:
-        raise _broken(path, error) from error
-    return kind
-
-
-def _broken(path: Path, error: Exception) -> JobError:
-    why = "its kind is not known" if isinstance(error, Image.UnidentifiedImageError) else error
-    return JobError(f"{path}: is no readable picture ({why}): replace or remove it")
-
-
-def _notes(folder: Path, files: list[Path], captions: dict[Path, str], recipe: Recipe) -> list[str]:
-    """What the user should know before hours are spent on it."""
-    notes = []
-    unread = [file for file in files if file.suffix.lower() in UNREAD_SUFFIXES]
-    if unread:
-        notes.append(f"pictures of kinds that are not read: {len(unread)}, first {unread[0].relative_to(folder)}: "
-                     "save them as PNG or JPEG to learn them")
-    named = [path for path, caption in captions.items() if caption and caption == category(folder, path)]
-    if named:
-        notes.append(f"pictures captioned with their sub-folder's name: {len(named)} of {len(captions)}, first "
-                     f"{named[0].relative_to(folder)}")
-    bare = [path for path, caption in captions.items() if not caption]
-    if bare:
-        trigger = recipe.trigger.strip()
-        instead = f"the trigger alone, {trigger!r}" if trigger else "the empty caption (--trigger adds one)"
-        notes.append(f"pictures without a caption: {len(bare)} of {len(captions)}, first {bare[0].relative_to(folder)}: "
-                     f"they are learnt with {instead}")
-    fields = Recipe.__dataclass_fields__
-    if any(getattr(recipe, name) != fields[name].default for name in ("categories", "per_category")):
-        notes.append("--categories and --per-category choose among drawings: all pictures are learnt")
-    return notes

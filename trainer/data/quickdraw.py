@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Event, Lock
+from queue import Queue
+from threading import Event, Lock, Thread
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -23,6 +25,7 @@ from trainer.data.split import HELD_OUT_ROWS, Rows, choose_categories, choose_ro
 from trainer.recipe import Recipe
 
 WORKERS = 16
+LONGEST_GOODBYE = 1.0  # seconds that unfinished downloads are waited for after an error or Ctrl-C
 
 Say = Callable[[str], None]
 
@@ -88,15 +91,19 @@ def _drawings(category: str, rows: Sequence[int], entry: Fetched) -> list[Drawin
 
 
 def checked_url(data_url: str) -> str:
-    """--data-url without a slash at its end."""
+    """--data-url without a slash at its end. UsageError if it is not an address, or holds a password."""
     try:
         parts = urlsplit(data_url)
+        if parts.username is not None or parts.password is not None:
+            raise UsageError("--data-url: holds a user name or password, which would be written into the run, the cache and "
+                             "the LoRA: put them into ~/.netrc and leave them out of the address")
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
         sound = sound and (parts.port is None or parts.port > 0)
     except ValueError:
         sound = False
     if not sound:
-        raise UsageError(f"--data-url {data_url}: expected http:// or https:// and where <category>.npy files are served; a "
+        shown = re.sub(r"//[^/@]*@", "//…@", data_url)
+        raise UsageError(f"--data-url {shown}: expected http:// or https:// and where <category>.npy files are served; a "
                          "folder on this machine is given with --data")
     return data_url.rstrip("/")
 
@@ -124,17 +131,37 @@ def _fetch_all(known: dict[str, Fetched | None], store: Store, wanted: Wanted) -
         with closing(RangeReader(lambda line: store.say(f"{store.url}: {line}"), stop)) as reader:
             return _fetch(category, known[category], reader, store, wanted)
 
+    waiting, results = list(reversed(known)), Queue[tuple[str, Fetched | BaseException]]()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                category = waiting.pop()
+            except IndexError:
+                return
+            try:
+                results.put((category, fetch(category)))
+            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+                results.put((category, error))
+
+    # daemons, so that Ctrl-C does not wait for a server that has stalled
+    threads = [Thread(target=work, name=f"quickdraw {n}", daemon=True) for n in range(min(WORKERS, len(known)))]
     done: dict[str, Fetched] = {}
-    pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="quickdraw")
     try:
-        waiting = {pool.submit(fetch, category): category for category in known}
+        for thread in threads:
+            thread.start()
         with tqdm(total=len(known), desc="QuickDraw", unit="category", disable=None) as bar:
-            for future in as_completed(waiting):
-                done[waiting[future]] = future.result()
+            while len(done) < len(known):
+                category, result = results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                done[category] = result
                 bar.update()
     finally:
         stop.set()
-        pool.shutdown(cancel_futures=True)
+        until = time.monotonic() + LONGEST_GOODBYE
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
     return done
 
 
@@ -178,7 +205,7 @@ class Store:
             if facts.pop("sha256") != _checksum(facts, body) or facts["url"] != self.address(category):
                 raise ValueError("its checksum does not fit its bytes")
             if len(body) != ROW_BYTES * len(facts["rows"]):
-                raise ValueError("it has not the bytes of its rows")
+                raise ValueError("its size does not match its number of rows")
             rows = {row: body[i * ROW_BYTES : (i + 1) * ROW_BYTES] for i, row in enumerate(facts["rows"])}
             return Fetched(Layout(**facts["layout"]), rows)
         except FileNotFoundError:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,11 +16,39 @@ ROW_BYTES = SIDE * SIDE
 PROCESSING = b"28x28, RGB, bicubic, inverted\0"  # part of every digest: a change of `process` must change it
 
 
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of what is learnt. attention: it is likely to be a mistake."""
+
+    label: str
+    text: str
+    attention: bool = False
+
+
 class Example(Protocol):
-    """One picture to learn from. The two kinds are `Drawing` below and `Picture` in pictures.py."""
+    """One picture to learn from. The two kinds are `Drawing` below and `Picture` in picture.py."""
 
     @property
     def caption(self) -> str: ...
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """One of these is drawn each time the picture is learnt; most pictures have one, which is `caption`."""
+
+    @property
+    def repeats(self) -> int:
+        """How often an epoch holds it."""
+
+    @property
+    def reg(self) -> bool:
+        """Whether it is for regularisation (DreamBooth's prior preservation), drawn as often as all the others together."""
+
+    @property
+    def weight(self) -> float:
+        """Of its loss."""
+
+    @property
+    def masked(self) -> bool: ...
 
     @property
     def category(self) -> str:
@@ -34,11 +62,21 @@ class Example(Protocol):
     def digest(self) -> str:
         """sha256, in hex, of what decides `pixels()`: of content, never of a path."""
 
+    @property
+    def identity(self) -> str:
+        """Digest, captions and what else decides how it is learnt, ended by a zero character."""
+
     def raw(self) -> np.ndarray:
         """As it was found: uint8 (28, 28) for a drawing, uint8 (height, width, 3) for a picture."""
 
+    def shape(self, resolution: int) -> tuple[int, int]:
+        """Height and width in which it is learnt: about resolution x resolution pixels."""
+
     def pixels(self, resolution: int) -> np.ndarray:
-        """As it is learnt: uint8 (resolution, resolution, 3), RGB, not mirrored."""
+        """As it is learnt: uint8 (*shape, 3), RGB, not mirrored."""
+
+    def mask(self, resolution: int, down: int) -> np.ndarray | None:
+        """Loss weights of latents, float32 (height / down, width / down), 0..1; None where all count alike."""
 
 
 def process(bitmap: np.ndarray, resolution: int) -> np.ndarray:
@@ -62,6 +100,25 @@ class Drawing:
     caption: str
     source: str
 
+    repeats: ClassVar[int] = 1
+    reg: ClassVar[bool] = False
+    weight: ClassVar[float] = 1.0
+    masked: ClassVar[bool] = False
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return (self.caption,)
+
+    @property
+    def identity(self) -> str:
+        return f"{self.digest}\0{self.caption}\0"
+
+    def shape(self, resolution: int) -> tuple[int, int]:
+        return resolution, resolution
+
+    def mask(self, resolution: int, down: int) -> None:
+        return None
+
     def raw(self) -> np.ndarray:
         return np.frombuffer(self.bitmap, dtype=np.uint8).reshape(SIDE, SIDE)
 
@@ -79,7 +136,8 @@ class Dataset:
 
     train, held_out: examples in a fixed order, decided by recipe and data. trigger: the words that captions begin with.
     notes: one-line notices for the user. seen: the categories trained on; unseen: the others that the data has (both
-    sorted; empty for own pictures). attribution: whom the data's licence asks to be named, or "".
+    sorted; empty for own pictures). attribution: whom the data's licence asks to be named, or "". table: what is learnt
+    from own pictures, a row a fact; problems: files that cannot be used, a line each: nothing is trained while there are any.
     """
 
     train: Sequence[Example]
@@ -89,6 +147,29 @@ class Dataset:
     seen: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     attribution: str = ""
+    table: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def per_epoch(self) -> int:
+        """Pictures that an epoch holds: each as often as its repeats say, and as many for regularisation."""
+        own = sum(example.repeats for example in self.train if not example.reg)
+        return own * 2 if any(example.reg for example in self.train) else own
+
+    @property
+    def learnt(self) -> list[Example]:
+        """Those that are not for regularisation."""
+        return [example for example in self.train if not example.reg]
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """sha256 over every picture's digest, captions and the rest of its `identity`, training and held out, in order."""
+    digest = hashlib.sha256()
+    for part in (dataset.train, dataset.held_out):
+        for example in part:
+            digest.update(example.identity.encode())
+        digest.update(b"\1")
+    return digest.hexdigest()
 
 
 def count_long_captions(examples: Sequence[Example], tokenizer: object, limit: int = 77) -> list[Example]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +18,15 @@ from convert.errors import JobError, UsageError
 from trainer.base.load import Base
 from trainer.data.records import Example
 from trainer.encoding.cache import EncodingCache
-from trainer.encoding.encoded_set import EncodedSet
+from trainer.encoding.encoded_set import EncodedSet, packed
 from trainer.encoding.formats import storage_dtype, versions
-from trainer.encoding.text import caption_digest, encode_captions, skipped, tokenize
+from trainer.encoding.text import caption_digest, chunked, encode_captions, encode_rows, skipped, tokenize
 from trainer.encoding.vae import Posterior, picture_batch
 from trainer.recipe import Recipe
 
 Say = Callable[[str], None]
-
-
-
-
-
+ROWS_PER_SHARD = 1024
+"""Chunks of captions in one file of the cache: 120 MB in half precision."""
 
 
 def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, device: torch.device | str, cache: Path,
@@ -41,42 +39,94 @@ def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, d
         UsageError: `--resolution` is none this base can learn.
         JobError: a picture cannot be read, or its encoding is not finite.
     """
-    device = torch.device(device)
+    device, pictures = torch.device(device), list(examples)
     side = recipe.resolution or base.resolution
     down = 2 ** (len(base.vae.config.block_out_channels) - 1)
     if side % (8 * down):  # the UNet halves the latents three times
         raise UsageError(f"--resolution {side}: a multiple of {8 * down} was expected for this base")
-    mean, std = _pictures(list(examples), base, side, recipe.flip, device, cache / "encoded", say)
-    captions = [*dict.fromkeys(example.caption for example in examples if example.caption), ""] if examples else []
-    row = {caption: index for index, caption in enumerate(captions)}
-    index = torch.tensor([row[example.caption] for example in examples], dtype=torch.int64)
-    embeddings = tokenize(captions, base) if recipe.text_encoder else _captions(captions, base, device, cache / "encoded", say)
-    return EncodedSet(mean=mean, std=std, caption_index=index, embeddings=embeddings).to(device)
+    store = cache / "encoded"
+    latents = _pictures(pictures, base, side, recipe.flip, device, store, say)
+    captions = _captions(pictures, base, device, store, say, as_ids=recipe.text_encoder)
+    return EncodedSet(**latents, **captions, **_weights(pictures, side, down, latents)).to(device)
 
 
+def _weights(examples: list[Example], side: int, down: int, latents: dict[str, Any]) -> dict[str, Any]:
+    """Masks, weights of the loss, repeats and which pictures are for regularisation; nothing where all count alike."""
+    fields: dict[str, Any] = {}
+    if any(example.masked for example in examples):
+        shapes = [example.shape(side) for example in examples]
+        masks = [example.mask(side, down) for example in examples]
+        tensors = [torch.ones(1, h // down, w // down) if mask is None else torch.from_numpy(mask)[None]
+                   for mask, (h, w) in zip(masks, shapes, strict=True)]
+        fields["mask"] = packed(tensors) if latents.get("shapes") else torch.stack(tensors)
+    if any(example.weight != 1 for example in examples):
+        fields["weight"] = torch.tensor([example.weight for example in examples])
+    if any(example.repeats != 1 for example in examples):
+        fields["repeats"] = tuple(example.repeats for example in examples)
+    if any(example.reg for example in examples):
+        fields["reg"] = tuple(example.reg for example in examples)
+    return fields
 
 
-def _captions(captions: list[str], base: Base, device: torch.device, cache: Path, say: Say) -> Tensor:
-    """As `encode_captions`, through the cache and on the CPU."""
+def _captions(examples: list[Example], base: Base, device: torch.device, cache: Path, say: Say, *,
+              as_ids: bool) -> dict[str, Any]:  # fmt: skip
+    """The captions' part of the `EncodedSet`, on the CPU. as_ids: token ids for a text encoder that learns."""
+    distinct = [*dict.fromkeys(text for example in examples for text in example.captions if text), ""] if examples else []
+    row = {caption: index for index, caption in enumerate(distinct)}
+    ids = chunked(distinct, base.tokenizer)
+    rows = torch.cat(ids) if ids else tokenize([], base)
+    embeddings = rows if as_ids else _embeddings(ids, base, device, cache, say)
+    counts = torch.tensor([len(example.captions) for example in examples], dtype=torch.int64)
+    every = torch.tensor([row[text] for example in examples for text in example.captions], dtype=torch.int64)
+    fields: dict[str, Any] = {"embeddings": embeddings, "caption_index": every}
+    if (counts > 1).any():
+        fields |= {"caption_index": counts.cumsum(0) - counts, "captions": every, "caption_count": counts}
+    chunks = torch.tensor([len(some) for some in ids], dtype=torch.int64)
+    if (chunks > 1).any():
+        fields |= {"first_chunk": chunks.cumsum(0) - chunks, "chunks": chunks}
+    return fields
+
+
+def _embeddings(ids: list[Tensor], base: Base, device: torch.device, cache: Path, say: Say) -> Tensor:
+    """Prompt embeddings of all chunks in order, (M, tokens, width) on the CPU, from the cache where it has them."""
     store = EncodingCache(cache, {"of": "captions", "base": base.identity, **skipped(base), **versions(device)}, say)
-    ids = tokenize(captions, base)
-    digests = [caption_digest(row) for row in ids]  # of token ids: another tokenizer is another entry
-    found = {digest: entry["embedding"] for digest, entry in store.find(digests)}
-    lacking = [caption for caption, digest in zip(captions, digests, strict=True) if digest not in found]
-    lacking_digests = list(dict.fromkeys(digest for digest in digests if digest not in found))
-    if lacking:
-        made = encode_captions(lacking, base, device).cpu()
-        rows = {caption_digest(row): made[i] for i, row in enumerate(tokenize(lacking, base))}
-        found |= rows
-        store.add(lacking_digests, {"embedding": torch.stack([rows[digest] for digest in lacking_digests])})
-    return torch.stack([found[digest] for digest in digests]) if digests else encode_captions([], base, device).cpu()
+    rows = {caption_digest(row): row for some in ids for row in some}  # of token ids: another tokenizer is another entry
+    found = {digest: entry["embedding"] for digest, entry in store.find(list(rows))}
+    lacking = [digest for digest in rows if digest not in found]
+    for begin in range(0, len(lacking), ROWS_PER_SHARD):
+        some = lacking[begin : begin + ROWS_PER_SHARD]
+        made = encode_rows(torch.stack([rows[digest] for digest in some]), base, device).cpu()
+        found |= dict(zip(some, made, strict=True))
+        store.add(some, {"embedding": made})
+    order = [caption_digest(row) for some in ids for row in some]
+    return torch.stack([found[digest] for digest in order]) if order else encode_captions([], base, device).cpu()
 
 
 def _pictures(examples: list[Example], base: Base, side: int, flip: bool, device: torch.device, cache: Path,
-              say: Say) -> tuple[Tensor, Tensor]:  # fmt: skip
+              say: Say) -> dict[str, Any]:  # fmt: skip
+    """The pictures' part of the `EncodedSet`, on the CPU: shape by shape."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for index, example in enumerate(examples):
+        by_shape.setdefault(example.shape(side), []).append(index)
+    if len(by_shape) <= 1:
+        mean, std = _of_one_shape(examples, base, side, next(iter(by_shape), (side, side)), flip, device, cache, say)
+        return {"mean": mean, "std": std}
+    means: list[Any] = [None] * len(examples)
+    stds: list[Any] = [None] * len(examples)
+    for shape, rows in sorted(by_shape.items()):
+        mean, std = _of_one_shape([examples[row] for row in rows], base, side, shape, flip, device, cache, say)
+        for row, m, s in zip(rows, mean, std, strict=True):
+            means[row], stds[row] = m, s
+    return {"mean": packed(means), "std": packed(stds), "shapes": tuple(tuple(mean.shape[-2:]) for mean in means)}
+
+
+def _of_one_shape(examples: list[Example], base: Base, side: int, shape: tuple[int, int], flip: bool, device: torch.device,
+                  cache: Path, say: Say) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Mean and std, each (N, V, 4, h, w) on the CPU, from the cache where it has them."""
-    posterior = Posterior(base, device, side, views=2 if flip else 1, say=say)
+    posterior = Posterior(base, device, side, views=2 if flip else 1, say=say, shape=shape)
     context = {"of": "pictures", "base": base.identity, "side": side, "flip": flip, **versions(device)}
+    if shape != (side, side):
+        context["shape"] = list(shape)
     store = EncodingCache(cache, context, say)
     places: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
@@ -93,12 +143,16 @@ def _pictures(examples: list[Example], base: Base, side: int, flip: bool, device
         found.add(digest)
     lacking = [examples[where[0]] for digest, where in places.items() if digest not in found]
     if found:
-        say(f"{len(found)} of {len(places)} pictures were encoded before")
+        say(f"{len(found)} of {len(places)} pictures{_of_shape(shape, side)} were encoded before")
     for digests, tensors in _encoded(lacking, posterior, side):
         store.add(digests, tensors)
         for row, digest in enumerate(digests):
             put(digest, {key: tensor[row] for key, tensor in tensors.items()})
     return mean, std
+
+
+def _of_shape(shape: tuple[int, int], side: int) -> str:
+    return "" if shape == (side, side) else f" of {shape[1]}\N{MULTIPLICATION SIGN}{shape[0]}"
 
 
 def _encoded(examples: list[Example], posterior: Posterior, side: int) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
@@ -116,7 +170,7 @@ def _encoded(examples: list[Example], posterior: Posterior, side: int) -> Iterat
             mean, std = posterior(coming.pop(0).result())
             for row, example in enumerate(batch):
                 if not (mean[row].isfinite().all() and std[row].isfinite().all()):
-                    raise JobError(f"{example.source}: the base's VAE makes no finite numbers of it: is it damaged?")
+                    raise JobError(f"{example.source}: the base's VAE gives numbers that are not finite: is it damaged?")
             rows.append((mean, std))
             bar.update(len(batch))
             if len(rows) == per_shard or number == len(batches) - 1:

@@ -1,4 +1,4 @@
-"""Captions through CLIP's text encoder."""
+"""Captions through CLIP's text encoder, in chunks where they are longer than it reads, as AUTOMATIC1111's web UI does."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from trainer.base.load import Base
 from trainer.encoding.formats import moved, storage_dtype
 
 CAPTIONS_AT_ONCE = 16
+MOST_CHUNKS = 3
+"""Of 75 tokens each: 225, kohya's longest too."""
+BACKTRACK = 20
+"""Tokens that move to the next chunk with the comma before them: AUTOMATIC1111's "prompt word wrap length limit"."""
 
 
 def encode_captions(captions: Sequence[str], base: Base, device: torch.device | str) -> Tensor:
     """Prompt embeddings (C, tokens, width) on `device`: those of `StableDiffusionPipeline.encode_prompt`."""
-    device = torch.device(device)
-    ids = tokenize(captions, base)
+    return encode_rows(tokenize(captions, base), base, torch.device(device))
+
+
+def encode_rows(ids: Tensor, base: Base, device: torch.device) -> Tensor:
+    """Prompt embeddings (M, tokens, width) on `device` of token ids (M, tokens)."""
     encoder = moved(base.text_encoder, device, torch.float32)
     parts = [encode_ids(some, encoder, CAPTIONS_AT_ONCE) for some in ids.split(CAPTIONS_AT_ONCE) if len(some)]
     empty = torch.empty(0, ids.shape[1], encoder.config.hidden_size)
@@ -38,6 +45,46 @@ def tokenize(captions: Sequence[str], base: Base) -> Tensor:
 def skipped(base: Base) -> dict[str, object]:
     """What a cache's key says of --clip-skip: nothing where there is none."""
     return {"clip_skip": base.clip_skip} if base.clip_skip > 1 else {}
+
+
+def chunked(captions: Sequence[str], tokenizer: Any) -> list[Tensor]:
+    """Token ids of each caption, (n, tokens), n from 1 to `MOST_CHUNKS`; what is longer is cut."""
+    if not captions:
+        return []
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    room = tokenizer.model_max_length - 2
+    comma = tokenizer.convert_tokens_to_ids(",</w>")
+    found = []
+    for ids in tokenizer(list(captions), add_special_tokens=False, verbose=False).input_ids:
+        rows = [[begin, *part, end, *[pad] * (room - len(part))] for part in split(ids, room, comma)]
+        found.append(torch.tensor(rows[:MOST_CHUNKS], dtype=torch.int64))
+    return found
+
+
+def split(ids: Sequence[int], room: int, comma: int) -> list[list[int]]:
+    """Token ids in parts of at most `room`: a part that is full ends at its last comma if that is at most `BACKTRACK` tokens
+    back, and what follows it begins the next (AUTOMATIC1111, `modules/sd_hijack_clip.py`)."""
+    parts: list[list[int]] = []
+    part: list[int] = []
+    last_comma = -1
+    for token in ids:
+        if token == comma:
+            last_comma = len(part)
+        elif len(part) == room and last_comma >= 0 and room - last_comma <= BACKTRACK:
+            parts.append(part[: last_comma + 1])
+            part, last_comma = part[last_comma + 1 :], -1
+        if len(part) == room:
+            parts.append(part)
+            part, last_comma = [], -1
+        part.append(token)
+    return [*parts, part] if part or not parts else parts
+
+
+def count_tokens(captions: Sequence[str], tokenizer: Any) -> list[int]:
+    """Tokens of each caption, without marks."""
+    if not captions:
+        return []
+    return [len(ids) for ids in tokenizer(list(captions), add_special_tokens=False, verbose=False).input_ids]
 
 
 def caption_digest(ids: Tensor) -> str:

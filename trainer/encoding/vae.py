@@ -24,7 +24,7 @@ MOST_VIEWS = 16
 
 
 def picture_batch(examples: Sequence[Example], side: int) -> np.ndarray:
-    """uint8 (B, side, side, 3)."""
+    """uint8 (B, height, width, 3) of pictures that are learnt in one shape: (side, side), or a bucket of that area."""
     return np.stack([example.pixels(side) for example in examples])
 
 
@@ -36,27 +36,29 @@ class Posterior:
     """
 
     def __init__(self, base: Base, device: torch.device, side: int, *, views: int, say: Callable[[str], None],
-                 dtype: torch.dtype | None = None) -> None:  # fmt: skip
+                 dtype: torch.dtype | None = None, shape: tuple[int, int] | None = None) -> None:  # fmt: skip
+        """shape: height and width of the pictures, about side * side pixels; None: (side, side)."""
         self.device, self.views, self.say, self._original = device, views, say, base.vae
         self._dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
         self._vae: Any = None
         config = base.vae.config
-        latent = side // 2 ** (len(config.block_out_channels) - 1)
-        self.shape = (views, config.latent_channels, latent, latent)
+        down = 2 ** (len(config.block_out_channels) - 1)
+        height, width = shape or (side, side)
+        self.shape = (views, config.latent_channels, height // down, width // down)
         at_once = VIEWS_AT_ONCE.get(device.type, 2) * 512**2 // side**2
         self.batch = max(min(at_once, MOST_VIEWS) // views, 1)
         """Pictures per call; powers of two, so that shards hold whole batches."""
         self._at_once = self.batch * views  # views that the VAE computes at a time; halved when memory runs out
 
     def __call__(self, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
-        """uint8 (B, side, side, 3), B at most `batch` -> mean and std, each (B, views, 4, h, w), on the CPU.
+        """uint8 (B, height, width, 3), B at most `batch` -> mean and std, each (B, views, 4, h, w), on the CPU.
 
         The batch is filled up: kernels are chosen by its size, and a picture's numbers must not depend on its company.
         """
         count = len(pictures)
         whole = np.concatenate([pictures, np.repeat(pictures[-1:], self.batch - count, axis=0)])
         x = torch.from_numpy(whole).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # mean 0.5, std 0.5
-        both = torch.stack([x, x.flip(-1)][: self.views], dim=1).flatten(0, 1)  # (B * views, 3, side, side)
+        both = torch.stack([x, x.flip(-1)][: self.views], dim=1).flatten(0, 1)  # (B * views, 3, height, width)
         mean, std = self._encode(both)
         if self._dtype != torch.float32 and not (mean.isfinite().all() and std.isfinite().all()):
             self.say("this base's VAE overflows in half precision: encoding in fp32, which is slower")
@@ -67,7 +69,7 @@ class Posterior:
 
     @torch.no_grad()
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of pictures (B, 3, side, side), as many at a time as memory holds."""
+        """Mean and std of pictures (B, 3, height, width), as many at a time as memory holds."""
 
         def encode(at_once: int) -> list[Any]:
             if self._vae is None:

@@ -72,6 +72,7 @@ def make_plan(settings: Settings, recipe: Recipe, *, cache: Path, say: Callable[
     Raises:
         JobError: the data has no held-out drawings or pictures.
     """
+    recipe = replace(recipe, crop="square")  # as they are drawn and judged
     dataset = load_dataset(recipe, cache=cache, say=say)
     groups = _drawn(settings, recipe, dataset, cache, say) if dataset.seen else _own(settings, recipe, dataset)
     first = groups[0].subjects

@@ -17,6 +17,8 @@ from trainer.base.models import Predictor, UNet, UNetConfig
 from trainer.kernels.cuda_graphs import Graphed
 from trainer.terminal import Say
 
+MOST_SHAPES = 8
+"""Shapes of latents and prompt embeddings that are compiled for; others are computed plainly."""
 CHOICES = ("auto", "on", "off")
 FUSE = {"realize_reads_threshold": 8, "realize_opcount_threshold": 64, "realize_acc_reads_threshold": 16}
 """Twice inductor's own limits of what it computes again rather than keeps. With its own, a group norm's backward kernels
@@ -58,6 +60,7 @@ class Compiled:
         self.unet, self.say = unet, say
         self.blocks: list[tuple[Any, Any]] = []
         self.proven = False
+        self.shapes: set[tuple[int, ...]] = set()
         lacking = missing(device)
         if wish == "off" or (wish == "auto" and device.type != "cuda"):
             return
@@ -88,8 +91,15 @@ class Compiled:
         dtype: torch.dtype = self.unet.dtype
         return dtype
 
+    def _is_compiled_for(self, *tensors: Tensor) -> bool:
+        """Whether there is a graph for tensors of these shapes, or room for one more."""
+        shape = tuple(n for tensor in tensors for n in tensor.shape)
+        if len(self.shapes) < MOST_SHAPES:
+            self.shapes.add(shape)
+        return shape in self.shapes
+
     def __call__(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *, return_dict: bool = True) -> Any:
-        if not self.blocks:
+        if not self.blocks or not self._is_compiled_for(sample, encoder_hidden_states):
             return self.unet(sample, timestep, encoder_hidden_states, return_dict=return_dict)
         from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
         from torch._inductor.exc import InductorError

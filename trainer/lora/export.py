@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,13 +15,16 @@ from convert.errors import UsageError
 from convert.files import write_bytes, write_json
 from trainer.base.load import Base
 from trainer.base.sd15 import SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1
-from trainer.data.records import Dataset
+from trainer.data.captions import split_tags
+from trainer.data.records import Dataset, fingerprint
 from trainer.lora import adapter
 from trainer.miniature import adapters
 from trainer.recipe import Recipe
 
 OPTIMIZERS = {"adamw": "torch.optim.AdamW", "prodigy": "prodigyopt.prodigy.Prodigy"}
 """As kohya names them: by their class."""
+MOST_TAG_BYTES, TAG_OVERHEAD = 2**16, 16
+"""Of ss_tag_frequency: in all, and for quotes, escapes and a count."""
 
 
 def outputs(out: Path) -> tuple[Path, Path, Path]:
@@ -67,8 +71,8 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
     resolution = recipe.resolution or base.resolution
     values: dict[str, Any] = {
         "ss_output_name": name, "ss_training_started_at": started, "ss_training_finished_at": datetime.now(UTC).timestamp(),
-        "ss_steps": steps, "ss_max_train_steps": total, "ss_num_train_images": len(dataset.train),
-        "ss_num_epochs": math.ceil(steps / recipe.steps_per_epoch(len(dataset.train))),
+        "ss_steps": steps, "ss_max_train_steps": total, "ss_num_train_images": len(dataset.learnt),
+        "ss_num_epochs": math.ceil(steps / recipe.steps_per_epoch(dataset.per_epoch)),
         "ss_total_batch_size": recipe.batch * recipe.accumulation,
         "ss_gradient_accumulation_steps": recipe.accumulation, "ss_learning_rate": recipe.learning_rate,
         "ss_unet_lr": recipe.learning_rate, "ss_text_encoder_lr": "None", "ss_lr_scheduler": recipe.lr_schedule,
@@ -80,7 +84,7 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
         "ss_cache_latents": True, "ss_tag_frequency": {name: _frequency(dataset)},
         "modelspec.trigger_phrase": dataset.trigger, "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.date": datetime.now(UTC).date().isoformat(),
-        "scribble_recipe": recipe.as_dict(), "scribble_scale": recipe.scale,
+        "scribble_recipe": recipe.published(), "scribble_scale": recipe.scale,
         "scribble_versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft")},
     }
     values |= {key: value for used, key, value in _choices(recipe) if used}
@@ -88,6 +92,10 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
         values |= {"ss_base_model_version": SD_V1, adapters.KEY: adapters.MINIATURE, "ss_sd_model_name": adapters.MINIATURE}
     elif base.family != SD_V1:  # else convert says what the tensors' shapes say
         values["ss_base_model_version"] = base.family
+    if recipe.published() != recipe.as_dict():  # its paths are shortened to names: digests say what they meant
+        values |= {"scribble_base_hash": base.identity, "scribble_data_hash": fingerprint(dataset)}
+    if len(dataset.learnt) < len(dataset.train):
+        values["ss_num_reg_images"] = len(dataset.train) - len(dataset.learnt)
     if dataset.attribution:
         values["scribble_data"] = dataset.attribution
     return values
@@ -104,11 +112,18 @@ def _choices(recipe: Recipe) -> list[tuple[object, str, object]]:
 
 
 def _frequency(dataset: Dataset) -> dict[str, int]:
-    """How often each caption was trained on, the commonest first; what the web UI shows as tags. At most 500."""
-    counts: dict[str, int] = {}
-    for example in dataset.train:
-        counts[example.caption] = counts.get(example.caption, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:500])
+    """How many captions hold each tag (the pieces between commas, as kohya's sd-scripts counts them), the commonest first.
+
+    The web UI shows them as the LoRA's tags. At most 500 and 64 KiB, because a header must stay small.
+    """
+    counts = Counter(tag for example in dataset.learnt for tag in split_tags(example.caption))
+    frequency, size = {}, 0
+    for tag, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:500]:
+        size += len(tag.encode()) + TAG_OVERHEAD
+        if size > MOST_TAG_BYTES:
+            break
+        frequency[tag] = number
+    return frequency
 
 
 def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset) -> None:
@@ -129,7 +144,7 @@ def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset) -> None:
 
 
 def description(base: Base, dataset: Dataset) -> str:
-    what = f"LoRA trained on {len(dataset.train)} pictures."
+    what = f"LoRA trained on {len(dataset.learnt)} pictures."
     if base.family == SCRIBBLE_NARROW:
         what += " For Scribble LoRA's own miniature Stable Diffusion: draw at 128 x 128."
     if base.family == SCRIBBLE_MINIATURE:

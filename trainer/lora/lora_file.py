@@ -19,6 +19,7 @@ from convert.names import parse
 from convert.sd15 import TEXT_ENCODER
 from trainer.base.load import Base
 from trainer.base.sd15 import SCRIBBLE_NARROW, SD_V1
+from trainer.data.ours import RECIPE
 from trainer.lora.adapter import NAME, TEXT_FACTORS, Factor
 from trainer.miniature import adapters
 from trainer.recipe import Recipe, flag
@@ -173,7 +174,19 @@ def read_lora(path: Path) -> LoraFile:
     if not path.exists():
         raise JobError(f"{path}: there is no such file: give a LoRA, .safetensors")
     contents = read(path)
-    return LoraFile(path, contents, _recipe(contents), convert_bytes(path, to="diffusers"))
+    return LoraFile(path, contents, _with_paths(path, _recipe(contents)), convert_bytes(path, to="diffusers"))
+
+
+def _with_paths(path: Path, recipe: Recipe | None) -> Recipe | None:
+    """`recipe` with its full paths, which a LoRA does not carry, if the run folder that made it is where runs usually are."""
+    for run in (path.parent / "run", path.parent / "runs" / path.stem, Path("runs") / path.stem):
+        try:
+            whole = Recipe(**json.loads((run / RECIPE).read_text(encoding="utf-8"))["recipe"])
+        except (OSError, ValueError, KeyError, TypeError, UsageError):
+            continue  # no run, or one that says nothing of this LoRA
+        if recipe and whole.published() == recipe.as_dict():
+            return whole
+    return recipe
 
 
 def _recipe(contents: Lora) -> Recipe | None:

@@ -39,7 +39,7 @@ class PeriodicSaves:
 
 def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
     """UsageError where files of that name are there that another recipe made: they would be replaced."""
-    mine = json.dumps(recipe.as_dict(), ensure_ascii=False, sort_keys=True)  # as convert writes a mapping into a header
+    mine = json.dumps(recipe.published(), ensure_ascii=False, sort_keys=True)  # as convert writes a mapping into a header
     for path in sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors")):
         if _recipe_in(path) != mine:
             raise UsageError(f"--save-to {folder}: {path.name} is not from this run: give another folder or --overwrite")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from convert.errors import JobError, UsageError
 from convert.files import write_json
 from trainer.base.load import Base
 from trainer.data.ours import METRICS, RECIPE
-from trainer.data.records import Dataset
+from trainer.data.records import Dataset, fingerprint
 from trainer.recipe import Recipe, flag
 
 EXPORT, FINISHED, LOCK = "export.json", "finished.json", ".lock"
@@ -84,10 +84,22 @@ class RunFolder:
         for key, value in now.items():
             if stored.get(key, value) != value:
                 what = "pictures or captions" if key == "data" else "base's weights"
-                raise JobError(f"{self.path}: the {what} changed since this run began: put them back to go on with it, or "
-                               "give --run another folder for a new one")
+                anew = ", or give --overwrite to train anew in this one" if key == "data" else ""
+                raise JobError(f"{self.path}: the {what} changed since this run began: put them back to go on with it, or give "
+                               f"--run another folder for a new one{anew}")
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / RECIPE, {"recipe": recipe.as_dict(), **now})
+
+    def learnt_from(self, dataset: Dataset) -> bool:
+        """Whether the run, if it has begun, is of these pictures and captions."""
+        stored = (_read(self.path / RECIPE) or {}).get("data") if self.begun else None
+        return stored is None or stored == fingerprint(dataset)
+
+    def start_anew(self) -> None:
+        """Remove what a run of other pictures has left; a LoRA that it wrote elsewhere stays until it is replaced."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for name in (FINISHED, METRICS, EXPORT, "micro_batch.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     def finished(self, out: Path) -> bool:
         """Whether the run is finished and `out` still holds its LoRA."""
@@ -101,7 +113,7 @@ class RunFolder:
             return claimed
         header, mine = _header(out), (_read(self.path / RECIPE) or {}).get("recipe")
         # as convert writes a mapping into a header
-        if mine is None or header.get("scribble_recipe") != json.dumps(mine, ensure_ascii=False, sort_keys=True):
+        if mine is None or header.get("scribble_recipe") not in _written(mine):
             return False
         return claimed or self._digest() == header.get("sshs_model_hash")
 
@@ -139,14 +151,13 @@ class RunFolder:
             yield
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """sha256 over every picture's digest and caption, training and held out, in order."""
-    digest = hashlib.sha256()
-    for part in (dataset.train, dataset.held_out):
-        for example in part:
-            digest.update(f"{example.digest}\0{example.caption}\0".encode())
-        digest.update(b"\1")
-    return digest.hexdigest()
+def _written(stored: dict[str, Any]) -> tuple[str, ...]:
+    """A stored recipe as `convert` writes it into a header: with its paths, as before they were shortened, and without."""
+    try:
+        forms = [stored, Recipe(**stored).published()]
+    except (TypeError, UsageError):  # of another version
+        forms = [stored]
+    return tuple(json.dumps(form, ensure_ascii=False, sort_keys=True) for form in forms)
 
 
 def _header(lora: Path) -> dict[str, str]:

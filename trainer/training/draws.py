@@ -6,7 +6,7 @@ where torch's generator gives the same numbers on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -28,34 +28,80 @@ class Draw:
     view: Tensor
     """(B,) int64: 0 the picture, 1 its mirror image"""
     posterior: Tensor
-    """(B, 4, h, w) float32, standard normal: the VAE's sample"""
+    """(B, 4, h, w) float32, standard normal: the VAE's sample; (B, 4, 1, n) for pictures of several shapes"""
     eps: Tensor
-    """(B, 4, h, w) float32: the noise to be predicted"""
+    """as `posterior`: the noise to be predicted"""
     timestep: Tensor
     """(B,) int64"""
     dropped: Tensor
     """(B,) bool: train on the empty caption instead"""
+    choice: Tensor
+    """(B,) float32, from 0 to below 1: which of a picture's captions"""
+    shape: tuple[int, ...] = ()
+    """of a micro-batch: latent height and width; (): as the encoded set stores them"""
+    chunks: int = 1
+    """of a micro-batch: each caption's"""
 
     def __len__(self) -> int:
         return len(self.picture)
 
-    def take(self, rows: slice) -> Draw:
-        return Draw(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Draw:
+        tensors = {name: value for name in self.__dataclass_fields__ if isinstance(value := getattr(self, name), Tensor)}
+        return replace(self, **{name: change(value) for name, value in tensors.items()})  # type: ignore[arg-type]
+
+    def take(self, rows: slice | Tensor) -> Draw:
+        return self._each(lambda tensor: tensor[rows])
 
     def pinned(self) -> Draw:
-        return Draw(*(getattr(self, name).pin_memory() for name in self.__dataclass_fields__))
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> Draw:
-        return Draw(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def micro_batches(self, alike: list[tuple[Tensor, tuple[int, ...], int]], size: int) -> Iterator[Draw]:
+        """Parts of at most `size` pictures, each of one shape and length of caption, from `EncodedSet.alike` of this draw.
+
+        Which pictures are computed together does not change a gradient that is the mean over all of them.
+        """
+        for rows, shape, chunks in alike:
+            for begin in range(0, len(rows), size):
+                some = slice(begin, begin + size)
+                part = self.take(some if len(alike) == 1 else rows[some].to(self.picture.device))
+                yield replace(part, shape=shape, chunks=chunks)
 
 
-def draw_step(recipe: Recipe, step: int, *, pictures: int, views: int, latent: tuple[int, ...],
+class EpochOrder:
+    """The rows of an epoch in the order of their drawing: each picture as often as its repeats say.
+
+    Pictures for regularisation are drawn as often as all the others together, in turns that go on from epoch to epoch, so
+    that all of them are seen alike (DreamBooth's prior preservation, Ruiz et al. 2022, section 4.2).
+    """
+
+    def __init__(self, seed: int, pictures: int, repeats: Sequence[int] = (), reg: Sequence[bool] = ()) -> None:
+        self.seed = seed
+        flags = np.array(reg or [False] * pictures, dtype=bool)
+        self.own = np.repeat(np.flatnonzero(~flags), np.array(repeats or [1] * pictures, dtype=np.int64)[~flags])
+        regs = np.flatnonzero(flags)
+        self.regs = np.random.default_rng([seed, Stream.REGULARISATION]).permutation(regs) if len(regs) else regs
+
+    def __len__(self) -> int:
+        return len(self.own) * (2 if len(self.regs) else 1)
+
+    def rows(self, epoch: int) -> np.ndarray:
+        """(len(self),) int64."""
+        rows = self.own
+        if len(self.regs):
+            turns = np.arange(epoch * len(self.own), (epoch + 1) * len(self.own)) % len(self.regs)
+            rows = np.concatenate([rows, self.regs[turns]])
+        return rows[np.random.default_rng([self.seed, Stream.ORDER, epoch]).permutation(len(rows))]
+
+
+def draw_step(recipe: Recipe, step: int, *, order: EpochOrder, views: int, latent: tuple[int, ...],
               schedule: NoiseSchedule) -> Draw:  # fmt: skip
-    """The draws of optimizer step `step` (from 0) over `pictures` pictures; `latent` is (4, h, w)."""
-    epoch, place = divmod(step, recipe.steps_per_epoch(pictures))
+    """The draws of optimizer step `step` (from 0); `latent` is (4, h, w), or (4, 1, n) for pictures of several shapes."""
+    epoch, place = divmod(step, recipe.steps_per_epoch(len(order)))
     whole = recipe.batch * recipe.accumulation
-    order = np.random.default_rng([recipe.seed, Stream.ORDER, epoch]).permutation(pictures)
-    rows = torch.from_numpy(order[place * whole : (place + 1) * whole])
+    rows = torch.from_numpy(order.rows(epoch)[place * whole : (place + 1) * whole])
     return _draw(generator_of(recipe.seed, Stream.STEP, step), rows, views, latent, schedule, offset=recipe.noise_offset,
                  dropout=recipe.caption_dropout)
 
@@ -90,8 +136,6 @@ def draw_held_out(recipe: Recipe, *, pictures: int, latent: tuple[int, ...], sch
     return replace(draw, timestep=schedule.grid(pictures))
 
 
-
-
 def _draw(generator: torch.Generator, rows: Tensor, views: int, latent: tuple[int, ...], schedule: NoiseSchedule, *,
           offset: float, dropout: float) -> Draw:  # fmt: skip
     count = len(rows)
@@ -102,4 +146,5 @@ def _draw(generator: torch.Generator, rows: Tensor, views: int, latent: tuple[in
     if offset:
         eps = eps + offset * torch.randn(count, latent[0], 1, 1, generator=generator)
     dropped = torch.rand(count, generator=generator) < dropout
-    return Draw(picture=rows, view=view, posterior=posterior, eps=eps, timestep=timestep, dropped=dropped)
+    choice = torch.rand(count, generator=generator)
+    return Draw(picture=rows, view=view, posterior=posterior, eps=eps, timestep=timestep, dropped=dropped, choice=choice)

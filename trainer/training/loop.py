@@ -73,12 +73,13 @@ def train(t: Training, state: State, stop: Callable[[], bool] = lambda: False) -
 
 def backward(t: Training, state: State, draw: Draw, *, stop_asked: bool = False) -> None:
     """Leave the gradient of the mean loss over `draw` (all processes' pictures) in `state.gradient`, the loss beside it."""
-    mine = draw.take(t.processes.slice_of(len(draw))).to(t.compute.device)
+    here = draw.take(t.processes.slice_of(len(draw)))
+    alike = t.encoded.alike(here.picture, here.dropped, here.choice)
+    mine = here.to(t.compute.device)
 
     def in_micro_batches(size: int) -> None:
         state.reduce_buffer.zero_()
-        for begin in range(0, len(mine), size):
-            part = mine.take(slice(begin, begin + size))
+        for part in mine.micro_batches(alike, size):
             # a smaller rest, at the end of an epoch, is not worth compiling for
             forward = t.forward if len(part) == size else t.unet
             loss = t.objective.loss(forward, t.encoded, part).sum() / len(draw)
@@ -122,12 +123,12 @@ def evaluate_and_save(t: Training, state: State, *, evaluate: bool) -> float | N
 def held_out_loss(t: Training, state: State) -> float:
     """Mean loss on the held-out pictures, with noise and timesteps that never change during a run."""
     assert t.held_out is not None
-    draw = t.draw_held_out(len(t.held_out))
+    draw = t.draw_held_out(t.held_out, len(t.held_out))
     mine = draw.take(t.processes.slice_of(len(draw)))
+    alike = t.held_out.alike(mine.picture, mine.dropped, mine.choice)
     total = torch.zeros(1, device=t.compute.device)
     with t.kernels:
-        for begin in range(0, len(mine), state.micro_batch):
-            part = mine.take(slice(begin, begin + state.micro_batch)).to(t.compute.device)
-            total += t.objective.loss(t.unet, t.held_out, part).sum()
+        for part in mine.micro_batches(alike, state.micro_batch):
+            total += t.objective.loss(t.unet, t.held_out, part.to(t.compute.device)).sum()
     t.processes.all_reduce_sum(total)
     return total.item() / len(draw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from convert.errors import JobError
 from convert.files import write_json
-from trainer.training.draws import Draw
 from trainer.training.state import Training
 
 FILE = "micro_batch.json"
@@ -73,8 +73,9 @@ def _kept(t: Training, pictures: int) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    one = t.draw_held_out(1)
-    draw = Draw(*(getattr(one, name).repeat_interleave(pictures, 0) for name in one.__dataclass_fields__))
+    one = replace(t.draw_held_out(t.encoded, 1), picture=torch.tensor([t.encoded.largest]))
+    (one,) = one.micro_batches(t.encoded.alike(one.picture, one.dropped, one.choice), 1)
+    draw = one.take(torch.zeros(pictures, dtype=torch.int64))
     with t.kernels, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         loss = t.objective.loss(t.unet, t.encoded, draw.to(t.compute.device))
     del loss  # alive until here, so that no address is used twice

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,9 @@ class NoiseSchedule:
         """The betas of `scheduler` (diffusers' DDPMScheduler of the base), or those that `--noise-schedule` names."""
         from diffusers import DDPMScheduler
 
-        overrides = {} if recipe.noise_schedule == "base" else {"beta_schedule": recipe.noise_schedule}
+        overrides: dict[str, Any] = {} if recipe.noise_schedule == "base" else {"beta_schedule": recipe.noise_schedule}
+        if recipe.zero_snr:  # Lin et al. 2023, algorithm 1
+            overrides["rescale_betas_zero_snr"] = True
         alphas_cumprod = DDPMScheduler.from_config(scheduler.config, **overrides).alphas_cumprod
         return cls(alphas_cumprod.to(device, torch.float32), recipe.min_timestep, recipe.max_timestep)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convert.errors import JobError
 from trainer.base.models import Predictor, Scheduler
-from trainer.encoding.encoded_set import EncodedSet
+from trainer.encoding.encoded_set import EncodedSet, unpacked
 from trainer.recipe import Recipe
 from trainer.training.draws import Draw
 from trainer.training.noise_schedule import NoiseSchedule
@@ -123,13 +123,16 @@ class Objective:
 
     def loss(self, unet: Predictor, encoded: EncodedSet, draw: Draw) -> Tensor:
         """Each picture's loss, (B,) float32, for `draw` on the device. `unet`: diffusers' UNet, or it compiled."""
-        mean, std, embedding = encoded.take(draw.picture, draw.view, draw.dropped)
-        x_0 = mean.float() + std.float() * draw.posterior
-        x_t = self.schedule.add_noise(x_0, draw.eps, draw.timestep)
+        mean, std, embedding = encoded.take(draw.picture, draw.view, draw.dropped, draw.choice, shape=draw.shape,
+                                            chunks=draw.chunks)
+        eps = unpacked(draw.eps, draw.shape)
+        x_0 = mean.float() + std.float() * unpacked(draw.posterior, draw.shape)
+        x_t = self.schedule.add_noise(x_0, eps, draw.timestep)
         prompt = self.embed(embedding).to(unet.dtype)
         predicted = unet(x_t.to(unet.dtype), draw.timestep, prompt, return_dict=False)[0].float()
-        wanted = self.target(self.schedule, x_0, draw.eps, draw.timestep)
-        error = self.distance(self.schedule, predicted, wanted, draw.timestep)
+        error = self.distance(self.schedule, predicted, self.target(self.schedule, x_0, eps, draw.timestep), draw.timestep)
+        if (weight := encoded.loss_weight(draw.picture, draw.view, draw.shape)) is not None:
+            error = error * weight
         return error.mean(dim=(1, 2, 3)) * self.weighting(self.schedule, draw.timestep)
 
 
@@ -144,6 +147,9 @@ def choose_objective(recipe: Recipe, scheduler: Scheduler, device: torch.device,
     predicts = scheduler.config.prediction_type
     if predicts not in TARGETS:
         raise JobError(f"the base predicts {predicts!r}; expected {' or '.join(TARGETS)}")
+    if recipe.zero_snr and predicts == "epsilon":
+        raise JobError("--zero-snr: at zero SNR a picture is noise alone, and a base that predicts noise learns nothing there: "
+                       "leave it out, or give --prediction v if the base predicts v")
     weighting = (MinSNR(recipe.min_snr_gamma, predicts) if recipe.min_snr_gamma else Debiased(predicts) if recipe.debiased
                  else uniform)
     distance = Huber(recipe.huber_c) if recipe.loss == "huber" else squared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trainer.encoding.encoded_set import EncodedSet
 from trainer.kernels import Fused
 from trainer.recipe import Recipe
 from trainer.training.devices import Compute
-from trainer.training.draws import Draw, draw_held_out, draw_step
+from trainer.training.draws import Draw, EpochOrder, draw_held_out, draw_step
 from trainer.training.objective import Objective
 from trainer.training.optim import Schedule, choose_optimizer, choose_schedules
 from trainer.training.processes import Processes
@@ -50,13 +51,17 @@ class Training:
 
     def draw(self, step: int) -> Draw:
         """The random draws of optimizer step `step`, for all processes."""
-        return draw_step(self.recipe, step, pictures=len(self.encoded), views=self.encoded.mean.shape[1],
+        return draw_step(self.recipe, step, order=self.order, views=self.encoded.mean.shape[1],
                          latent=tuple(self.encoded.mean.shape[2:]), schedule=self.objective.schedule)
 
-    def draw_held_out(self, pictures: int) -> Draw:
-        """The fixed draws of the held-out loss."""
-        return draw_held_out(self.recipe, pictures=pictures, latent=tuple(self.encoded.mean.shape[2:]),
+    def draw_held_out(self, encoded: EncodedSet, pictures: int) -> Draw:
+        """The fixed draws of the held-out loss on the first `pictures` of `encoded`."""
+        return draw_held_out(self.recipe, pictures=pictures, latent=tuple(encoded.mean.shape[2:]),
                              schedule=self.objective.schedule)
+
+    @cached_property
+    def order(self) -> EpochOrder:
+        return EpochOrder(self.recipe.seed, len(self.encoded), self.encoded.repeats, self.encoded.reg)
 
     @property
     def schedule(self) -> Schedule:
@@ -66,7 +71,7 @@ class Training:
     @property
     def largest_step(self) -> int:
         """Pictures of the largest optimizer step, over all processes."""
-        return min(self.recipe.batch * self.recipe.accumulation, len(self.encoded))
+        return min(self.recipe.batch * self.recipe.accumulation, len(self.order))
 
 
 class State:

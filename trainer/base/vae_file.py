@@ -1,0 +1,67 @@
+"""A VAE in a file of its own (`--vae`), for checkpoints pruned without one: in LDM's or in diffusers' names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convert.container import open_container
+from convert.errors import JobError, UsageError
+from trainer.base.sd15 import VAE, VAE_CONFIG
+
+WANTED = "a VAE of Stable Diffusion 1.5 was expected, .safetensors"
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""diffusers' names of an attention's projections before 0.18 -> today's."""
+
+
+def check_vae(path: Path) -> None:
+    """UsageError if the header of `path` is not that of a VAE with SD1.5's four latent channels."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        found = "is another kind of file" if path.exists() else "there is no such file"
+        raise UsageError(f"--vae {path}: {found}; {WANTED}")
+    tensors = open_container(path).tensors
+    shapes = {name.removeprefix(VAE): tensor.shape for name, tensor in tensors.items()}
+    quant = shapes.get("post_quant_conv.weight")
+    if quant is None or "decoder.conv_in.weight" not in shapes:
+        raise UsageError(f"--vae {path}: is not a VAE; {WANTED}")
+    if quant[0] != 4:
+        raise UsageError(f"--vae {path}: has {quant[0]} latent channels; {WANTED}, which has 4")
+
+
+def load_vae(path: Path) -> Any:
+    """diffusers' AutoencoderKL in float32 on the CPU.
+
+    Raises:
+        JobError: a tensor is missing or has another shape.
+    """
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+    from safetensors.torch import load_file
+
+    check_vae(path)
+    tensors = {name.removeprefix(VAE): tensor.float() for name, tensor in load_file(path).items()}
+    ldm = "encoder.down.0.block.0.conv1.weight" in tensors
+    first = "encoder.down.{}.block.0.conv1.weight" if ldm else "encoder.down_blocks.{}.resnets.0.conv1.weight"
+    try:
+        config = VAE_CONFIG | {"block_out_channels": [tensors[first.format(level)].shape[0] for level in range(4)]}
+        vae = AutoencoderKL.from_config(config)
+        named = convert_ldm_vae_checkpoint({VAE + name: tensor for name, tensor in tensors.items()}, config) if ldm else {
+            _today(name): tensor for name, tensor in tensors.items()}
+        wanted = vae.state_dict()
+        vae.load_state_dict({name: _shaped(named[name], tensor) for name, tensor in wanted.items()})
+    except (KeyError, RuntimeError) as error:
+        reason = f"lacks {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise JobError(f"--vae {path}: {reason}: {WANTED}; get the file again") from error
+    return vae
+
+
+def _today(name: str) -> str:
+    return re.sub(r"(?<=attentions\.0\.)(query|key|value|proj_attn)(?=\.)", lambda m: _OLD_ATTENTION[m[0]], name)
+
+
+def _shaped(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """1 x 1 convolutions of old attentions as the linear layers they are today."""
+    return tensor[..., 0, 0] if tensor.ndim == like.ndim + 2 and tensor.shape[2:] == (1, 1) else tensor

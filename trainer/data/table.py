@@ -1,0 +1,179 @@
+"""The table of what is learnt: one row a fact, those that are likely to be mistakes marked, what is left out at the end."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from trainer.data.buckets import enlargement, kept_area
+from trainer.data.captions import is_tags
+from trainer.data.folder import Unused
+from trainer.data.images import Header
+from trainer.data.picture import Picture
+from trainer.data.records import Dataset, Row
+from trainer.recipe import Recipe
+
+CROPPED, MUCH = 0.02, 0.25
+"""Share of a picture's area: less is not worth a word, more is likely to be a mistake."""
+MOST_NAMED = 6
+LABEL = 22  # characters
+
+
+@dataclass
+class Facts:
+    """What was seen while the pictures were found, by picture where a first one can be named."""
+
+    origins: dict[str, list[str]] = field(default_factory=dict)
+    """where captions are from -> pictures"""
+    animations: list[str] = field(default_factory=list)
+    transparent: list[str] = field(default_factory=list)
+    several: list[str] = field(default_factory=list)
+    contact_sheets: int = 0
+    numbers: list[str] = field(default_factory=list)
+    unused: Unused = field(default_factory=Unused)
+    guessed_trigger: str = ""
+    orders: int = 0
+
+    def note(self, picture: Picture, header: Header, origin: str, trigger: str, own_class: bool) -> None:
+        for found, true in ((self.animations, header.moving), (self.transparent, header.transparent)):
+            if true:
+                found.append(picture.source)
+        if picture.reg:
+            return
+        if len(picture.captions) > 1:
+            self.several.append(picture.source)
+        if not picture.caption:
+            origin = "none"
+        elif not origin:
+            origin = "the trigger alone"
+        elif origin == "the folder's name" and own_class:
+            origin = "the class in kohya's folder name"
+        self.origins.setdefault(origin, []).append(picture.source)
+
+    def take(self, unused: Unused, folder: str) -> None:
+        for kind, (number, first) in unused.kinds.items():
+            self.unused.add(kind, f"{folder}/{first}" if folder else first, number)
+
+
+def count(names: Sequence[str]) -> str:
+    """ "3 (first a.png)"."""
+    return f"{len(names):,} (first {names[0]})"
+
+
+def rows(dataset: Dataset, facts: Facts, recipe: Recipe, max_upscale: float) -> list[Row]:
+    """The table of a dataset of own pictures; those enlarged more than `max_upscale` are named."""
+    pictures = [e for part in (dataset.train, dataset.held_out) for e in part if isinstance(e, Picture)]
+    own, reg = [p for p in pictures if not p.reg], [p for p in pictures if p.reg]
+    held_out = f", of which {len(dataset.held_out)} are held out" if dataset.held_out else ""
+    table = [Row("pictures", f"{len(own):,}{held_out}")]
+    table += [Row("repeats", _repeats(dataset))] if any(p.repeats != 1 for p in own) or reg else []
+    if reg:
+        table.append(Row("regularisation", f"{count([p.source for p in reg])}, as often as all the others together, at weight "
+                         f"{recipe.prior_weight:g}; --no-reg leaves them out, reg=no learns them as the others"))
+    masked = [p.source for p in pictures if p.mask_path]
+    through = [p.source for p in pictures if p.alpha_mask]
+    table += [Row("masks", f"{count(masked)}: white learns, black does not")] if masked else []
+    table += [Row("alpha as mask", f"{count(through)}: what is opaque learns")] if through else []
+    table += _captions(facts, recipe, own)
+    table += _shapes(pictures, recipe, max_upscale)
+    table += [Row("laid on white", f"{count(facts.transparent)}: they are partly transparent")] if facts.transparent else []
+    table += [Row("first frame only", f"{count(facts.animations)}: animations or several pages")] if facts.animations else []
+    table += _unused(facts, recipe)
+    return table
+
+
+def _repeats(dataset: Dataset) -> str:
+    """Pictures by their category and repeats: "10_sks dog": 10 x 20."""
+    groups = Counter((e.category, e.repeats) for e in dataset.learnt)
+    named = [f"{repeats} \N{MULTIPLICATION SIGN} {number}" + (f" {category!r}" if category else "")
+             for (category, repeats), number in groups.most_common(MOST_NAMED)]
+    more = f" and {len(groups) - MOST_NAMED} more" if len(groups) > MOST_NAMED else ""
+    return f"{', '.join(named)}{more}: an epoch is {dataset.per_epoch:,} pictures"
+
+
+def _captions(facts: Facts, recipe: Recipe, own: Sequence[Picture]) -> list[Row]:
+    bare = facts.origins.pop("none", [])
+    told = [f"{len(names):,} from {origin}" if origin != "the trigger alone" else f"{len(names):,} {origin}"
+            for origin, names in sorted(facts.origins.items(), key=lambda item: -len(item[1]))]
+    table = [Row("captions", "; ".join(told) or "none at all")]
+    for origin in ("the folder's name", "the class in kohya's folder name"):
+        if by_folder := facts.origins.get(origin):
+            classes = Counter(p.category for p in own if p.source in set(by_folder))
+            some = ", ".join(repr(name) for name, _ in classes.most_common(MOST_NAMED))
+            table.append(Row("  from folders", f"{count(by_folder)}: {some}"))
+    if bare:
+        table.append(Row("without a caption", f"{count(bare)}: learnt with the empty caption; --trigger adds one", True))
+    if by_trigger := facts.origins.get("the trigger alone"):
+        table.append(Row("  trigger alone", f"{count(by_trigger)}: {recipe.trigger.strip()!r}"))
+    if facts.several:
+        table.append(Row("several captions", f"{count(facts.several)}: one of them is drawn each time; --caption-lines join "
+                         "makes one of several lines"))
+    example = next((p for p in own if p.caption), None)
+    if example:
+        kind = "tags" if is_tags(example.caption) else "text"
+        shown = textwrap.shorten(example.caption, 120, placeholder=" …")
+        table.append(Row("  for example", f"{example.source}: {shown!r} ({kind})"))
+    if facts.orders:
+        table.append(Row("tags", f"in up to {facts.orders} orders a picture, drawn before training"))
+    if facts.guessed_trigger:
+        table.append(Row("activation text", f"{facts.guessed_trigger!r}, which all captions share; --trigger says another"))
+    if facts.numbers:
+        names = ", ".join(repr(name) for name in facts.numbers[:MOST_NAMED])
+        table.append(Row("numbers as names", f"{names}: read as names, not as repeats; repeats=N says how often", True))
+    return table
+
+
+def _shapes(pictures: Sequence[Picture], recipe: Recipe, max_upscale: float) -> list[Row]:
+    """Buckets, and what becomes of the pictures in them."""
+    if not pictures:
+        return []
+    shapes = {p.source: p.shape(recipe.side) for p in pictures}
+    by_shape = Counter(shapes.values()).most_common()
+    named = ", ".join(f"{w}\N{MULTIPLICATION SIGN}{h} {number:,}" for (h, w), number in by_shape[:8])
+    rest = f" and {len(by_shape) - 8} shapes with {sum(n for _, n in by_shape[8:]):,}" if len(by_shape) > 8 else ""
+    table = [Row("shapes" if recipe.bucket_step else "squares", named + rest)]
+    lost = sorted(((1 - kept_area(*p.size, shapes[p.source]), p.source) for p in pictures), reverse=True)
+    lost = [(share, name) for share, name in lost if share > CROPPED]
+    if lost:
+        table.append(Row("cropped", f"{len(lost):,}, at most {lost[0][0]:.0%} of the area (of {lost[0][1]}), on average "
+                         f"{sum(share for share, _ in lost) / len(lost):.0%}", lost[0][0] > MUCH))
+    grown = sorted(((enlargement(*p.size, shapes[p.source]), p.source) for p in pictures), reverse=True)
+    grown = [(times, name) for times, name in grown if times > max_upscale]
+    if grown:
+        table.append(Row("enlarged", f"{len(grown):,} by more than {max_upscale:g}, at most {grown[0][0]:.1f} times (of "
+                         f"{grown[0][1]}): they are learnt blurred", True))
+    return table
+
+
+def _unused(facts: Facts, recipe: Recipe) -> list[Row]:
+    fields = Recipe.__dataclass_fields__
+    table = []
+    if facts.contact_sheets:
+        facts.unused.add("contact sheets of this program", "", facts.contact_sheets)
+    if any(getattr(recipe, name) != fields[name].default for name in ("categories", "per_category")):
+        table.append(Row("not used", "--categories and --per-category, which are for drawings: all pictures are learnt", True))
+    hidden = facts.unused.kinds.pop("hidden or system files", None)
+    for kind, (number, first) in sorted(facts.unused.kinds.items(), key=lambda item: -item[1][0]):
+        table.append(Row("not used", f"{number:,} {kind}" + (f" (first {first})" if first else ""), attention=True))
+    if hidden:
+        table.append(Row("not used", f"{hidden[0]:,} hidden or system files (first {hidden[1]})"))
+    return table
+
+
+def format_table(table: Iterable[Row], columns: int = 0) -> str:
+    """Lines of at most `columns` characters (0: the terminal's, at most 120); "!" before what is likely to be a mistake."""
+    width = max(columns or min(shutil.get_terminal_size((100, 24)).columns, 120), 40)
+    label = LABEL if width >= 70 else 14
+    lines, before = [], ""
+    for row in table:
+        head = "" if row.label == before else row.label
+        before = row.label
+        mark = "!" if row.attention else " "
+        indent = " " * (label + 3)
+        wrapped = textwrap.wrap(row.text, width, initial_indent=f"{mark} {head:<{label}} ", subsequent_indent=indent,
+                             break_long_words=True, break_on_hyphens=False)  # fmt: skip
+        lines += wrapped or [f"{mark} {head}"]
+    return "\n".join(lines)
