@@ -186,12 +186,16 @@ def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
         this.tell(f"{tag.text} {part}: {name}: {problem}")
 
 
-def verify(p: Processing, this: Generation, is_applied: Callable[[Inspected, float | None], bool], now: Iterable[str]) -> None:
+def verify(
+    p: Processing, this: Generation, is_applied: Callable[[Inspected, float | None], bool], now: Iterable[str],
+    parsed: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Report what the web UI did not load. Called after it has loaded the LoRAs of a batch.
 
     Args:
         is_applied: asks the web UI whether it has the file at this scale; at any, if another extension had a say in the tag.
         now: the batch's prompts with their tags, as `settle` left them.
+        parsed: the names in the tags that the web UI parsed.
     """
     tagged = list(dict.fromkeys(tag for prompt in now for tag in prompts.tags(prompt)))
     for tag in tagged:
@@ -201,6 +205,11 @@ def verify(p: Processing, this: Generation, is_applied: Callable[[Inspected, flo
             this.fail(p, f"{tag.text} was not applied: {renamed(away)}")
             return
     if this.applied is None or infotext.ERROR in p.extra_generation_params:
+        return
+    again = [text for text in parsed if this.files.resolve(text) == this.applied.name]
+    if len(again) > 1:
+        text = f"another extension wrote the tag of {this.applied.name} once more, at the last moment: its strengths add up"
+        this.fail(p, text, nothing_applied=False)
         return
     shared = any(tag.extras for tag in tagged if this.files.resolve(tag.name) == this.applied.name)
     if not is_applied(this.applied.found, None if shared else float(prompts.number(this.applied.scale))):

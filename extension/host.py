@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote
 
-from . import cards, failures, generation
+from . import cards, failures, generation, prompts
 from .inspection import Inspected
 from .lora_files import LoraFiles
 from .web_uis import WebUI
@@ -115,6 +115,12 @@ def is_applied(found: Inspected, scale: float | None) -> bool:
     state = str(sd_models.model_data.sd_model.current_lora_hash)  # Forge's list of [file, scale of the UNet, …], as text
     at = f"[{lora.available_networks[found.name].filename!r}, "
     return (at if scale is None else f"{at}{scale}, ") in state
+
+
+def parsed_names(p: generation.Processing) -> list[str]:
+    """The names in the LoRA tags that the web UI has parsed for the batch under way."""
+    found = getattr(p, "extra_network_data", None) or {}
+    return [str(params.positional[0]) for kind in prompts.KINDS for params in found.get(kind, ()) if params.positional]
 
 
 def broken_layers(name: str) -> int:

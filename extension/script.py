@@ -55,7 +55,7 @@ class ScribbleLora(scripts.Script):  # type: ignore[misc,unused-ignore]
         this, start = _this(p), batch_number * p.batch_size
         if this is not None:
             now = p.all_prompts[start : start + p.batch_size]
-            _tried(p, args, lambda: generation.verify(p, this, host.is_applied, now))
+            _tried(p, args, lambda: generation.verify(p, this, host.is_applied, now, host.parsed_names(p)))
 
     def postprocess_batch(self, p: Processing, *args: object, **more: object) -> None:
         """The pictures are drawn, their infotexts not yet written."""

@@ -68,11 +68,12 @@ class Processing(SimpleNamespace):
     def comment(self, text: str) -> None:
         self.comments.append(text)
 
-    def run(self, script: Any, *args: Any, expand: Any = None, load: Any = None) -> Processing:
+    def run(self, script: Any, *args: Any, expand: Any = None, late: Any = None, load: Any = None) -> Processing:
         """The web UI's order of hooks in `process_images_inner`.
 
         Args:
             expand: what another extension does to the prompts after our `process`.
+            late: what another extension does to a batch's prompts after our `before_process_batch`.
             load: what the web UI does with a batch's prompts.
         """
         script.process(self, *args)
@@ -82,6 +83,9 @@ class Processing(SimpleNamespace):
             places = slice(number * self.batch_size, (number + 1) * self.batch_size)
             self.prompts = self.all_prompts[places]
             script.before_process_batch(self, *args, batch_number=number, prompts=self.prompts)
+            self.prompts = [late(prompt) for prompt in self.prompts] if late is not None else self.prompts
+            tags = re.findall(r"<lora:([^>]+)>", self.prompts[0])
+            self.extra_network_data = {"lora": [SimpleNamespace(positional=tag.split(":")) for tag in tags]}
             if load is not None:
                 load(list(self.prompts))
             script.process_batch(self, *args, batch_number=number, prompts=self.prompts)

@@ -143,6 +143,13 @@ def test_wildcards_that_hold_the_adapters_tag_do_not_double_it(webui) -> None:
     assert any("different LoRA tags" in text for text in p.comments), "the web UI applies the first picture's tags to a batch"
 
 
+def test_a_tag_that_comes_after_us_is_told(webui) -> None:
+    _, script = script_of(webui)
+    p = webui.generate(script, True, "scribble", 0.8, False, late=lambda prompt: f"{prompt} <lora:scribble:0.3>")
+    assert "another extension wrote the tag of scribble once more" in p.extra_generation_params["Scribble LoRA error"]
+    assert "another extension" in p.comments[0]
+
+
 def test_hires_prompts_are_settled_with_their_batch(webui) -> None:
     _, script = script_of(webui)
     p = webui.processing("cat", "dog", all_hr_prompts=["big cat <lora:scribble:1>", "big dog"])
