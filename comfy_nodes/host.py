@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from .adapter import Adapter
 
-UNET_WEIGHT = "diffusion_model.{}.weight"
 TEXT_ENCODER_WEIGHT = "clip_l.transformer.{}.weight"
-"""The host's name for the weight of a module with an LDM name; for modules that are not in its own map."""
+"""The host's name for the weight of a module with this LDM name."""
 
 M = TypeVar("M", bound=Model)
 C = TypeVar("C", bound=Clip)
@@ -33,7 +32,7 @@ def with_unet(model: M, adapter: Adapter, scale: float) -> M:
     from .patching import patched
 
     weights = model.model.state_dict()
-    return patched(model, weights, unet_keys(model.model, weights), adapter.unet, adapter, scale, comfy.lora.load_lora)
+    return patched(model, weights, unet_keys(model.model), adapter.unet, adapter, scale, comfy.lora.load_lora)
 
 
 def with_text_encoder(clip: C | None, adapter: Adapter, scale: float) -> C | None:
@@ -68,24 +67,21 @@ def hooks_of(adapter: Adapter, scale: float, clip_scale: float, previous: Hooks 
     return group if previous is None else previous.clone_and_combine(group)
 
 
-def unet_keys(network: Network, weights: Mapping[str, Tensor]) -> KeyMap:
+def unet_keys(network: Network) -> KeyMap:
     """Kohya's module names of the UNet -> names of the host's weights."""
     import comfy.lora
 
-    # {} is given because the host's default is one dict that all its callers share
-    return {**_own_keys("unet", UNET_WEIGHT, weights), **comfy.lora.model_lora_keys_unet(network, {})}
+    keys: KeyMap = comfy.lora.model_lora_keys_unet(network, {})  # its default is one dict that all its callers share
+    return keys
 
 
 def text_encoder_keys(network: Network, weights: Mapping[str, Tensor]) -> KeyMap:
-    """Kohya's module names of the text encoder -> names of the host's weights."""
+    """Kohya's module names of the text encoder -> names of the host's weights. The host's own map leaves the norms out."""
     import comfy.lora
 
-    return {**_own_keys("text_encoder", TEXT_ENCODER_WEIGHT, weights), **comfy.lora.model_lora_keys_clip(network, {})}
-
-
-def _own_keys(scope: str, spelling: str, weights: Mapping[str, Tensor]) -> dict[str, str]:
     from ..convert.names import module_name
-    from ..convert.sd15 import modules
+    from ..convert.sd15 import TEXT_ENCODER, modules
 
-    pairs = ((module_name("kohya", m), spelling.format(m.ldm)) for m in modules().values() if m.scope == scope)
-    return {prefix: weight for prefix, weight in pairs if weight in weights}
+    ours = {module_name("kohya", m): TEXT_ENCODER_WEIGHT.format(m.ldm) for m in modules().values() if m.scope == TEXT_ENCODER}
+    in_model = {prefix: weight for prefix, weight in ours.items() if weight in weights}
+    return {**in_model, **comfy.lora.model_lora_keys_clip(network, {})}

@@ -51,7 +51,7 @@ class AdapterHook(comfy.hooks.WeightHook):  # type: ignore[misc]  # the host has
         if target_dict.get("target") == comfy.hooks.EnumWeightTarget.Clip:
             part, scale, keys = self.adapter.text_encoder, self._strength_clip, host.text_encoder_keys(model.model, weights)
         else:
-            part, scale, keys = self.adapter.unet, self._strength_model, host.unet_keys(model.model, weights)
+            part, scale, keys = self.adapter.unet, self._strength_model, host.unet_keys(model.model)
         if scale == 0 or not part.shapes:
             model.add_hook_patches(hook=self, patches={}, strength_patch=scale)
         else:

@@ -87,25 +87,46 @@ function showRecommendation(node) {
   });
 }
 
-/** The node that feeds an input, through reroutes. */
-function originOf(node, name) {
-  let input = node.inputs?.find((slot) => slot.name === name);
-  for (let hops = 0; input?.link != null && hops < 100; hops++) {
-    const link = node.graph?.links.get?.(input.link) ?? node.graph?.links[input.link];
-    const origin = link && node.graph.getNodeById(link.origin_id);
-    if (origin?.type !== "Reroute") return origin;
-    input = origin.inputs[0];
+const linkOf = (graph, id) => graph?.links.get?.(id) ?? graph?.links[id];
+
+/**
+ * The node that feeds an input, and whether it is bypassed: through reroutes, into a subgraph, and out of the one that
+ * `sent`, the node as it is queued, is in.
+ */
+function originOf(sent, node, name) {
+  let graph = node.graph;
+  let link = linkOf(graph, node.inputs?.find((slot) => slot.name === name)?.link);
+  let bypassed = false;
+  for (let hops = 0; link && hops < 100; hops++) {
+    const origin = graph.getNodeById(link.origin_id);
+    if (!origin && sent?.subgraphNode) {
+      graph = sent.subgraphNode.graph;
+      link = linkOf(graph, sent.subgraphNode.inputs[link.origin_slot]?.link);
+      sent = null; // nothing is known of the subgraphs around it
+      continue;
+    }
+    if (!origin) return {};
+    bypassed ||= origin.mode === BYPASSED;
+    if (origin.subgraph) {
+      graph = origin.subgraph;
+      link = linkOf(graph, graph.outputs[link.origin_slot]?.linkIds?.[0]);
+    } else if (origin.type === "Reroute") {
+      link = linkOf(graph, origin.inputs[0]?.link);
+    } else {
+      return { origin, bypassed };
+    }
   }
+  return {};
 }
 
 /** Prompt: a bypassed loader sends no trigger words, so the words of its file are sent for it. */
 function keepWordsOfBypassedLoader(node) {
   const words = widgetOf(node, "trigger_words");
   if (!words) return;
-  words.serializeValue = async () => {
-    const loader = originOf(node, "trigger_words");
-    if (loader?.mode !== BYPASSED) return words.value;
-    const files = loader.widgets?.filter((widget) => /^lora_(name|\d)$/.test(widget.name) && widget.value !== "None") ?? [];
+  words.serializeValue = async (sent) => {
+    const { origin, bypassed } = originOf(sent, node, "trigger_words");
+    if (!bypassed) return words.value;
+    const files = origin.widgets?.filter((widget) => /^lora_(name|\d)$/.test(widget.name) && widget.value !== "None") ?? [];
     if (!files.length) return words.value;
     return (await ask("advice", ...files.map((widget) => widget.value))).trigger_words ?? words.value;
   };

@@ -92,10 +92,12 @@ def load_lora(tensors: dict[str, torch.Tensor], to_load: dict[str, str]) -> dict
 
 
 def key_map(scope: str, prefix: str, place: str):
-    """`comfy.lora.model_lora_keys_unet` and `_clip`, which take the map that they add to."""
+    """`comfy.lora.model_lora_keys_unet` and `_clip`, which take the map that they add to; the second knows no norms."""
+
+    known = [m for m in modules().values() if m.scope == scope and not (scope == "text_encoder" and m.is_norm)]
 
     def keys(model: Network, given: dict[str, str]) -> dict[str, str]:
-        given.update({prefix + m.name.replace(".", "_"): place.format(m.ldm) for m in modules().values() if m.scope == scope})
+        given.update({prefix + m.name.replace(".", "_"): place.format(m.ldm) for m in known})
         return {name: weight for name, weight in given.items() if weight in model.weights}
 
     return keys

@@ -151,6 +151,19 @@ def test_the_text_encoder_part_goes_to_clip_at_its_own_scale(pack, patcher, with
     assert len(models) == len(clips) == 2 and clips[0] is clip and len(clips[1].patches) == 1
 
 
+def test_a_norm_of_the_text_encoder_is_patched_although_the_hosts_map_leaves_it_out(pack, host, patcher, part) -> None:
+    name = "text_model.encoder.layers.0.layer_norm1"
+    prefix = "lora_te_" + name.replace(".", "_")
+    save_file({f"{prefix}.w_norm": torch.ones(768), f"{prefix}.b_norm": torch.ones(768)}, host / "x.safetensors")
+    weights = {f"clip_l.transformer.{name}.{kind}": torch.zeros(768) for kind in ("weight", "bias")}
+    keys = part("host").text_encoder_keys(patcher(weights).cond_stage_model, weights)
+    adapter = part("lora_files").load("x.safetensors")
+    assert part("patching").targets(weights, keys, adapter.text_encoder, adapter) == set(weights)
+    bias = next(key for key in weights if key.endswith("bias"))
+    with pytest.raises(part("errors").NodeError, match="layer_norm1.bias, which is not in the connected model"):
+        part("patching").targets({key: w for key, w in weights.items() if key != bias}, keys, adapter.text_encoder, adapter)
+
+
 def test_a_text_encoder_part_is_not_dropped_in_silence(pack, patcher, with_text_encoder, part) -> None:
     with pytest.raises(part("errors").NodeError, match="connect the checkpoint's CLIP .*clip_scale 0 leaves that part off"):
         loader(pack).apply(patcher(with_text_encoder[0]), "te.safetensors", 0.8, 0.8)
@@ -237,6 +250,15 @@ def test_a_lora_that_cannot_be_applied_whole_is_refused(kind, named, pack, host,
         loader(pack).apply(model, "bad.safetensors", 0.8, 0.8)
     assert str(caught.value).startswith("bad.safetensors: ") and "\n" not in str(caught.value)
     assert "can be converted" not in str(caught.value) and not model.patches
+
+
+def test_a_quantised_model_is_not_refused_for_its_packed_shapes(pack, host, patcher, unet, factors, part) -> None:
+    save_file(spelled("kohya", factors), host / "x.safetensors", BASE)
+    packed = {key: torch.zeros(weight.numel() // 2, dtype=torch.uint8) for key, weight in host_weights(unet).items()}
+    assert len(loader(pack).apply(patcher(packed), "x.safetensors", 0.8)[0].patches) == 128
+    halved = {key: torch.zeros(weight.numel() // 2) for key, weight in packed.items()}  # numbers, but too few
+    with pytest.raises(part("errors").NodeError, match="0 of its 128 modules"):
+        loader(pack).apply(patcher(halved), "x.safetensors", 0.8)
 
 
 def test_another_model_is_refused_whole(pack, host, patcher, unet, factors, part) -> None:

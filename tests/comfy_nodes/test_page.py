@@ -122,6 +122,26 @@ def test_the_prompt_of_a_bypassed_loader_has_the_words_of_its_file(page) -> None
     assert (unlinked, active, bypassed, silent) == ("typed", "typed", "in style a", "")
 
 
+def test_the_words_are_found_into_and_out_of_subgraphs(page) -> None:
+    inside, outside = page("""
+      const inner = { links: new Map([[8, { origin_id: 6, origin_slot: 2 }]]), outputs: [{ linkIds: [] }, { linkIds: [8] }] };
+      const loader = create("ScribbleLoraLoader", inner); inner.getNodeById = (id) => ({ 6: loader })[id];
+      const sub = { mode: 4, subgraph: inner, inputs: [] };
+      const outer = { links: new Map([[1, { origin_id: 5, origin_slot: 1 }]]) };
+      outer.getNodeById = (id) => ({ 5: sub, 9: sender })[id];
+      const node = create("ScribblePrompt", outer), sender = create("ScribbleLoraLoader", outer);
+      node.inputs[2].link = 1;
+      const result = [await of(node, "trigger_words").serializeValue(node)];
+
+      const box = { links: new Map([[3, { origin_id: -10, origin_slot: 0 }]]), getNodeById: () => null };
+      const within = create("ScribblePrompt", box); within.inputs[2].link = 3; sender.mode = 4;
+      outer.links.set(2, { origin_id: 9, origin_slot: 2 });
+      const instance = { graph: outer, inputs: [{ link: 2 }] };
+      result.push(await of(within, "trigger_words").serializeValue({ subgraphNode: instance }));
+      console.log(JSON.stringify(result))""")
+    assert (inside, outside) == ("in style a", "in style a")
+
+
 def test_a_text_link_fits_the_file(page) -> None:
     types = page("""console.log(JSON.stringify(create("ScribbleLoraLoader").inputs.map((input) => input.type)))""")
     assert types[0] == "COMBO,STRING" and types[1:] == ["X"] * 3

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not CHECKOUT, reason="COMFYUI_CHECKOUT names no 
 NARROW = {"ss_base_model_version": "narrow"}
 UNET_CONFIG = {
     "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 2, 2], "num_heads": 2, "use_spatial_transformer": True, "context_dim": 12,
+    "channel_mult": [1, 2, 4, 4], "num_heads": 2, "use_spatial_transformer": True, "context_dim": 12,
     "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1,
     "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False, "legacy": False,
 }  # fmt: skip
@@ -125,6 +125,33 @@ def test_the_hosts_own_way_is_the_same_for_kohya_and_nothing_for_diffusers(pack,
     assert all(torch.equal(merged(comfy, stock, stock.patches, key), merged(comfy, patched, patched.patches, key))
                for key in patched.patches)  # fmt: skip
     assert not comfy.lora.load_lora(spelled("diffusers", factors), keys)  # why this pack exists
+
+
+def test_every_layer_of_the_unet_can_be_patched(pack, comfy, unet, part, loras) -> None:
+    """So no map of our own is needed beside ComfyUI's."""
+    weights = unet.model.state_dict()
+    shapes = {name: tuple(weights[f"diffusion_model.{module.ldm}.weight"].shape)
+              for name, module in modules().items() if module.scope == "unet" and not module.is_norm}  # fmt: skip
+    tensors = {}
+    for name, (rows, columns, *kernel) in shapes.items():
+        prefix = "lora_unet_" + name.replace(".", "_")
+        tensors[f"{prefix}.lora_down.weight"] = torch.ones(1, columns, *kernel)
+        tensors[f"{prefix}.lora_up.weight"] = torch.ones(rows, 1, *[1 for _ in kernel])
+    save_file(tensors, loras / "x.safetensors", NARROW)
+    patched = pack.NODE_CLASS_MAPPINGS["ScribbleLoraLoader"]().apply(unet, "x.safetensors", 0.5)[0]
+    assert len(patched.patches) == len(shapes) == 282
+    for key in patched.patches:
+        torch.testing.assert_close(merged(comfy, patched, patched.patches, key), weights[key] + 0.5)
+
+
+def test_the_norms_of_the_text_encoder_are_in_our_map_because_comfyuis_leaves_them_out(comfy, part) -> None:
+    encoder = [module for module in modules().values() if module.scope == "text_encoder"]
+    weights = {f"clip_l.transformer.{module.ldm}.weight": torch.zeros(1) for module in encoder}
+    network = types.SimpleNamespace(state_dict=lambda: weights)
+    names = {"lora_te_" + module.name.replace(".", "_"): module.is_norm for module in encoder}
+    theirs, ours = comfy.lora.model_lora_keys_clip(network, {}), part("host").text_encoder_keys(network, weights)
+    assert names.keys() <= ours.keys() and {ours[name] for name in names} == weights.keys()
+    assert [name for name in names if name not in theirs] == [name for name, is_norm in names.items() if is_norm]
 
 
 def test_lycoris_parts_go_through_the_hosts_reader(pack, comfy, unet, factors, loras) -> None:
