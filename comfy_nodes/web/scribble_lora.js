@@ -173,6 +173,7 @@ app.registerExtension({
     endSliders(node);
     const toggle = widgetOf(node, "use_recommended_scale");
     if (toggle) {
+      node.setSize?.([Math.max(node.size[0], 400), node.size[1]]); // in Nodes 2.0 the slider would be a dot
       showRecommendation(node);
       whenAddedByHand(node, () => (toggle.value = true));
     }
