@@ -36,7 +36,7 @@ def table(folder: Path, text: str, clip: Path | None = None) -> Path:
 
 
 def test_every_table_that_comes_along_is_sound() -> None:
-    assert known_tables() == ["bases", "checkpoints", "drawings", "noise-schedules", "rank-and-targets"]
+    assert known_tables() == ["bases", "checkpoints", "drawings", "noise-schedules", "presets", "rank-and-targets"]
     for name in known_tables():
         for preset in ({}, PRESETS["demo"]):
             study = read_table(name, preset, {})

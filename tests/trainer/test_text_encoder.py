@@ -17,6 +17,8 @@ from convert.errors import UsageError
 from tests.trainer.test_training import encoded_set
 from trainer.__main__ import main
 from trainer.base.load import Base, load_base
+from trainer.data.records import Drawing
+from trainer.evaluate.losses import HeldOutLoss
 from trainer.lora import adapter
 from trainer.lora.lora_file import read_lora
 from trainer.miniature.doodles import write_doodles
@@ -205,3 +207,12 @@ def test_the_whole_program_trains_it_resumes_and_draws_with_it(tmp_path: Path, r
     for one, of_both in zip(alone, both, strict=True):
         assert np.abs(one[0].astype(int) - of_both.astype(int)).max() <= 1
     assert not np.array_equal(alone[0], alone[1])
+
+    examples = [Drawing(bitmap=bytes(range(256)) * 3 + bytes(16), category="apple", caption="a scribble of apple", source="a")]
+    sizes = {"side": 64, "seed": 0, "noises": 2, "batch": 2}
+    with_lora = HeldOutLoss(base, compute, **sizes)(examples, [0.0, 1.0], cache=tmp_path / "cache", say=print)
+    plain = load_base(Recipe(base=str(random_miniature), clip_skip=2), dtype=torch.float32, say=print)
+    adapter.attach(plain.unet, Recipe())  # its up factors are zero
+    without = HeldOutLoss(plain, compute, **sizes)(examples, [1.0], cache=tmp_path / "cache", say=print)
+    assert with_lora[0, 0] == pytest.approx(without[0, 0], rel=1e-5)
+    assert with_lora[0, 1] != pytest.approx(without[0, 0], rel=1e-3)

@@ -37,8 +37,11 @@ class HeldOutLoss:
 
     def __init__(self, base: Base, compute: Compute, *, side: int, seed: int, noises: int, batch: int) -> None:
         self.base, self.compute, self.noises, self.batch = base, compute, noises, batch
-        self.recipe = Recipe(base=base.name, seed=seed, flip=False, resolution=side)
-        self.objective = choose_objective(self.recipe, base.scheduler, compute.device)
+        # an adapted text encoder computes embeddings at each scale, and the cache keeps only the base's own
+        adapted = adapter.has_adapter(base.text_encoder)
+        self.recipe = Recipe(base=base.name, seed=seed, flip=False, resolution=side, text_encoder=adapted)
+        self.objective = choose_objective(self.recipe, base.scheduler, compute.device,
+                                          base.text_encoder.to(compute.device) if adapted else None)
 
     @torch.no_grad()
     def __call__(self, examples: Sequence[Example], scales: Sequence[float], *, cache: Path,
@@ -56,6 +59,7 @@ class HeldOutLoss:
 
     def _at(self, scale: float, draw: Draw, encoded: EncodedSet) -> np.ndarray:
         adapter.set_scale(self.base.unet, scale)
+        adapter.set_text_scale(self.base.text_encoder, scale)
         parts = []
         for start in range(0, len(draw), self.batch):
             some = draw.take(slice(start, start + self.batch)).to(self.compute.device)

@@ -107,6 +107,7 @@ def _choices(recipe: Recipe) -> list[tuple[object, str, object]]:
     huber = recipe.loss == "huber"
     return [(recipe.text_encoder, "ss_text_encoder_lr", recipe.true_text_encoder_rate),
             (warm, "ss_lr_scheduler", "constant_with_warmup"),
+            (recipe.conv_rank, "ss_network_args", {"conv_dim": str(recipe.conv_rank), "conv_alpha": f"{recipe.alpha_of(3):g}"}),
             (huber, "ss_loss_type", "huber"), (huber, "ss_huber_schedule", "snr"), (huber, "ss_huber_c", recipe.huber_c),
             (recipe.clip_skip > 1, "ss_clip_skip", recipe.clip_skip), (recipe.debiased, "ss_debiased_estimation", True)]
 
