@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..convert import FileError, JobError, Lora, NotFinite, convert_bytes, read
+from ..convert.contents import ADAPTER_CONFIG
 from ..convert.lora import SD15
 from ..convert.names import module_name
-from ..convert.read import ADAPTER_CONFIG
 from ..convert.sd15 import TEXT_ENCODER, UNET
 from .errors import NodeError
 from .stamps import Stamp, stamp

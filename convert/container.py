@@ -165,7 +165,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         return unique
 
     try:
-        header = parse(raw.decode("utf-8"))
+        header: Any = parse(raw.decode("utf-8"))
         if not isinstance(header, dict):
             raise Damaged(path, "its safetensors header is not a JSON object")
         if any(raw.count(f'"{field}"'.encode()) != len(header.keys() - {"__metadata__"}) for field in FIELDS):
@@ -173,7 +173,8 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise Damaged(path, f"its safetensors header is broken: {quote(str(error))}") from error
     _demand_unicode(path, header)
-    return header
+    found: dict[str, Any] = header
+    return found
 
 
 def _demand_unicode(path: Path, strings: Iterable[str]) -> None:

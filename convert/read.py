@@ -7,18 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import dtypes, errors, identify
+from . import dtypes, identify
 from .container import Tensor
-from .contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Contents, Grouped, open_contents
+from .contents import Contents, Grouped, open_contents
 from .errors import DoesNotFit, FileError, UsageError, WrongBase, quote
 from .lora import SD15, Lora, LoraModule
 from .metadata import BASE_KEY, merged, says_sd15
 from .sd15 import SPECIAL_INPUTS, Module, fits, modules
 from .shapes import WrongShape, canonical_parts, implied_shape
-
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "UnknownKeys", "read"]
-
-UnknownKeys = errors.UnknownKeys  # its old place, until every importer has followed
 
 LARGEST_ALPHA = 1e30
 """Far from any that is used, and within float32."""

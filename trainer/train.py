@@ -180,7 +180,7 @@ def _train_and_export(training: Training, state: State, job: Job, base: Base, da
         return STOPPED
     folder.claim(job.out)
     report = export.write_lora(job.run, job.out, recipe, base, dataset, steps=training.total, started=started)
-    export.write_card(job.out, recipe, base, dataset)
+    export.write_card(job.out, recipe, base, dataset, tell)
     if job.preview:
         if base.vae is None:
             fresh = load_base(recipe, dtype=training.compute.base_dtype, say=say_nothing)

@@ -222,7 +222,8 @@ def _dora(module: NetworkModule, weight: Array, plain: Change) -> Array:
     columns = "dora_scale" in module.parts and magnitude.shape[0] != module.shape[0]
     kept = 1 if columns else 0
     norm = numpy.sqrt((full**2).sum(axis=tuple(axis for axis in range(full.ndim) if axis != kept), keepdims=True))
-    return full * (magnitude.reshape(norm.shape) / norm) - weight
+    changed: Array = full * (magnitude.reshape(norm.shape) / norm) - weight
+    return changed
 
 
 def _demand(weight: Array | None) -> Array:

@@ -156,7 +156,7 @@ def test_write_puts_the_scale_where_hosts_look_and_keeps_the_rest(
     assert "is left as it is" in capsys.readouterr().err and read(lora).metadata == now
     lora.with_suffix(".json").write_text("[broken")
     assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 1
-    assert "is no card of the web UI" in capsys.readouterr().err
+    assert "is not valid JSON" in capsys.readouterr().err
 
 
 def test_bad_requests_are_one_line(lora: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from convert.container import Container, open_container, quote
-from convert.errors import JobError, UsageError
+from convert.container import Container, open_container
+from convert.errors import JobError, UsageError, quote
 from trainer.base import prediction
 from trainer.base.sd15 import TEXT, UNET, VAE, configs
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convert import set_metadata
-from convert.card import card_path
 from convert.errors import JobError, UsageError
-from convert.files import write_json
+from convert.files.card import read_card, write_card
 from trainer.evaluate.curves import peak
 
 
@@ -40,7 +38,7 @@ def check_writable(lora: Path) -> None:
     """Before any work: can `write` do its part? UsageError or JobError where not."""
     if lora.is_dir() or lora.suffix != ".safetensors":
         raise UsageError(f"--write: {lora} is no .safetensors file, which is what has metadata and a card")
-    _read_card(lora)
+    read_card(lora)
 
 
 def write(lora: Path, recommended: dict[str, Any], trigger: str) -> list[Path]:
@@ -51,23 +49,7 @@ def write(lora: Path, recommended: dict[str, Any], trigger: str) -> list[Path]:
     """
     if recommended["verdict"] == "none":
         raise JobError(f"--write: {lora} is left as it is: no scale brings the pictures nearer to real drawings than the base")
-    card = _read_card(lora)
-    if card is None:
-        card = {"description": "", "activation text": trigger, "notes": "", "negative text": ""}
+    read_card(lora)  # a damaged one ends the command before the file is touched
     scale = recommended["scale"]
     set_metadata(lora, {"scribble_scale": scale, "scribble_scale_interval": [recommended["low"], recommended["high"]]})
-    write_json(card_path(lora), card | {"preferred weight": scale})
-    return [lora, card_path(lora)]
-
-
-def _read_card(lora: Path) -> dict[str, Any] | None:
-    path = card_path(lora)
-    if not path.exists():
-        return None
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(card, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise JobError(f"{path}: is no card of the web UI ({error}): mend or move it, then --write again") from error
-    return card
+    return [lora, write_card(lora, {"preferred weight": scale}, defaults={"activation text": trigger})]

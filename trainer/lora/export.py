@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from convert import Report, convert_file, read
-from convert.errors import UsageError
-from convert.files import write_bytes, write_json
+from convert.errors import BadCard, UsageError
+from convert.files import card, write_bytes
 from trainer.base.load import Base
 from trainer.base.sd15 import SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1
 from trainer.data.captions import split_tags
@@ -127,21 +127,21 @@ def _frequency(dataset: Dataset) -> dict[str, int]:
     return frequency
 
 
-def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset) -> None:
-    """A1111's card beside `out`. Fields of a card that is already there and that are not ours are kept."""
-    path = outputs(out)[1]
-    card: dict[str, Any] = {"description": "", "notes": "", "negative text": ""}
-    if path.exists():
-        try:
-            card |= json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, TypeError):
-            path.replace(path.with_suffix(".json.bak"))
-    card |= {"sd version": "SD1" if base.family in (SD_V1, SCRIBBLE_NARROW) else "Unknown", "activation text": dataset.trigger,
-             "preferred weight": recipe.scale}
-    card["description"] = card["description"] or description(base, dataset)
+def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset, say: Callable[[str], None]) -> None:
+    """A1111's card beside `out`. Fields of a card that is already there and that are not ours are kept.
+
+    A card that cannot be read is set aside under another name, and `say` tells it.
+    """
+    try:
+        present = card.read_card(out)
+    except BadCard as error:
+        say(f"{error}; it is kept as {card.set_aside(out).name}, and a new card is written")
+        present = {}
+    fields = {"sd version": "SD1" if base.family in (SD_V1, SCRIBBLE_NARROW) else "Unknown", "activation text": dataset.trigger,
+              "preferred weight": recipe.scale, "description": present.get("description") or description(base, dataset)}
     if recipe.clip_skip > 1:
-        card["notes"] = card["notes"] or f"Set Clip skip to {recipe.clip_skip}: it was trained so."
-    write_json(path, card)
+        fields["notes"] = present.get("notes") or f"Set Clip skip to {recipe.clip_skip}: it was trained so."
+    card.write_card(out, fields)
 
 
 def description(base: Base, dataset: Dataset) -> str:

@@ -1,0 +1,34 @@
+"""The card that a training writes: the user's text stays, whatever program saved it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from trainer.lora import export
+from trainer.recipe import Recipe
+
+BASE = SimpleNamespace(family="sd_v1")
+DATASET = SimpleNamespace(trigger="a scribble of", train=[1, 2], attribution="")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_what_somebody_wrote_into_the_card_stays(encoding: str, tmp_path: Path) -> None:
+    out, said = tmp_path / "s.safetensors", list[str]()
+    (tmp_path / "s.json").write_text(json.dumps({"notes": "mine", "description": ""}), encoding=encoding)
+    export.write_card(out, Recipe(), BASE, DATASET, said.append)  # type: ignore[arg-type]
+    card = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
+    assert card["notes"] == "mine"
+    assert card["description"].startswith("LoRA trained on 2")
+    assert (card["sd version"], card["activation text"]) == ("SD1", "a scribble of")
+    assert not said
+
+
+def test_a_damaged_card_is_set_aside_and_that_is_said(tmp_path: Path) -> None:
+    out, said = tmp_path / "s.safetensors", list[str]()
+    (tmp_path / "s.json").write_text('{"notes": "half')
+    export.write_card(out, Recipe(), BASE, DATASET, said.append)  # type: ignore[arg-type]
+    assert (tmp_path / "s.json.bak").read_text() == '{"notes": "half'
+    assert len(said) == 1 and "s.json.bak" in said[0]
+    assert json.loads((tmp_path / "s.json").read_text())["activation text"] == "a scribble of"
