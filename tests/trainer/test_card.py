@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from trainer.data.records import Dataset
 from trainer.lora import export
 from trainer.recipe import Recipe
 
 BASE = SimpleNamespace(family="sd_v1")
-DATASET = SimpleNamespace(trigger="a scribble of", train=[1, 2], attribution="")
+DATASET = Dataset(train=[SimpleNamespace(reg=False)] * 2, held_out=[], trigger="a scribble of")  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
