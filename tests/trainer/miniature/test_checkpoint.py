@@ -163,7 +163,11 @@ def test_packing_keeps_every_number_within_half_a_step_and_writes_equal_files(sm
         write_narrow(tmp_path / name, pack(states, rows, known), ["apple"], {"license": "MIT"})
         files.append((tmp_path / name).read_bytes())
     assert files[0] == files[1]
-    back = read_narrow(tmp_path / "one")
+    for name in ("one.gz", "two.gz"):
+        write_narrow(tmp_path / name, pack(states, rows, known), ["apple"], {"license": "MIT"})
+    assert (tmp_path / "one.gz").read_bytes() == (tmp_path / "two.gz").read_bytes()
+    zipped, back = read_narrow(tmp_path / "one.gz"), read_narrow(tmp_path / "one")
+    assert zipped.words == back.words and torch.equal(zipped.unet["conv_in.weight"], back.unet["conv_in.weight"])
     assert back.words == ("apple",)
     for part in packed.PARTS:
         for name, tensor in states[part].items():

@@ -19,7 +19,10 @@ METADATA = {
 
 
 def ship(work: Path, known: Sequence[int]) -> Path:
-    """Write `work`/narrow.safetensors from unet.pt, latents.pt (its words) and vae/; returns its path."""
+    """Write `work`/narrow.safetensors from unet.pt, latents.pt (its words) and vae/, and gzipped for the package.
+
+    Returns the former's path.
+    """
     state = torch.load(work / "unet.pt", weights_only=True)
     words = sorted({row[0] for row in torch.load(work / "latents.pt", weights_only=True)["rows"]})
     parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text_encoder": {}}
@@ -29,6 +32,9 @@ def ship(work: Path, known: Sequence[int]) -> Path:
     rows = parts["text_encoder"].pop("embeddings.token_embedding.rows")
     parts["vae"] = dict(AutoencoderKL.from_pretrained(work / "vae").state_dict())
     path = work / "narrow.safetensors"
-    write_narrow(path, pack(parts, rows, known), words, METADATA | {"samples": str(state["samples"])})
-    print(f"{path}: {path.stat().st_size:,} bytes, {len(words)} words, after {state['samples']:,} samples")
+    small = path.with_name(path.name + ".gz")
+    for target in (path, small):
+        write_narrow(target, pack(parts, rows, known), words, METADATA | {"samples": str(state["samples"])})
+    print(f"{path}: {path.stat().st_size:,} bytes, {small.stat().st_size:,} gzipped; "
+          f"{len(words)} words, after {state['samples']:,} samples")
     return path
