@@ -5,8 +5,8 @@
     text_encoder.tokens  int32 (known,), the tokens that have a row of their own
     text_encoder.rows    float16 (known + 1, 64), their rows, and the row of all other tokens
 
-What ships is gzipped. Names are diffusers'; the text encoder's are without `text_model.`. Unpacking is elementwise in float32, so the networks are the
-same numbers on every machine, and those numbers are the base: what was trained in float32 is gone.
+What ships is gzipped. Names are diffusers'; the text encoder's are without `text_model.`. Unpacking is elementwise in float32:
+the networks are the same numbers on every machine, and those numbers are the base: what was trained in float32 is gone.
 """
 
 from __future__ import annotations
