@@ -163,7 +163,8 @@ def test_what_our_trainer_writes_is_understood(part, tmp_path) -> None:
     from trainer.recipe import Recipe
 
     recipe = Recipe(scale=0.65)
-    dataset = SimpleNamespace(trigger="a scribble of", train=[SimpleNamespace(caption="a scribble of cat")], attribution="")
+    pictures = [SimpleNamespace(caption="a scribble of cat")]
+    dataset = SimpleNamespace(trigger="a scribble of", train=pictures, learnt=pictures, per_epoch=1, attribution="")
     base = SimpleNamespace(name="x/sd15", family="sd_v1", resolution=512)
     path = tmp_path / "scribble.safetensors"
     metadata = merged({}, export.metadata(recipe, base, dataset, "scribble", steps=1, total=1, started=0.0))
