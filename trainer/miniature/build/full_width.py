@@ -1,7 +1,8 @@
 """Compare the full-size checkpoint with the narrow networks: `python -m trainer.miniature.build.full_width [--networks FILE]`.
 
 Writes 2.1 GB into a temporary folder, reads it as the trainer reads any SD1.5, and prints the largest differences of the text
-encoder's states, the latents, the decoded picture and the predicted noise. The tests do the same with a small network.
+encoder's states, the latents, the decoded picture and the predicted noise. The tests do the same with a small network. Then the
+largest activation at 512 x 512, which must stay far below float16's 65,504: hosts compute in float16, and A1111 stops at a NaN.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def main() -> None:
         print(f"{path.stat().st_size:,} bytes in {time.monotonic() - start:.1f} s")
         wide = single_file.load(single_file.inspect(path), torch.float32)
     compare(narrow.models(), wide)
+    for part, largest in largest_activations(narrow.models()).items():
+        print(f"{part}: largest activation {largest:.0f}")
 
 
 @torch.no_grad()
@@ -53,6 +56,32 @@ def compare(narrow: dict[str, Any], wide: dict[str, Any]) -> None:
     for t in (50, 500, 950):
         noise = [models["unet"](x_t, torch.tensor([t]), context).sample for models, context in zip((narrow, wide), states)]
         _show(f"noise at t = {t}", *noise)
+
+
+@torch.no_grad()
+def largest_activations(narrow: dict[str, Any], side: int = 512) -> dict[str, float]:
+    """Each network's largest absolute output of any of its modules; a widened network has the same."""
+    found = dict.fromkeys(("vae", "text_encoder", "unet"), 0.0)
+
+    def watch(part: str) -> None:
+        def seen(_module: Any, _inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                found[part] = max(found[part], float(output.abs().max()))
+
+        for module in narrow[part].modules():
+            module.register_forward_hook(seen)
+
+    for part in found:
+        watch(part)
+    generator = torch.Generator().manual_seed(0)
+    tokens = clip_tokenizer("", max_positions=77, vocabulary=49408)(PROMPT, padding="max_length", return_tensors="pt").input_ids
+    states = narrow["text_encoder"](tokens).last_hidden_state
+    x_t = torch.randn(1, 4, side // 8, side // 8, generator=generator)
+    for t in (1, 500, 999):
+        narrow["unet"](x_t, torch.tensor([t]), states)
+    narrow["vae"].decode(x_t / 0.18215)
+    narrow["vae"].encode(torch.rand(1, 3, side, side, generator=generator) * 2 - 1)
+    return found
 
 
 def _show(what: str, one: torch.Tensor, other: torch.Tensor) -> None:
