@@ -38,6 +38,8 @@ class Tensor(NamedTuple):
     file: Path | None = None
     offset: int = 0
     data: bytes = b""
+    stamp: tuple[int, ...] = ()
+    """of the file when its header was read (see `stamp_of`)"""
 
     @classmethod
     def scalar(cls, value: float) -> Tensor:
@@ -49,7 +51,13 @@ class Tensor(NamedTuple):
         if self.file is None:
             return self.data
         with open_source(self.file) as file:
+            self.demand_unchanged(file)
             return b"".join(self.chunks(file))
+
+    def demand_unchanged(self, file: BinaryIO) -> None:
+        """Raise `Damaged` if the file is not the one whose header was read: its offsets would mean nothing."""
+        if self.file is not None and stamp_of(file) != self.stamp:
+            raise Damaged(self.file, "was replaced while it was read", "run this again")
 
     def chunks(self, file: BinaryIO | None) -> Iterator[bytes]:
         """The tensor's bytes, at most `CHUNK` at a time, from its already open file."""
@@ -77,6 +85,12 @@ class Container:
     """bytes of the whole file"""
 
 
+def stamp_of(file: BinaryIO) -> tuple[int, ...]:
+    """Changes when an open file is written to, and differs from that of a file that takes its place."""
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def open_source(path: Path) -> BinaryIO:
     """Open a file to read bytes; `JobError` where that fails."""
     try:
@@ -91,7 +105,8 @@ def open_container(path: Path, *, pickles: bool = False) -> Container:
     With `pickles`, PyTorch's .bin, .pt and .ckpt are opened too, without running anything in them (see `pickled`).
     """
     with open_source(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        stamp = stamp_of(file)
+        size = stamp[1]
         start = file.read(min(size, 1024))
         try:
             length = _header_length(path, start, size)
@@ -106,7 +121,7 @@ def open_container(path: Path, *, pickles: bool = False) -> Container:
     with _no_garbage_collection():
         header = _parse(path, raw)
         metadata = _metadata(path, header.pop("__metadata__", {}))
-        tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+        tensors = {name: _tensor(path, name, entry, 8 + length, stamp) for name, entry in header.items()}
     _no_gaps(path, tensors, 8 + length, size)
     return Container(path, tensors, metadata, size)
 
@@ -201,7 +216,7 @@ def _are_counts(values: Any, most: int) -> bool:
     return True
 
 
-def _tensor(path: Path, name: str, entry: Any, data_at: int, file_size: int) -> Tensor:
+def _tensor(path: Path, name: str, entry: Any, data_at: int, stamp: tuple[int, ...]) -> Tensor:
     if type(entry) is not dict or entry.keys() != FIELDS:
         raise _wrong(path, name, "needs dtype, shape and data_offsets in the header, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -212,12 +227,13 @@ def _tensor(path: Path, name: str, entry: Any, data_at: int, file_size: int) -> 
     if not _are_counts(offsets, 2) or len(offsets) != 2:
         raise _wrong(path, name, "has data_offsets that are not two whole numbers")
     start, end = offsets
+    file_size = stamp[1]
     if end > file_size - data_at:
         problem = f"ends {end - file_size + data_at} bytes after the file does: it is cut off"
         raise _wrong(path, name, problem, "copy it again, or download it")
     if end - start != math.prod(shape) * dtypes.SIZES[dtype]:
         raise _wrong(path, name, f"does not take the {end - start} bytes that its header gives it as {dtype} {shape}")
-    return Tensor(dtype, tuple(shape), end - start, path, data_at + start)
+    return Tensor(dtype, tuple(shape), end - start, path, data_at + start, stamp=stamp)
 
 
 def _wrong(path: Path, name: str, problem: str, advice: str = "") -> Damaged:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from . import dtypes
-from .container import Container, Tensor, open_source
+from .container import Container, Tensor, open_source, stamp_of
 from .errors import Damaged, FileError, NotALora, quote
 
 LARGEST = 64 << 20
@@ -56,15 +56,15 @@ def open_pickle(path: Path) -> Container:
 
     Raises `Damaged` where it is not whole, `NotALora` where it holds anything but tensors, numbers and strings.
     """
-    size = os.stat(path).st_size
     try:
         with open_source(path) as file:
+            stamp = stamp_of(file)
             if file.read(4) == b"PK\x03\x04":
                 found, places = _read_zip(path, file)
             else:
                 file.seek(0)
                 found, places = _read_sequence(file)
-        tensors = {name: _tensor(path, name, view, places, size) for name, view in _views(path, found).items()}
+        tensors = {name: _tensor(path, name, view, places, stamp) for name, view in _views(path, found).items()}
     except FileError:
         raise
     except _NotKnown as error:
@@ -72,7 +72,7 @@ def open_pickle(path: Path) -> Container:
         raise NotALora(path, kind, "only plain tensors are read") from None
     except Exception as error:  # noqa: BLE001 - whatever the pickle machine meets in a damaged file; nothing of ours runs in it
         raise Damaged(path, f"is not a whole PyTorch file: {quote(str(error) or type(error).__name__)}") from error
-    return Container(path, tensors, {}, size)
+    return Container(path, tensors, {}, stamp[1])
 
 
 class _NotKnown(Exception):
@@ -186,10 +186,10 @@ def _views(path: Path, found: object) -> dict[str, _View]:
     return views
 
 
-def _tensor(path: Path, name: str, view: _View, places: Places, size: int) -> Tensor:
+def _tensor(path: Path, name: str, view: _View, places: Places, stamp: tuple[int, ...]) -> Tensor:
     start, length = places[view.storage.key]
     width = dtypes.SIZES[view.storage.dtype]
     begin, taken = view.offset * width, math.prod(view.shape) * width
-    if begin + taken > length or start + length > size:
+    if begin + taken > length or start + length > stamp[1]:
         raise Damaged(path, f"tensor {quote(name)} is cut off", "copy it again, or download it")
-    return Tensor(view.storage.dtype, view.shape, taken, path, start + begin)
+    return Tensor(view.storage.dtype, view.shape, taken, path, start + begin, stamp=stamp)

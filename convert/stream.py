@@ -154,6 +154,9 @@ def _stream(outputs: Sequence[Output]) -> Iterator[tuple[Output, bytes]]:
     with ExitStack() as stack:
         paths = {output.source.file for output in outputs if output.source.file is not None}
         files = {path: stack.enter_context(open_source(path)) for path in paths}
+        first = {output.source.file: output.source for output in outputs if output.source.file is not None}
+        for path, tensor in first.items():
+            tensor.demand_unchanged(files[path])
         for output in outputs:
             source = output.source
             if output.compute is not None:
@@ -164,3 +167,5 @@ def _stream(outputs: Sequence[Output]) -> Iterator[tuple[Output, bytes]]:
                     yield output, dtypes.recode(chunk, source.dtype, output.dtype, output.scale)
                 except dtypes.Unrepresentable as error:
                     raise FileError(source.file or "", f"tensor for {quote(output.name)}: {error}") from error
+        for path, tensor in first.items():
+            tensor.demand_unchanged(files[path])

@@ -126,7 +126,12 @@ def test_a_source_that_vanishes_or_shrinks_while_it_is_read(maker, tmp_path, mon
     source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:9])
     from convert import api
 
-    for harm, said in ((lambda: os.truncate(source, 30_000), "became shorter"), (source.unlink, "cannot be read")):
+    def replace():  # by another LoRA of the same size
+        maker.write(tmp_path / "other", "kohya", maker.attention("unet")[9:18])
+        os.replace(tmp_path / "other", source)
+
+    harms = ((lambda: os.truncate(source, 30_000), "replaced"), (source.unlink, "cannot be read"), (replace, "replaced"))
+    for harm, said in harms:
         lora = convert.read(source)
 
         def read(path, lora=lora, harm=harm, **_):

@@ -1,4 +1,4 @@
-"""`python -m convert.benchmark`: a conversion's speed against a plain file copy and against diffusers' own function.
+"""`python tests/convert/benchmark.py`: a conversion's speed against a plain file copy and against diffusers' own function.
 
 Everything is measured in one run, turn by turn, so that the ratios hold on a machine of any speed. A whole process is
 timed, from start to exit, and its peak memory is its own. Copies are flushed to disk as conversions are.
@@ -7,6 +7,7 @@ timed, from start to exit, and its peak memory is its own. Copies are flushed to
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -16,10 +17,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import names
-from .container import Tensor
-from .sd15 import UNET, modules
-from .stream import Output, write_container
+from convert import names
+from convert.container import Tensor, stamp_of
+from convert.sd15 import UNET, modules
+from convert.stream import Output, write_container
 
 COPY = """
 import os, shutil, sys
@@ -36,7 +37,7 @@ save_file(convert_state_dict_to_kohya(load_file(sys.argv[1])), sys.argv[2])
 
 REPORT_PEAK = "\nimport resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 
-CONVERT = "import sys, runpy\nfrom {package}.cli import main\nmain([sys.argv[1], sys.argv[2], '--overwrite'])"
+CONVERT = "import sys\nfrom convert.cli import main\nmain([sys.argv[1], sys.argv[2], '--overwrite'])"
 
 
 def make_lora(path: Path, rank: int) -> Path:
@@ -51,8 +52,12 @@ def make_lora(path: Path, rank: int) -> Path:
     numbers = bytearray(os.urandom(4 * max(rows * columns for rows, columns in shapes.values())))
     numbers[3::4] = b"\x3d" * (len(numbers) // 4)  # float32 between 0.03 and 0.13, none of them NaN
     noise.write_bytes(numbers)
+    with open(noise, "rb") as file:
+        stamp = stamp_of(file)
     outputs = [
-        Output(names.spell("peft", module, part), Tensor("F32", shape, 4 * shape[0] * shape[1], noise), shape, "F32")
+        Output(
+            names.spell("peft", module, part), Tensor("F32", shape, 4 * math.prod(shape), noise, stamp=stamp), shape, "F32"
+        )  # fmt: skip
         for (module, part), shape in shapes.items()
     ]
     with open(path, "wb") as file:
@@ -63,7 +68,7 @@ def make_lora(path: Path, rank: int) -> Path:
 def _time(code: str, *arguments: Path) -> tuple[float, int]:
     """Seconds of a whole process, and its peak memory in bytes."""
     command = [sys.executable, "-c", code + REPORT_PEAK, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     seconds = time.perf_counter() - start
@@ -77,7 +82,7 @@ def measure(source: Path, runs: int) -> list[tuple[str, float, int]]:
     contenders = {
         "python start alone": "",
         "plain file copy": COPY,
-        "convert": CONVERT.format(package=__package__),
+        "convert": CONVERT,
         "diffusers' function": DIFFUSERS,
     }
     taken: dict[str, list[tuple[float, int]]] = {name: [] for name in contenders}
@@ -99,7 +104,7 @@ def measure(source: Path, runs: int) -> list[tuple[str, float, int]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print both tables."""
-    parser = argparse.ArgumentParser(prog="python -m convert.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="of which the median counts")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 640], help="one file for each; 0.8 MB a rank")
     options = parser.parse_args(argv)
