@@ -27,7 +27,7 @@ cannot read; `set_aside(lora)` renames such a card and returns the new name; `ad
 the trigger words to start with.
 
 Files (`convert.files`): `atomic_path`, `write_bytes`, `write_text`, `write_json`; `convert.files.json_file.read_object`
-reads JSON that nobody vouches for.
+reads untrusted JSON.
 """
 
 from .api import Report, convert_bytes, convert_file, set_metadata

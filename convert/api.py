@@ -1,4 +1,4 @@
-"""The room's work as functions: convert a file, convert to bytes, rewrite metadata. Nothing here prints."""
+"""The room's functions: convert a file, convert to bytes, rewrite metadata. Nothing here prints."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def convert_file(
         alpha: for files that keep no alpha; None takes each module's rank.
         dtype: "fp32", "fp16" or "bf16" to cast the factors; None copies them byte for byte.
         fold_alpha: multiply the scale into the factors and write alpha = rank.
-        metadata: merged over the file's; None removes a key. Hashes, rank and alpha are always computed anew.
+        metadata: merged over the file's; None removes a key. Hashes, rank and alpha are always recomputed.
         overwrite: replace a target that exists.
         skip_unknown: leave out tensors whose names mean nothing here; the notes list them.
         split_embeddings: write embeddings that OneTrainer bundled as files of their own, `<target>.<token>.safetensors`.
@@ -114,7 +114,7 @@ def convert_file(
 
 
 def write_lora(lora: Lora, target: Path, *, to: str, dtype: str | None = None, fold_alpha: bool = False) -> Report:
-    """Write a `Lora` to `target` in one of the forms, over what is there. Arguments and errors as of `convert_file`."""
+    """Write a `Lora` to `target` in one of the forms, replacing it. Arguments and errors as for `convert_file`."""
     stored = check_arguments(to, dtype)
     outputs = write.outputs(lora, to, dtype=stored, fold=fold_alpha)
     notes = write.notes(lora, to, fold=fold_alpha)
@@ -156,8 +156,8 @@ def convert_bytes(
 def set_metadata(path: Path | str, mapping: Mapping[str, object]) -> dict[str, str]:
     """Merge `mapping` into the metadata of any .safetensors file, in place and atomically; None removes a key.
 
-    Tensors stay as they are, byte for byte; the hashes are computed anew. Returns the metadata as written.
-    Raises `JobError` where the file is unsound or cannot be replaced, `UsageError` where `mapping` fits no header.
+    Tensors stay as they are, byte for byte; the hashes are recomputed. Returns the metadata as written.
+    Raises `JobError` if the file is unsound or cannot be replaced, `UsageError` if `mapping` cannot be stored in a header.
     """
     path = Path(path)
     container = open_container(path)
@@ -177,7 +177,7 @@ def check_arguments(to: str, dtype: str | None) -> str | None:
 
 
 def check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
-    """Raise where writing `target` would touch `source` or a file that nobody said to replace."""
+    """Raise where writing `target` would touch `source` or an existing file without `overwrite`."""
     if to != "peft":
         refuse_target(source, target, overwrite)
         return
@@ -194,7 +194,7 @@ def check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
 
 
 def refuse_target(source: Path, target: Path, overwrite: bool) -> None:
-    """Raise where writing the file `target` would touch `source`, a folder, or a file nobody said to replace."""
+    """Raise where writing the file `target` would touch `source`, a folder, or an existing file without `overwrite`."""
     if _same(source, target):
         raise UsageError(f"{target}: is the input itself; name another output")
     parts = (file for folder in (source, source / UNET, source / TEXT_ENCODER) for file in folder.glob("*"))

@@ -1,4 +1,4 @@
-"""Auditing a LoRA: what it is, whether every key is understood, whether its numbers are numbers."""
+"""Auditing a LoRA: its contents, unknown keys, NaN and infinite numbers, stored hashes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HASH_KEYS = ("sshs_model_hash", "modelspec.hash_sha256")
 
 @dataclass
 class Audit:
-    """What `--check` says of a file; JSON has the same fields."""
+    """The result of `--check`; its JSON has the same fields."""
 
     file: str
     sound: bool = True
@@ -62,7 +62,7 @@ class Audit:
 
 
 def check(path: Path | str, *, alpha: float | None = None, skip_unknown: bool = False, pickles: bool = False) -> Audit:
-    """Audit a file or adapter folder. Raises nothing for a bad one: `sound` is False and `problem` says why."""
+    """Audit a file or adapter folder. A bad one raises nothing: `sound` is False, `problem` and `error` give the reason."""
     audit = Audit(str(path))
     try:
         lora = read(path, alpha=alpha, skip_unknown=skip_unknown, pickles=pickles)
@@ -92,7 +92,7 @@ def _describe(audit: Audit, lora: Lora) -> None:
 
 
 def _scan(audit: Audit, lora: Lora) -> None:
-    """Read every byte once, for the hash and for numbers that are none. Raises for what is found."""
+    """Read every byte once, for the hash and for NaN and infinities. Raises `NotFinite` or `WrongHash`."""
     names_of: dict[tuple[Path | None, int], str] = {
         (tensor.file, tensor.offset): f"{name} {part}"
         for name, module in lora.modules.items() for part, tensor in module.parts.items()

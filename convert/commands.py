@@ -79,7 +79,7 @@ def print_report(*reports: Described, as_json: bool) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """The system asked the program to end; what is half written is removed on the way out."""
+    """SIGTERM or SIGHUP arrived. Temporary files are removed on the way out."""
 
     def __init__(self, number: int):
         self.exit_code = 128 + number
@@ -139,7 +139,7 @@ def progress(items: SizedIterable[T], label: Callable[[T], str]) -> Iterator[T]:
             print(f"\r\033[K[{bar:<20}] {number}/{len(items)} {label(item)[:40]}", end="", file=sys.stderr, flush=True)
         try:
             yield item
-        finally:  # so that what is printed next, an error too, begins a line of its own
+        finally:  # so that the next line, which may be an error, does not follow the bar
             clear_progress()
 
 

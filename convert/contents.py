@@ -1,4 +1,4 @@
-"""What lies in a file or folder: the headers, every tensor sorted by module and part, and what decides alpha."""
+"""The contents of a file or folder: its tensors sorted by module and part, its metadata, peft's configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Grouped = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Contents:
-    """Every tensor of a file or adapter folder, by its meaning. Nothing is said yet of whether they fit together."""
+    """Every tensor of a file or adapter folder, by its meaning. Whether they fit together is not checked yet."""
 
     path: Path
     form: str
@@ -57,7 +57,7 @@ def open_contents(path: Path | str, *, skip_unknown: bool = False, pickles: bool
         skip_unknown: leave out tensors whose names mean nothing here, instead of refusing the file.
         pickles: also read PyTorch's .bin, .pt and .ckpt, without running anything in them.
 
-    Raises `FileError`, which says by its type what the file is instead.
+    Raises `FileError`; its type tells what the file is instead.
     """
     path = Path(path)
     containers, configs = _open(path, pickles)

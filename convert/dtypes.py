@@ -35,7 +35,7 @@ class Unrepresentable(Exception):
 
 
 def decode(data: bytes, dtype: str) -> Sequence[float]:
-    """Little-endian bytes -> numbers. Raises `Unrepresentable` for a dtype that is no number format (complex)."""
+    """Little-endian bytes -> numbers. Raises `Unrepresentable` for complex numbers."""
     if dtype == "BF16":
         return struct.unpack(f"<{len(data) // 2}f", _widen_bf16(data))
     if dtype.startswith("F8_"):

@@ -129,14 +129,14 @@ class WrongHash(FileError):
     def __init__(self, path: Path | str, key: str):
         super().__init__(
             path, f"its {key} is not the hash of its tensors: it was damaged, or changed by a program that left the hash",
-            "if you trust it, convert it: the hash is computed anew",
+            "if you trust it, convert it: the hash is computed again",
         )  # fmt: skip
         self.key = key
         """of the metadata"""
 
 
 class BadCard(FileError):
-    """A card beside a LoRA that cannot be read. It is somebody's text: it is never replaced without being kept."""
+    """A card beside a LoRA that cannot be read. It holds the user's text, so it is never replaced without being kept."""
 
 
 def quote(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Names what is not ours: networks other than LoRA, bases other than Stable Diffusion 1.5, and what is no adapter."""
+"""Recognises files that are not converted: other networks, other bases, files that are not adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import FileError, NotALora, UnknownKeys, WrongBase
 T = TypeVar("T")
 
 LOOKED_AT, KEY_LENGTH = 2000, 1000
-"""Unknown names that are looked at, and characters of each: more says no more, and an absurd file costs no time."""
+"""Unknown names that are looked at, and characters of each: enough to recognise a file, and an absurd one costs no time."""
 
 
 class Kind(NamedTuple):

@@ -29,7 +29,7 @@ class LoraModule:
     shape: tuple[int, ...]
     """of the patched weight: SD1.5's, or what the factors imply for another base"""
     rank: int
-    """0 where there are no factors, only whole differences (`FULL_PARTS`)"""
+    """0 if there are only whole differences (`FULL_PARTS`)"""
     alpha: float
     """exact in float32; the effective scale is alpha / rank"""
     parts: Mapping[str, Tensor]
@@ -81,12 +81,12 @@ class Lora:
 
     @property
     def rank(self) -> int:
-        """The commonest rank, 0 where there are no factors."""
+        """The commonest rank, 0 without factors."""
         return Counter(module.rank for module in self.factors).most_common(1)[0][0] if self.factors else 0
 
     @property
     def alpha(self) -> float:
-        """The commonest alpha, 0 where there are no factors."""
+        """The commonest alpha, 0 without factors."""
         return Counter(module.alpha for module in self.factors).most_common(1)[0][0] if self.factors else 0.0
 
     @property

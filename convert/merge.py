@@ -115,7 +115,7 @@ def _sum(changes: Sequence[tuple[Change, float]]) -> Change:
 
 
 def _metadata(networks: Sequence[tuple[Network, float]]) -> dict[str, str]:
-    """What is true of the sum: the base, the trigger words of all, and what it was made of."""
+    """The metadata of the sum: its base, the trigger words of all sources, the sources and their scales."""
     first = networks[0][0].metadata
     phrases = dict.fromkeys(network.metadata[TRIGGER_KEY] for network, _ in networks if network.metadata.get(TRIGGER_KEY))
     metadata = {

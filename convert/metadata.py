@@ -1,4 +1,4 @@
-"""The header's metadata: what is kept, what is completed, what is always computed anew.
+"""The header's metadata: which keys are kept, which are completed, which are always recomputed.
 
 Keys and their meaning: kohya's sd-scripts (`ss_…`, strings, some of them JSON) and Stability's ModelSpec 1.0.1
 (`modelspec.…`). Forge takes a file for Stable Diffusion 1 only by the exact `modelspec.architecture`.
@@ -28,12 +28,12 @@ JSON_KEYS = (
 def merged(own: Mapping[str, str], given: Mapping[str, object]) -> dict[str, str]:
     """`given` over `own`. None removes a key; numbers and booleans become strings, mappings and lists JSON.
 
-    Raises `UsageError` where a key is no string, or a value that readers decode as JSON is none.
+    Raises `UsageError` if a key is not a string, or if readers expect JSON in a value and it is not JSON.
     """
     result = dict(own)
     for key, value in given.items():
         if not isinstance(key, str) or not key:
-            raise UsageError(f"metadata key {key!r}: must be a word")
+            raise UsageError(f"metadata key {key!r}: must be text")
         if value is None:
             result.pop(key, None)
             continue
@@ -69,7 +69,7 @@ def says_sd15(word: str) -> bool:
 
 
 def complete(lora: Lora, name: str, form: str) -> dict[str, str]:
-    """The metadata to write: everything of the file, with what it lacks and what follows from its tensors.
+    """The metadata to write: everything in the file, completed, with the values that follow from its tensors.
 
     Args:
         name: a title for a file that has none, usually the target's name.

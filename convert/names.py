@@ -1,6 +1,6 @@
 """How each form spells a module and its parts: two tables that are read in one direction to write and inverted to read.
 
-A key is a prefix, a module's name in some spelling, and a suffix that says which part of the adapter it is:
+A key is a prefix, a module's name in some spelling, and a suffix for the part of the adapter:
 
     lora_unet_ | down_blocks_0_attentions_0_proj_in | .lora_down.weight
     unet.      | down_blocks.0.attentions.0.proj_in | .lora.down.weight
@@ -187,7 +187,7 @@ IA3_WEIGHT = "weight"
 
 
 class Key(NamedTuple):
-    """What a tensor's name says."""
+    """The meaning of a tensor's name."""
 
     module: Module
     part: str
@@ -196,7 +196,7 @@ class Key(NamedTuple):
 
 
 def parse(key: str) -> Key | None:
-    """The meaning of a tensor's name, or None where it names no module of SD1.5 in any known form."""
+    """The meaning of a tensor's name, or None if it names no module of SD1.5 in a known form."""
     stem, _, rest = key.partition(".")
     row = _flat().get(stem)
     if row is not None and f".{rest}" in _suffixes():

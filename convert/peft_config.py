@@ -27,7 +27,7 @@ MOST_PATTERNS, MOST_WILDCARDS = 2000, 64
 SAVE_AS_PLAIN = "save it again with peft: save_pretrained(path, path_initial_model_for_weight_conversion=…) writes a plain LoRA"
 
 NEUTRAL_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Initialisations that leave the base's weights as they are, so that base + LoRA means what it always means."""
+"""Initialisations that leave the base's weights as they are, so that base + LoRA is the trained model."""
 
 FREE = frozenset({
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",

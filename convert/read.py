@@ -33,7 +33,7 @@ def read(
     Args:
         path: the file; or a folder with `adapter_config.json`, or with `unet/` and `text_encoder/` that each have one,
             or with a single .safetensors file.
-        alpha: for where the form says nothing of alpha; None takes the rank, so a scale of 1.
+        alpha: for a file without alpha; None takes the rank, so a scale of 1.
         metadata: merged over the file's own; None as a value removes a key. Where shapes do not fit Stable Diffusion 1.5,
             `ss_base_model_version` decides the base.
         skip_unknown: leave out tensors whose names mean nothing here; `Lora.notes` lists them.
@@ -41,7 +41,7 @@ def read(
 
     Raises:
         FileError: the file is unsound, is not a LoRA of Stable Diffusion 1.5 (nor of another base with the same modules
-            that its metadata names), or holds a key that is not understood; its type says which.
+            that its metadata names), or holds an unknown key; its type tells which.
         UsageError: `alpha` is not a number above 0, or `metadata` holds what no header can.
     """
     if alpha is not None and not (math.isfinite(alpha) and 0 < alpha < LARGEST_ALPHA):
@@ -74,7 +74,7 @@ def shapes_and_base(
     """
     wrong_base = identify.base_of_metadata(metadata)
     if wrong_base:
-        raise WrongBase(path, wrong_base, f"its metadata says it is for {wrong_base}")
+        raise WrongBase(path, wrong_base, f"its metadata names the base {wrong_base}")
     shapes = {}
     for name, parts in groups.items():
         try:
@@ -155,7 +155,7 @@ def _notes_of_alpha(origins: Mapping[str, int], given: float | None, metadata: M
 
 
 def notes_of(contents: Contents, shapes: Mapping[str, tuple[tuple[int, ...], int]], base: str) -> list[str]:
-    """What the user should know of what is in the file, one line each."""
+    """Notes on the contents for the user, one line each."""
     notes = []
     if base != SD15:
         notes.append(f"it was trained on {quote(base)}, not on Stable Diffusion 1.5: it is of no use with another base")

@@ -61,7 +61,7 @@ def reduce_file(
 
 
 def needed_base(network: Network, base: Path | str | None) -> Checkpoint | None:
-    """The opened base; `UsageError` where there is none and a change depends on it."""
+    """The opened base. Raises `UsageError` if none was given and a change depends on it."""
     if base is not None:
         return open_checkpoint(base)
     for module in network.modules.values():

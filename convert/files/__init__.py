@@ -88,7 +88,7 @@ def _marked(place: Path) -> str:
 
 
 def _remove_leftovers(place: Path) -> None:
-    """Remove temporary files of processes that are no more. What cannot be removed stays, it is in nobody's way."""
+    """Remove temporary files of processes that have ended. One that cannot be removed does no harm and stays."""
     pattern = re.compile(rf"{re.escape(_marked(place))}{_MACHINE}-(\d{{1,9}})-[0-9a-f]{{6}}\.part")
     with suppress(OSError):
         for name in os.listdir(place.parent):

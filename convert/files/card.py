@@ -1,7 +1,8 @@
-"""The web UI's card of a LoRA, `<name>.json` beside the file: read, written, and what it and the metadata advise.
+"""The web UI's card of a LoRA, `<name>.json` beside the file: read, write, set aside; the scale and trigger words to use.
 
 What the owner wrote into the card goes before the file's own metadata (`scribble_scale`, written by our trainer, and
-ModelSpec's `modelspec.trigger_phrase`). A card that cannot be read is somebody's text: it is never replaced, only set aside.
+ModelSpec's `modelspec.trigger_phrase`). A card that cannot be read still holds the user's text, so it is set aside and
+never replaced.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ EMPTY = {"description": "", "notes": "", "negative text": ""}
 
 @dataclass(frozen=True)
 class Advice:
-    """What to start with; None and "" where nobody said anything."""
+    """The recommended settings; None and "" if there is no recommendation."""
 
     scale: float | None = None
     trigger_words: str = ""
@@ -40,7 +41,7 @@ def card_path(lora: Path) -> Path:
 def read_card(lora: Path) -> dict[str, Any]:
     """The fields of the card beside `lora`, {} if there is none. UTF-8, with the byte order mark of Windows or without.
 
-    Raises `BadCard` if it cannot be read: whoever wants to go on says so to the user.
+    Raises `BadCard` if it cannot be read; a caller that continues must tell the user.
     """
     try:
         return read_object(card_path(lora), limit=LIMIT, error=BadCard)

@@ -1,4 +1,4 @@
-"""JSON of files that nobody vouches for: bounded in size, depth and digits, and an object."""
+"""Untrusted JSON: an object of bounded size, depth and digits."""
 
 from __future__ import annotations
 

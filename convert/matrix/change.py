@@ -1,4 +1,4 @@
-"""ΔW of every kind of network, as products of small matrices where it is one, else as the whole matrix.
+"""ΔW of every kind of network, as a product of two small matrices if it is one, else as the whole matrix.
 
 Shapes: a weight is (out, in) or (out, in, k, k); here it is a matrix (out, n) with n = in · k · k. Formulas: LoRA (arXiv
 2106.09685, section 4.1), LoHa (FedPara, 2108.06098, proposition 1), LoKr, GLoRA, IA3, OFT and BOFT as LyCORIS defines
@@ -48,9 +48,9 @@ def needs_base(module: NetworkModule) -> bool:
 
 
 def change(module: NetworkModule, weight: Array | None = None) -> Change:
-    """ΔW at full strength. `weight`, of the module's shape, is needed where `needs_base` says so.
+    """ΔW at full strength. `weight`, of the module's shape, is needed if `needs_base`.
 
-    Raises `DoesNotFit` where the parts do not fit together or the layer.
+    Raises `DoesNotFit` if the parts fit neither each other nor the layer.
     """
     try:
         plain = _plain(module, weight)

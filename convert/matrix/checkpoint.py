@@ -71,7 +71,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def network_files(folder: Path) -> dict[str, Path | None]:
-    """The weights of each network in a diffusers folder. Raises `FileError` where there is none at all."""
+    """The weights of each network in a diffusers folder. Raises `FileError` if there is none."""
     found = {
         scope: next((folder / scope / name for name in known if (folder / scope / name).is_file()), None)
         for scope, known in WEIGHTS.items()

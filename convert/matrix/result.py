@@ -20,7 +20,7 @@ from .change import Change, Product
 from .low_rank import Limit, distance, norm, reduced
 
 ERROR_KEY = "scribble_relative_error"
-"""Metadata: the norm of what is lost over the norm of the whole change."""
+"""Metadata: the norm of the error over the norm of the whole change."""
 
 
 @dataclass
@@ -28,9 +28,9 @@ class Losses:
     """How far each module's written change is off, by the Frobenius norm."""
 
     norms: dict[str, float] = field(default_factory=dict)
-    """module -> of the change as it should be"""
+    """module -> norm of the whole change"""
     errors: dict[str, float] = field(default_factory=dict)
-    """module -> of what is lost"""
+    """module -> norm of the error"""
     ranks: dict[str, int] = field(default_factory=dict)
     """module -> rank written"""
 
@@ -101,7 +101,7 @@ def _rounded(product: Product, dtype: str) -> Product:
 
 
 def stored_dtype(wanted: str | None, source: str) -> str:
-    """The safetensors dtype to compute in: as `--dtype` says, else the source's, or F16 where that is none for weights."""
+    """The safetensors dtype to compute in: `--dtype`, or else the source's, or F16 if the source's is too small for weights."""
     if wanted is not None:
         if wanted not in CASTS:
             raise UsageError(f"--dtype {wanted}: allowed are {', '.join(CASTS)}")
@@ -113,7 +113,7 @@ def write_result(
     path: Path, target: Path, to: str, form: str, base: str, found: Mapping[str, LoraModule], losses: Losses,
     metadata: Mapping[str, str], notes: tuple[str, ...] = (), embeddings: Mapping[str, Tensor] | None = None,
 ) -> Report:  # fmt: skip
-    """Write modules that were computed as a LoRA. `path` and `form` are of what they were computed from."""
+    """Write modules that were computed as a LoRA. `path` and `form` describe the source."""
     ordered = {name: found[name] for name in modules() if name in found}
     size = sum(tensor.size for module in ordered.values() for tensor in module.parts.values())
     full = {**metadata, ERROR_KEY: f"{losses.total:.6g}"}
@@ -122,7 +122,7 @@ def write_result(
 
 
 def own_metadata(metadata: Mapping[str, str], source: str) -> dict[str, str]:
-    """Of a network's metadata what stays true of a LoRA that was computed from it, and what it came from."""
+    """The part of a network's metadata that is still true of a LoRA computed from it, and its source."""
     stale = ("ss_network_module", "ss_network_args", "ss_network_dim", "ss_network_alpha", ERROR_KEY)
     kept = {key: value for key, value in metadata.items() if key not in stale and key != "ss_output_name"}
     return {**kept, "scribble_computed_from": source}

@@ -56,7 +56,7 @@ def test_by_the_width_of_the_prompt_embedding(width, base, maker, tmp_path):
 )
 def test_by_its_metadata_where_the_shapes_do_not_tell(metadata, base, maker, tmp_path):
     source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:2], metadata=metadata)
-    with pytest.raises(convert.JobError, match=f"for {base};"):
+    with pytest.raises(convert.JobError, match=f"the base {base};"):
         convert.read(source)
 
 

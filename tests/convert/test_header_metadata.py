@@ -132,7 +132,7 @@ def test_set_metadata_changes_the_header_alone(source, tmp_path):
     [
         ({"ss_tag_frequency": "{not json"}, "JSON"),
         ({"a": object()}, "text, a number"),
-        ({"": "x"}, "must be a word"),
+        ({"": "x"}, "must be text"),
         ({"a": "\ud800"}, "UTF-8"),
     ],
 )
