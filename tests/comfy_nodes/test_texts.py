@@ -172,5 +172,5 @@ def test_what_our_trainer_writes_is_understood(part, tmp_path) -> None:
     expected = part("advice").Advice(0.65, "a scribble of")
     assert part("advice").of_file(path) == expected
     save_file({"a": torch.zeros(1)}, path, {})
-    export.write_card(path, recipe, base, dataset)
+    export.write_card(path, recipe, base, dataset, print)
     assert part("advice").of_file(path) == expected
