@@ -44,6 +44,16 @@ def test_every_prompt_of_a_generation_is_rewritten(core, files) -> None:
     }  # fmt: skip
 
 
+def test_a_cell_of_the_plot_forgets_the_one_before(core, files) -> None:
+    """The cells of one plot share their parameters."""
+    p = processing("cat")
+    run(core, p, [True, "scribbel", 0.5, False], files)
+    run(core, p, [True, "scribble", 0.5, False], files)
+    assert p.extra_generation_params == {"Scribble LoRA adapter": "scribble", "Scribble LoRA scale": "0.5"}
+    run(core, p, [False], files)
+    assert p.extra_generation_params == {}
+
+
 def test_no_scale_is_the_files_own(core, files) -> None:
     p = processing("cat")
     run(core, p, [True, "scribble", None, False], files)
