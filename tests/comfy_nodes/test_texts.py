@@ -116,6 +116,12 @@ def test_the_grid_node_gives_the_hosts_kind_of_picture(pack, channels) -> None:
     assert saved[0, -20, 20].tolist() == [127] * 3 and saved.max() == 255
 
 
+def test_transparency_becomes_white_paper(part) -> None:
+    picture = torch.zeros(1, 3, 4)  # black, of three opacities
+    picture[0, :, 3] = torch.tensor([0.0, 0.5, 1.0])
+    assert part("sheet").as_uint8(picture)[0, :, 0].tolist() == [255, 127, 0]
+
+
 @pytest.mark.parametrize(
     ("card", "metadata", "scale", "words"),
     [
