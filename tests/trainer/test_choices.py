@@ -75,7 +75,7 @@ def test_only_timesteps_of_the_range_are_drawn_and_held_out(tmp_path: Path) -> N
     t, _ = training(tmp_path, recipe)
     drawn = torch.cat([t.draw(step).timestep for step in range(40)])
     assert drawn.min() >= 200 and drawn.max() <= 259 and len(set(drawn.tolist())) > 40
-    assert t.draw_held_out(3).timestep.tolist() == [210, 230, 250]
+    assert t.draw_held_out(t.encoded, 3).timestep.tolist() == [210, 230, 250]
 
 
 @pytest.mark.parametrize("name", EVERY_OPTIMIZER)

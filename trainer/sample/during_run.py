@@ -49,7 +49,7 @@ def choose_actions(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compu
                    started: float) -> list[Every]:  # fmt: skip
     """What `job` asks for while the run goes on. In the first process only."""
     actions = []
-    save_every = job.save_every or job.save_every_epochs * recipe.steps_per_epoch(len(dataset.train))
+    save_every = job.save_every or job.save_every_epochs * recipe.steps_per_epoch(dataset.per_epoch)
     if save_every:
         assert job.out is not None
         folder = job.save_to or job.run / "loras"
