@@ -12,6 +12,7 @@ import torch
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
+from trainer.base.models import Config
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Folder of a part -> how its weights are called there."""
@@ -29,7 +30,7 @@ class Parts:
 
     folder: Path
     files: list[str]  # relative to the folder, with forward slashes
-    configs: dict[str, dict[str, Any]]  # of unet, vae, text_encoder
+    configs: dict[str, Config]  # of unet, vae, text_encoder
 
     @property
     def has_tokenizer(self) -> bool:

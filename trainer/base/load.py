@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base import diffusers_folder, hub, prediction, single_file
+from trainer.base.models import Config, Scheduler, Tokenizer, UNet
 from trainer.base.sd15 import SCHEDULER_CONFIG, SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1, UNET_CONFIG, family_of
 from trainer.base.tokenizers import clip_tokenizer, own_tokenizer
 from trainer.base.vae_file import check_vae, load_vae
@@ -40,15 +41,15 @@ class Base:
     """digest of the weights: of a single file its sha256, which hosts show too"""
     family: str
     """`sd_v1`, `like_sd_v1` (its block layout at another width) or `scribble_miniature`"""
-    unet: Any
+    unet: UNet
     """diffusers' UNet2DConditionModel, in the dtype asked for"""
     vae: Any
     """diffusers' AutoencoderKL in float32; None once released"""
     text_encoder: Any
     """transformers' CLIPTextModel in float32; None once released"""
-    tokenizer: Any
+    tokenizer: Tokenizer
     """transformers' CLIPTokenizer, `model_max_length` at most 77 and the text encoder's positions"""
-    scheduler: Any
+    scheduler: Scheduler
     """diffusers' DDPMScheduler: the base's betas and prediction type"""
     resolution: int
     """side in pixels of the pictures it was made for"""
@@ -87,8 +88,8 @@ class BaseFacts:
     """What can be told of a base without loading its weights."""
 
     description: str
-    tokenizer: Any
-    unet: Mapping[str, Any]
+    tokenizer: Tokenizer
+    unet: Config
     """its UNet's configuration"""
 
 
@@ -173,11 +174,11 @@ def _from_packed(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Ba
     return _assemble(recipe, *_with_vae(recipe, _digest(path), models), SCRIBBLE_NARROW, told, say)
 
 
-def _packed_tokenizer(recipe: Recipe) -> Any:
+def _packed_tokenizer(recipe: Recipe) -> Tokenizer:
     return clip_tokenizer(recipe.tokenizer, max_positions=77, vocabulary=TOKENS)
 
 
-def _narrow_unet() -> dict[str, Any]:
+def _narrow_unet() -> Config:
     """The narrow miniature's UNet configuration."""
     from trainer.miniature.narrow import narrow_unet
 
@@ -195,11 +196,11 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _file_tokenizer(recipe: Recipe, text: Any) -> Any:
+def _file_tokenizer(recipe: Recipe, text: Config) -> Tokenizer:
     return clip_tokenizer(recipe.tokenizer, max_positions=text["max_position_embeddings"], vocabulary=text["vocab_size"])
 
 
-def _folder_tokenizer(recipe: Recipe, parts: diffusers_folder.Parts) -> Any:
+def _folder_tokenizer(recipe: Recipe, parts: diffusers_folder.Parts) -> Tokenizer:
     text = parts.configs["text_encoder"]
     positions = text.get("max_position_embeddings", 77)
     if recipe.tokenizer or not parts.has_tokenizer:
@@ -243,7 +244,7 @@ def _from_hub(recipe: Recipe, dtype: torch.dtype, say: Say) -> Base:
         return _from_folder(recipe, folder, identity, dtype, say)
 
 
-def _family(unet: Any, name: str, say: Say) -> str:
+def _family(unet: Config, name: str, say: Say) -> str:
     family, note = family_of(unet, name)
     if note:
         say(f"{name}: {note}")

@@ -8,6 +8,9 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+Config = dict[str, Any]
+"""A model's, tokenizer's or scheduler's configuration, as its JSON file has it."""
+
 
 class Model(Protocol):
     """A module of torch."""
@@ -18,6 +21,8 @@ class Model(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
+    def eval(self) -> Self: ...
+
     def to(self, *where: torch.device | torch.dtype | str, memory_format: torch.memory_format = ...) -> Self: ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
@@ -27,6 +32,12 @@ class Model(Protocol):
     def modules(self) -> Iterator[torch.nn.Module]: ...
 
     def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]: ...
+
+
+class Network(Model, Protocol):
+    """What peft puts a LoRA on: the UNet or the text encoder."""
+
+    def add_adapter(self, adapter_config: object, adapter_name: str) -> None: ...
 
 
 class UNetConfig(Protocol):
@@ -49,17 +60,67 @@ class Predictor(Protocol):
                  return_dict: bool) -> tuple[Tensor, ...]: ...  # fmt: skip
 
 
-class UNet(Model, Predictor, Protocol):
+class UNet(Network, Predictor, Protocol):
     """diffusers' UNet2DConditionModel."""
 
     @property
     def config(self) -> UNetConfig: ...
 
-    def add_adapter(self, adapter_config: Any, adapter_name: str) -> None: ...
+    def load_lora_adapter(self, source: object, **options: object) -> None: ...
 
     def enable_gradient_checkpointing(self) -> None: ...
 
     def set_adapters(self, adapter_names: Sequence[str], weights: Sequence[float]) -> None: ...
+
+
+class TextConfig(Protocol):
+    """Of transformers' CLIPTextModel."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+
+
+class TextOutput(Protocol):
+    """What CLIPTextModel returns."""
+
+    last_hidden_state: Tensor
+    """(B, tokens, width)"""
+    hidden_states: Sequence[Tensor]
+    """of every layer, if asked for"""
+
+
+class TextEncoder(Network, Protocol):
+    """transformers' CLIPTextModel."""
+
+    @property
+    def config(self) -> TextConfig: ...
+
+    def __call__(self, input_ids: Tensor, *, output_hidden_states: bool = ...) -> TextOutput: ...
+
+
+class Tokens(Protocol):
+    """What a tokenizer returns."""
+
+    input_ids: Any
+    """a list for each text, or (B, tokens) int64 if `return_tensors` is "pt" """
+
+
+class Tokenizer(Protocol):
+    """transformers' CLIPTokenizer."""
+
+    model_max_length: int
+    """tokens of a chunk, the start and end marks counted"""
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    pad_token: str
+
+    def __len__(self) -> int: ...
+
+    def convert_tokens_to_ids(self, token: str) -> int: ...
+
+    def __call__(self, text: Sequence[str] | str, **options: object) -> Tokens: ...
 
 
 class SchedulerConfig(Protocol):
@@ -74,3 +135,5 @@ class Scheduler(Protocol):
 
     @property
     def config(self) -> SchedulerConfig: ...
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...

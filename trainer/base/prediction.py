@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from convert.errors import UsageError
+from trainer.base.models import Config
 from trainer.recipe import Recipe
 
 PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "v-prediction": "v_prediction", "vpred": "v_prediction",
@@ -18,7 +18,7 @@ LONGEST_YAML = 2**20
 WORDS = {"epsilon": "noise", "v_prediction": "v"}
 
 
-def of_file(path: Path, metadata: Mapping[str, str], config: Mapping[str, Any], marked: bool) -> tuple[dict[str, Any], str]:
+def of_file(path: Path, metadata: Mapping[str, str], config: Config, marked: bool) -> tuple[Config, str]:
     """The scheduler's config of a single file and what decided its prediction type.
 
     marked: the file has the tensor by which fine-tunes mark v-prediction; `config` is made for it already.
@@ -34,7 +34,7 @@ def of_file(path: Path, metadata: Mapping[str, str], config: Mapping[str, Any], 
     return dict(config), "its tensor v_pred" if marked else ""
 
 
-def settle(recipe: Recipe, config: Mapping[str, Any], origin: str, name: str) -> tuple[dict[str, Any], str]:
+def settle(recipe: Recipe, config: Config, origin: str, name: str) -> tuple[Config, str]:
     """The scheduler's config with the recipe's flags on it, and what the user is told of it.
 
     Raises:

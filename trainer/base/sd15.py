@@ -8,9 +8,9 @@ so a narrower model of the same layout loads as well; whatever else differs show
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from convert.errors import UsageError
+from trainer.base.models import Config
 
 Shapes = Mapping[str, tuple[int, ...]]
 """of a checkpoint's tensors, by their LDM names"""
@@ -20,7 +20,7 @@ UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_mo
 
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 
-UNET_LAYOUT: dict[str, Any] = {
+UNET_LAYOUT: Config = {
     "down_block_types": [CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, "DownBlock2D"],
     "up_block_types": ["UpBlock2D", CROSS_UP, CROSS_UP, CROSS_UP],
     "layers_per_block": 2,
@@ -31,34 +31,34 @@ UNET_WIDTHS = [320, 640, 1280, 1280]
 CONTEXT = 768
 """Width of SD1.5's prompt embedding."""
 
-UNET_CONFIG: dict[str, Any] = {
+UNET_CONFIG: Config = {
     "_class_name": "UNet2DConditionModel", **UNET_LAYOUT, "act_fn": "silu", "attention_head_dim": 8,
     "block_out_channels": UNET_WIDTHS, "center_input_sample": False, "cross_attention_dim": CONTEXT,
     "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "mid_block_scale_factor": 1,
     "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
 }  # fmt: skip
 
-VAE_CONFIG: dict[str, Any] = {
+VAE_CONFIG: Config = {
     "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "in_channels": 3,
     "out_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "sample_size": 512,
     "scaling_factor": 0.18215,
 }  # fmt: skip
 
-TEXT_CONFIG: dict[str, Any] = {
+TEXT_CONFIG: Config = {
     "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "attention_dropout": 0.0, "bos_token_id": 0,
     "eos_token_id": 2, "pad_token_id": 1, "hidden_act": "quick_gelu", "hidden_size": CONTEXT, "initializer_factor": 1.0,
     "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 77,
     "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768, "vocab_size": 49408,
 }  # fmt: skip
 
-SCHEDULER_CONFIG: dict[str, Any] = {
+SCHEDULER_CONFIG: Config = {
     "_class_name": "DDPMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "clip_sample": False, "num_train_timesteps": 1000, "prediction_type": "epsilon", "steps_offset": 1,
 }  # fmt: skip
 
 
-def configs(shapes: Shapes, *, with_vae: bool = True) -> dict[str, dict[str, Any]]:
+def configs(shapes: Shapes, *, with_vae: bool = True) -> dict[str, Config]:
     """The four configurations for a checkpoint of these shapes, by diffusers folder name; SD1.5's own VAE's without one.
 
     Raises KeyError for a tensor that SD1.5 has and `shapes` lacks.
@@ -99,7 +99,7 @@ NARROW_CONTEXT, NARROW_LATENT = 64, 16
 WANTED = "a Stable Diffusion 1.5 was expected"
 
 
-def family_of(unet: Mapping[str, Any], name: str) -> tuple[str, str]:
+def family_of(unet: Config, name: str) -> tuple[str, str]:
     """The family of a UNet's configuration and a one-line note for the user, or "".
 
     Raises UsageError, which names what it is instead, for a UNet without SD1.5's block layout.
@@ -120,12 +120,12 @@ def family_of(unet: Mapping[str, Any], name: str) -> tuple[str, str]:
         return SCRIBBLE_NARROW, ""
     if context == MINIATURE_CONTEXT and unet.get("sample_size") == MINIATURE_LATENT:
         return SCRIBBLE_MINIATURE, ""
-    widths = _plain(unet.get("block_out_channels", UNET_WIDTHS))
+    widths = list(unet.get("block_out_channels", UNET_WIDTHS))
     if context == CONTEXT and widths == UNET_WIDTHS:
         return SD_V1, ""
     return SD_V1_LIKE, (f"has Stable Diffusion 1.5's blocks at other widths ({', '.join(map(str, widths))}; prompt "
                         f"embedding {context}): its LoRA fits this base only")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, (list, tuple)) else value

@@ -17,6 +17,7 @@ import torch
 from convert.container import Container, open_container
 from convert.errors import JobError, UsageError, quote
 from trainer.base import prediction
+from trainer.base.models import Config
 from trainer.base.sd15 import TEXT, UNET, VAE, configs
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -31,7 +32,7 @@ class Checkpoint:
 
     path: Path
     names: Mapping[str, str]  # LDM name -> name in the file
-    configs: Mapping[str, Mapping[str, Any]]  # of diffusers' folders unet, vae, text_encoder, scheduler
+    configs: Mapping[str, Config]  # of diffusers' folders unet, vae, text_encoder, scheduler
     prediction_from: str = ""
     """what says what it predicts; "" if nothing does"""
     has_vae: bool = True

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from convert.errors import JobError, UsageError
+from trainer.base.models import Tokenizer
 from trainer.miniature.vocabulary import BPE, END, SHIPPED, TOKENS, write_vocabulary
 from trainer.recipe import home
 
@@ -17,12 +17,12 @@ CONTEXT = 77
 """Tokens that CLIP reads, start and end marks counted."""
 
 
-def own_tokenizer(folder: Path, max_positions: int) -> Any:
+def own_tokenizer(folder: Path, max_positions: int) -> Tokenizer:
     """The CLIPTokenizer in a base's own `folder`, its padding kept as it is. Raises JobError if it cannot be read."""
     return _clamped(_read_folder(folder), max_positions)
 
 
-def clip_tokenizer(path: str, *, max_positions: int, vocabulary: int) -> Any:
+def clip_tokenizer(path: str, *, max_positions: int, vocabulary: int) -> Tokenizer:
     """CLIPTokenizer for a base that brings none, or whose own shall not be used. It pads with the end mark, as SD1.5's.
 
     path: the user's `--tokenizer`, or "" for the vocabulary that ships.
@@ -41,7 +41,7 @@ def clip_tokenizer(path: str, *, max_positions: int, vocabulary: int) -> Any:
     return _clamped(tokenizer, max_positions)
 
 
-def read_tokenizer(path: Path) -> Any:
+def read_tokenizer(path: Path) -> Tokenizer:
     """The CLIPTokenizer in a folder (or a file of it), or in a `bpe_simple_vocab_16e6.txt.gz`. Raises UsageError."""
     if path.name in ("vocab.json", "merges.txt", "tokenizer.json"):
         path = path.parent
@@ -57,7 +57,7 @@ def read_tokenizer(path: Path) -> Any:
     raise UsageError(f"--tokenizer {path}: there is no such file or folder: a tokenizer folder or {BPE} was expected")
 
 
-def from_byte_pairs(path: Path) -> Any:
+def from_byte_pairs(path: Path) -> Tokenizer:
     """A CLIPTokenizer made of CLIP's own byte-pair file. Raises JobError if the file is not CLIP's."""
     with tempfile.TemporaryDirectory() as folder:
         write_vocabulary(path, Path(folder))
@@ -67,7 +67,7 @@ def from_byte_pairs(path: Path) -> Any:
             raise JobError(f"{path}: {str(error).partition(': ')[2]}") from error
 
 
-def _read_folder(folder: Path) -> Any:
+def _read_folder(folder: Path) -> Tokenizer:
     from transformers import CLIPTokenizer
 
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
@@ -83,6 +83,6 @@ def _read_folder(folder: Path) -> Any:
     return tokenizer
 
 
-def _clamped(tokenizer: Any, max_positions: int) -> Any:
+def _clamped(tokenizer: Tokenizer, max_positions: int) -> Tokenizer:
     tokenizer.model_max_length = min(CONTEXT, max_positions)
     return tokenizer

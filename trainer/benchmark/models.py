@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trainer.base.models import Config, Scheduler, TextEncoder, UNet
 from trainer.base.sd15 import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG
 from trainer.lora import adapter
 from trainer.recipe import Recipe
@@ -28,10 +29,10 @@ SIZES = {"sd15": Size(1, 32, 512), "quarter": Size(4, 16, 128), "tiny": Size(10,
 @dataclass
 class Encoders:
     vae: Any
-    text_encoder: Any
+    text_encoder: TextEncoder
 
 
-def build_unet(size: Size, device: torch.device, dtype: torch.dtype) -> Any:
+def build_unet(size: Size, device: torch.device, dtype: torch.dtype) -> UNet:
     """In `dtype` on `device`, without gradients; the same weights on every call."""
     from diffusers import UNet2DConditionModel
 
@@ -62,13 +63,13 @@ def _frozen(model: Any, dtype: torch.dtype) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def scheduler() -> Any:
+def scheduler() -> Scheduler:
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(**_public(SCHEDULER_CONFIG))
 
 
-def unet_config(size: Size) -> dict[str, Any]:
+def unet_config(size: Size) -> Config:
     widths = [width // size.divisor for width in UNET_CONFIG["block_out_channels"]]
     return _public(UNET_CONFIG) | {"block_out_channels": widths, "norm_num_groups": size.groups,
                                    "cross_attention_dim": text_width(size), "sample_size": size.resolution // 8}
@@ -97,5 +98,5 @@ def counted_flops(size: Size, resolution: int) -> float:
     return float(counter.get_total_flops())
 
 
-def _public(config: dict[str, Any]) -> dict[str, Any]:
+def _public(config: Config) -> Config:
     return {key: value for key, value in config.items() if not key.startswith("_") and key != "architectures"}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TypeVar
 
 import torch
+
+from trainer.base.models import Model
+
+M = TypeVar("M", bound=Model)
 
 
 def storage_dtype(device: torch.device) -> torch.dtype:
@@ -23,7 +27,7 @@ def versions(device: torch.device) -> dict[str, str]:
             "diffusers": diffusers.__version__, "transformers": transformers.__version__, "format": "1"}  # fmt: skip
 
 
-def moved(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def moved(model: M, device: torch.device, dtype: torch.dtype) -> M:
     """`model` itself where it is so already, else a copy on `device` in `dtype`."""
     here = next(model.parameters())
     if here.device == device and here.dtype == dtype:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.base.load import Base
+from trainer.base.models import TextEncoder, Tokenizer
 from trainer.encoding.formats import moved, storage_dtype
 
 CAPTIONS_AT_ONCE = 16
@@ -47,7 +47,7 @@ def skipped(base: Base) -> dict[str, object]:
     return {"clip_skip": base.clip_skip} if base.clip_skip > 1 else {}
 
 
-def chunked(captions: Sequence[str], tokenizer: Any) -> list[Tensor]:
+def chunked(captions: Sequence[str], tokenizer: Tokenizer) -> list[Tensor]:
     """Token ids of each caption, (n, tokens), n from 1 to `MOST_CHUNKS`; what is longer is cut."""
     if not captions:
         return []
@@ -80,7 +80,7 @@ def split(ids: Sequence[int], room: int, comma: int) -> list[list[int]]:
     return [*parts, part] if part or not parts else parts
 
 
-def count_tokens(captions: Sequence[str], tokenizer: Any) -> list[int]:
+def count_tokens(captions: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     """Tokens of each caption, without marks."""
     if not captions:
         return []
@@ -92,7 +92,7 @@ def caption_digest(ids: Tensor) -> str:
 
 
 @torch.no_grad()
-def encode_ids(ids: Tensor, encoder: Any, batch: int) -> Tensor:
+def encode_ids(ids: Tensor, encoder: TextEncoder, batch: int) -> Tensor:
     """CLIP's last hidden states, float32 (B, tokens, width) where `encoder` is, of at most `batch` rows, filled up."""
     whole = torch.cat([ids, ids[-1:].expand(batch - len(ids), -1)]).to(encoder.device)
     states: Tensor = encoder(whole).last_hidden_state

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,11 +15,13 @@ from torch import Tensor
 
 from convert import sd15
 from convert.errors import JobError, UsageError
+from trainer.base.models import Model, Network, TextEncoder, UNet
 from trainer.recipe import TARGETS, Recipe
 from trainer.rng import Stream, generator_of
 from trainer.terminal import quiet
 
 NAME = "default"
+Layer = torch.nn.Linear | torch.nn.Conv2d
 Factor = tuple[str, torch.nn.Parameter]
 """A factor with its name."""
 TEXT_TARGETS = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
@@ -28,7 +29,7 @@ TEXT_FACTORS = "text_encoder."
 """What the names of the text encoder's factors begin with; the UNet's have no such beginning."""
 
 
-def layers(unet: Any, recipe: Recipe) -> dict[str, Any]:
+def layers(unet: UNet, recipe: Recipe) -> dict[str, Layer]:
     """The layers of `unet` (a diffusers UNet2DConditionModel) that `recipe` makes learn, by name.
 
     Raises:
@@ -45,25 +46,25 @@ def layers(unet: Any, recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-def attach(unet: Any, recipe: Recipe) -> list[Factor]:
+def attach(unet: UNet, recipe: Recipe) -> list[Factor]:
     """Put a fresh LoRA on `unet`; its factors by peft's names, float32, in order. Raises as `layers`."""
     return _attach(unet, layers(unet, recipe), recipe, generator_of(recipe.seed, Stream.FACTORS))
 
 
-def attach_text_encoder(text_encoder: Any, recipe: Recipe) -> list[Factor]:
+def attach_text_encoder(text_encoder: TextEncoder, recipe: Recipe) -> list[Factor]:
     """The same on all linear layers of `text_encoder` (transformers' CLIPTextModel), 6 a layer; names begin `TEXT_FACTORS`."""
     factors = _attach(text_encoder, _matching(text_encoder, TEXT_TARGETS), recipe,
                       generator_of(recipe.seed, Stream.TEXT_FACTORS))  # fmt: skip
     return [(TEXT_FACTORS + name, factor) for name, factor in factors]
 
 
-def _matching(network: Any, pattern: str) -> dict[str, Any]:
+def _matching(network: Model, pattern: str) -> dict[str, Layer]:
     """The linear and convolution layers whose names `pattern` matches whole."""
     return {name: module for name, module in network.named_modules()
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and re.fullmatch(pattern, name)}
 
 
-def _attach(network: Any, found: Mapping[str, Any], recipe: Recipe, generator: torch.Generator) -> list[Factor]:
+def _attach(network: Network, found: Mapping[str, Layer], recipe: Recipe, generator: torch.Generator) -> list[Factor]:
     from peft import LoraConfig
 
     kernels = {name: kernel_of(module.weight) for name, module in found.items()}
@@ -88,12 +89,12 @@ def kernel_of(weight: Tensor) -> int:
     return weight.shape[-1] if weight.ndim == 4 else 1
 
 
-def set_scale(unet: Any, scale: float) -> None:
+def set_scale(unet: UNet, scale: float) -> None:
     """Weigh the adapter on `unet`: 0 is the base, 1 the full LoRA."""
     unet.set_adapters([NAME], [scale])
 
 
-def set_text_scale(text_encoder: Any, scale: float) -> None:
+def set_text_scale(text_encoder: TextEncoder, scale: float) -> None:
     """The same on a text encoder; nothing where it has no adapter."""
     from peft.tuners.lora import LoraLayer
 
@@ -102,11 +103,11 @@ def set_text_scale(text_encoder: Any, scale: float) -> None:
             layer.set_scale(NAME, scale)
 
 
-def has_adapter(network: Any) -> bool:
+def has_adapter(network: Model | None) -> bool:
     return NAME in (getattr(network, "peft_config", None) or {})
 
 
-def save(unet: Any, folder: Path, text_encoder: Any = None) -> Path:
+def save(unet: UNet, folder: Path, text_encoder: TextEncoder | None = None) -> Path:
     """Write `folder`/pytorch_lora_weights.safetensors, diffusers' form, with alpha in its metadata; returns its path.
 
     text_encoder: its LoRA goes into the same file, if it has one.
