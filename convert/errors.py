@@ -53,7 +53,7 @@ class NotSafetensors(FileError):
 
 
 class Damaged(FileError):
-    """A safetensors file that is cut off or contradicts itself."""
+    """A file that is cut off, contradicts itself, or is not what was written."""
 
 
 class WrongBase(FileError):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from convert.errors import JobError, UsageError
+from convert.files import json_file
 from trainer.presets import DEMO, PAPER, PRESETS, preset_for, settled, told
 from trainer.recipe import Recipe, flag, home
 
@@ -219,21 +219,24 @@ def read_recipe(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             from convert import read
 
-            stored = json.loads(read(path).metadata["scribble_recipe"])
+            stored = json_file.parse(read(path).metadata["scribble_recipe"])
         else:
-            loaded = json.loads(path.read_text(encoding="utf-8"))
+            loaded = json_file.read_object(path)
             stored = loaded.get("recipe", loaded)
         if not isinstance(stored, dict):
             raise ValueError("no fields")
-    except (OSError, ValueError, KeyError, AttributeError, JobError) as error:
-        raise JobError(f"--recipe {path}: holds no recipe ({type(error).__name__}: {error}): give the recipe.json of a run "
-                       "or a LoRA that this program made") from error
+    except (OSError, ValueError, KeyError, JobError) as error:
+        why = "it has no scribble_recipe" if isinstance(error, KeyError) else str(error).removeprefix(f"{path}: ")
+        raise JobError(f"--recipe {path}: holds no recipe ({why}): give the recipe.json of a run or a LoRA that this program "
+                       "made") from error
     unknown = sorted(set(stored) - {f.name for f in dataclasses.fields(Recipe)})
     if unknown:
         raise JobError(f"--recipe {path}: unknown fields {', '.join(unknown)}: it was written by another version")
     for f in dataclasses.fields(Recipe):
         if isinstance(f.default, tuple) and isinstance(stored.get(f.name), list):
             stored[f.name] = tuple(stored[f.name])
+            if not all(isinstance(word, str) for word in stored[f.name]):
+                raise JobError(f"--recipe {path}: {f.name} holds something other than text")
         kinds = (int, float) if isinstance(f.default, float) else (type(f.default),)
         if f.name in stored and type(stored[f.name]) not in kinds:
             raise JobError(f"--recipe {path}: {f.name} is {stored[f.name]!r}: expected {type(f.default).__name__}")

@@ -175,7 +175,7 @@ class Recipe:
                 _require(value in f.metadata["choices"], f.name, "one of " + ", ".join(f.metadata["choices"]), value)
         try:
             re.compile(self.target_pattern)
-        except re.error as error:
+        except (re.error, RecursionError) as error:
             raise UsageError(f"{flag('targets')} {self.targets!r} is no regular expression ({error}): use "
                              f"{', '.join(TARGETS)} or correct it") from error
 

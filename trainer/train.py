@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,7 +21,8 @@ from trainer.lora.saves import check_saves
 from trainer.recipe import MINIATURE, Recipe, home
 from trainer.runs.contact_sheet import check_sheet
 from trainer.runs.loss_curve import draw_curve
-from trainer.runs.run_folder import RunFolder
+from trainer.runs.outputs import OutputClaim, check_out, claim, is_sound_png, outputs
+from trainer.runs.run_folder import RunFolder, identity_of
 from trainer.sample.during_run import choose_actions
 from trainer.sample.preview import write_preview
 from trainer.sample.prompts import read_prompts
@@ -47,26 +49,26 @@ def run(recipe: Recipe, job: Job) -> int:
     tell = say if processes.main else say_nothing
     if job.note:
         tell(job.note)
-    pictures = _check(recipe, job)
+    pictures = _check(recipe, job, tell)
     if job.dry_run:
         return _dry_run(recipe, job, pictures, tell)
     if job.out is None:
         return _contact_sheet(recipe, job, tell)
     compute = devices.choose(job.device, processes.local_rank)
     folder = RunFolder(job.run)
-    if folder.finished(job.out) and pictures is not None:  # the recipe alone decides drawings; a folder may have changed
+    if folder.finished(job.out, tell) and pictures is not None:  # the recipe alone decides drawings; a folder may have changed
         return _nothing_to_do(recipe, job, tell)
     _check_device(recipe, job, compute, pictures)
-    with folder.lock() if processes.main else nullcontext():
+    with folder.lock() if processes.main else nullcontext(), claim(job.out) if processes.main else nullcontext() as claimed:
         processes.wait()
-        return _work(recipe, job, compute, processes, tell)
+        return _work(recipe, job, compute, processes, claimed, tell)
 
 
-def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, tell: Say) -> int:
-    """Train, with the run folder to this job alone; returns the exit status."""
+def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, claimed: OutputClaim | None, tell: Say) -> int:
+    """Train, with the run folder and `--out` to this job alone; returns the exit status."""
     assert job.out is not None
     started, folder = time.time(), RunFolder(job.run)
-    finished = folder.finished(job.out)
+    finished = folder.finished(job.out, say_nothing)
     with processes.main_first():
         dataset = inspect(recipe, job, tell, decoding=processes.main and not finished)
     if finished and folder.learnt_from(dataset):
@@ -79,10 +81,11 @@ def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, tell
         _write_contact_sheet(dataset, recipe, job, tell)
     base = load_base(recipe, dtype=compute.base_dtype, say=tell)
     adapter.layers(base.unet, recipe)  # bad --targets are said before the encoding
+    identity = identity_of(recipe, base, dataset)
     if processes.main:
-        folder.bind(recipe, base, dataset)
-    training, state = prepare_training(recipe, job, base, dataset, compute, processes, tell)
-    return _train_and_export(training, state, job, base, dataset, started, tell)
+        folder.bind(identity)
+    training, state = prepare_training(recipe, job, base, dataset, compute, processes, tell, identity)
+    return _train_and_export(training, state, job, base, dataset, started, tell, claimed)
 
 
 def _nothing_to_do(recipe: Recipe, job: Job, tell: Say) -> int:
@@ -90,7 +93,7 @@ def _nothing_to_do(recipe: Recipe, job: Job, tell: Say) -> int:
     return _contact_sheet(recipe, job, tell) if job.contact_sheet else 0
 
 
-def _check(recipe: Recipe, job: Job) -> int | None:
+def _check(recipe: Recipe, job: Job, tell: Say) -> int | None:
     """What can be seen to be wrong before anything is fetched or computed. Raises UsageError and JobError.
 
     Returns the number of pictures in an epoch where the recipe alone decides it; None for a folder.
@@ -99,10 +102,10 @@ def _check(recipe: Recipe, job: Job) -> int | None:
     if job.contact_sheet:
         check_sheet(job.contact_sheet, overwrite=job.overwrite)
     if job.out is not None:
-        folder.check(recipe)
+        folder.check(recipe, tell)
         if (job.save_every or job.save_every_epochs) and not job.overwrite:
             check_saves(job.save_to or job.run / "loras", job.out.stem, recipe)
-        export.check_out(job.out, overwrite=job.overwrite, mine=folder.owns(job.out))
+        check_out(job.out, overwrite=job.overwrite, mine=folder.owns(job.out))
     if job.sample_prompts:
         read_prompts(job.sample_prompts)
     check_tracker(job.track)
@@ -118,7 +121,7 @@ def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | No
 
 
 def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Compute, processes: Processes,
-                     tell: Say) -> tuple[Training, State]:  # fmt: skip
+                     tell: Say, identity: Mapping[str, Any]) -> tuple[Training, State]:  # fmt: skip
     """Encode, attach the LoRA, choose the micro-batch, restore the newest checkpoint."""
     encode: dict[str, Any] = {"recipe": recipe, "device": compute.device, "cache": job.cache, "say": tell}
     with processes.main_first():
@@ -132,20 +135,22 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
     if learning:
         factors += adapter.attach_text_encoder(learning, recipe)
     training, state = prepare(
-        recipe=recipe, unet=base.unet, factors=factors, encoded=encoded, held_out=held_out, compute=compute,
+        recipe=recipe, unet=base.unet, factors=factors, identity=identity, encoded=encoded, held_out=held_out, compute=compute,
         objective=choose_objective(recipe, base.scheduler, compute.device, learning), processes=processes,
         run=job.run, total=recipe.total_steps(dataset.per_epoch), checkpoint_every=job.checkpoint_every,
         attention=job.attention,
         forward=training_forward(base.unet, compute.device, compile=job.compile, cuda_graphs=job.cuda_graphs,
                                  cache=job.cache, say=tell))
     choose_checkpointing(training, job.gradient_checkpointing, tell)
-    state.micro_batch = choose_micro_batch(training, job.micro_batch)
-    first = checkpoints.restore(job.run / "checkpoints", state)
-    if recipe.init and not first:
+    record = checkpoints.restore(job.run / "checkpoints", state, identity, tell)
+    if processes.all_reduce_min(state.step, compute.device) != state.step:
+        raise JobError(f"--run {job.run}: the processes see different checkpoints there: give a folder that all of them share")
+    state.micro_batch = choose_micro_batch(training, job.micro_batch, record)
+    if recipe.init and not record:
         start_from(factors, read_lora(home(recipe.init)).fitting(base))
     tell(f"{len(encoded)} pictures, {state.micro_batch} at once, {len(factors) // 2} modules, "
          f"{state.gradient.numel():,} numbers to learn, {training.total} steps"
-         + (f", going on after step {first}" if first else ""))
+         + (f", going on after step {state.step}" if record else ""))
     return training, state
 
 
@@ -155,7 +160,7 @@ def _train(training: Training, state: State, job: Job, base: Base, dataset: Data
     actions = choose_actions(training.recipe, job, base, dataset, training.compute, total=training.total,
                              started=started) if main else []
     metrics = Metrics(folder.metrics, first=state.step, total=training.total,
-                      tracker=open_tracker(job.track, job.run, training.recipe.as_dict())) if main else None
+                      tracker=open_tracker(job.track, job.run, training.recipe.as_dict()), say=tell) if main else None
     with StopRequest(tell) as stop, metrics or nullcontext():
         for step in train(training, state, stop):
             if metrics:
@@ -168,29 +173,36 @@ def _train(training: Training, state: State, job: Job, base: Base, dataset: Data
 
 
 def _train_and_export(training: Training, state: State, job: Job, base: Base, dataset: Dataset, started: float,
-                      tell: Say) -> int:  # fmt: skip
-    folder, recipe = RunFolder(job.run), training.recipe
-    assert job.out is not None
+                      tell: Say, claimed: OutputClaim | None) -> int:  # fmt: skip
+    folder = RunFolder(job.run)
     _train(training, state, job, base, dataset, started, tell)
-    if not training.processes.main:
+    if claimed is None:  # not the first process
         return 0 if state.step == training.total else STOPPED
-    draw_curve(read_lines(folder.metrics), job.run / "loss.png")
+    draw_curve(read_lines(folder.metrics), folder.curve)
     if state.step < training.total:
         tell(f"stopped and saved at step {state.step} of {training.total}: the same command goes on")
         return STOPPED
+    claimed.check(job.run)
+    _export(training, folder, job, base, dataset, started, tell)
+    return 0
+
+
+def _export(training: Training, folder: RunFolder, job: Job, base: Base, dataset: Dataset, started: float, tell: Say) -> None:
+    """Write the LoRA, its card and its picture. What its owner put there after an earlier end of this run is kept."""
+    assert job.out is not None
+    recipe, again, picture = training.recipe, folder.was_finished(job.out), outputs(job.out)[2]
     folder.claim(job.out)
     report = export.write_lora(job.run, job.out, recipe, base, dataset, steps=training.total, started=started)
-    export.write_card(job.out, recipe, base, dataset, tell)
-    if job.preview:
+    export.write_card(job.out, recipe, base, dataset, tell, again=again)
+    if job.preview and (job.overwrite or not again or not is_sound_png(picture)):
         if base.vae is None:
             fresh = load_base(recipe, dtype=training.compute.base_dtype, say=say_nothing)
             base.vae, base.text_encoder = fresh.vae, fresh.text_encoder
         tell("drawing the preview")
-        write_preview(Sampler(base, training.compute, resolution=recipe.resolution), dataset, export.outputs(job.out)[2])
-    folder.finish(report.model_hash)
+        write_preview(Sampler(base, training.compute, resolution=recipe.resolution), dataset, picture)
+    folder.finish(job.out, training.identity)
     tell(f"wrote {job.out} ({report.size / 1e6:.1f} MB, {report.unet} modules, sshs_model_hash {report.model_hash[:10]}); "
          f"beside it the card{' and the picture' if job.preview else ''}; run folder {job.run}")
-    return 0
 
 
 def _contact_sheet(recipe: Recipe, job: Job, tell: Say) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from trainer.kernels.conv import small_map
 from trainer.kernels.lora_linear import _Folded, _Longer
 from trainer.lora import adapter
 from trainer.recipe import Recipe
-from trainer.training import micro_batch
+from trainer.training import checkpoints, micro_batch
 from trainer.training.devices import choose
 from trainer.training.draws import EpochOrder, Prefetcher, draw_step
 from trainer.training.loop import backward, train
@@ -236,7 +235,8 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_gradient(erro
     torch.testing.assert_close(state.reduce_buffer, calm_state.reduce_buffer, rtol=1e-4, atol=1e-6)
     state.step = 2
     list(train(t, state))  # the last step, and its checkpoint: the next command starts with the halved number
-    assert json.loads((tmp_path / "micro_batch.json").read_text())["micro_batch"] == 1
+    saved = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    assert checkpoints.read(saved).record["micro_batch"] == 1
     most = 0
     with pytest.raises(JobError, match="out of memory on a micro-batch of 1"):
         backward(t, state, t.draw(0))
@@ -257,14 +257,11 @@ def test_the_micro_batch_is_what_memory_holds_and_is_kept_in_the_run(tmp_path: P
     monkeypatch.setattr(micro_batch, "_free", lambda device: 3.5 * each / micro_batch.SHARE)
     assert micro_batch.choose_micro_batch(t, 0) == 2  # three fit; two parts of two are as few and even
     monkeypatch.setattr(micro_batch, "_free", lambda device: 1e12)
-    assert micro_batch.choose_micro_batch(t, 0) == 2  # the recorded one
-    assert micro_batch.choose_micro_batch(t, 3) == 3
+    record = {"micro_batch": 2, "device": "cpu"}
+    assert micro_batch.choose_micro_batch(t, 0, record) == 2
+    assert micro_batch.choose_micro_batch(t, 0, record | {"device": "another"}) == 4
+    assert micro_batch.choose_micro_batch(t, 3, record) == 3
     assert micro_batch.choose_micro_batch(t, 64) == 4  # no larger than a step, or it would never be reached
-    assert micro_batch.choose_micro_batch(t, 3) == 3
-    assert json.loads((tmp_path / "micro_batch.json").read_text()) == {"micro_batch": 3, "device": "cpu"}
-    (tmp_path / "micro_batch.json").write_text("{")
-    with pytest.raises(JobError, match="micro_batch.json"):
-        micro_batch.choose_micro_batch(t, 0)
     assert [micro_batch.equal_parts(32, limit) for limit in (0, 1, 7, 15, 16, 31, 32, 99)] == [1, 1, 4, 8, 16, 16, 32, 32]
     assert [micro_batch.equal_parts(31, limit) for limit in (5, 16, 31)] == [5, 16, 31]  # a prime number has no equal parts
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 
 from convert.errors import JobError
@@ -34,7 +34,8 @@ def doodles_folder(recipe: Recipe, cache: Path) -> Path:
     try:
         shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there: it is made again
         cache.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=".doodles-", dir=cache))
+        making = cache / f".{folder.name}.{secrets.token_hex(4)}.part"
+        making.mkdir()  # with the user's own mode: mkdtemp's would shut others out of a cache that they share
         try:
             doodles.write_doodles(making, per_category=rows, seed=recipe.seed)
             write_json(making / SUMS, _sums(making))

@@ -1,4 +1,4 @@
-"""Encodings on disk: what the VAE and the text encoder said, kept under what decided it.
+"""On-disk cache of VAE and text-encoder outputs, keyed by everything that affects them.
 
 A folder stands for one context (base, resolution, number formats, versions); in it lie shards, each a safetensors file
 with the tensors of up to some dozens of entries. Not one file per set: an interrupted run keeps what it has encoded, and
@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from convert.container import open_container
-from convert.errors import JobError
+from convert.errors import Damaged, JobError, NotSafetensors
 from convert.files import atomic_path
+from convert.files.json_file import parse
 
 Entry = dict[str, Tensor]
 
@@ -38,8 +39,13 @@ class EncodingCache:
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
                 names, tensors = _read(path, wanted)
-            except (JobError, OSError) as error:
+            except (Damaged, NotSafetensors) as error:
                 self._discard(path, error)
+                continue
+            except FileNotFoundError:  # another command removed it, or the whole cache, meanwhile
+                continue
+            except (JobError, OSError) as error:  # that it cannot be read now does not make it worthless
+                self.say(f"{error}; encoding its part again")
                 continue
             for row, name in enumerate(names):
                 if name in wanted:
@@ -56,7 +62,12 @@ class EncodingCache:
         names = json.dumps(list(digests))
         path = self.folder / f"{hashlib.sha256(names.encode()).hexdigest()[:24]}.safetensors"
         try:
-            _write(path, names, tensors)
+            try:
+                _write(path, names, tensors)
+            except (OSError, JobError):
+                if self.folder.exists():
+                    raise
+                _write(path, names, tensors)  # the cache was deleted meanwhile
         except (OSError, JobError, SafetensorError) as error:
             self.writable = False
             self.say(f"encodings are not kept for the next run: {error}")
@@ -88,19 +99,26 @@ def _write(path: Path, names: str, tensors: Entry) -> None:
 
 
 def _read(path: Path, wanted: set[str]) -> tuple[list[str], Entry]:
-    """The digests of a shard and its tensors, verified; no tensors where none is wanted. Raises JobError for damage."""
+    """The digests of a shard and its tensors, verified; no tensors where none is wanted.
+
+    Raises:
+        Damaged, NotSafetensors: it is not what was written.
+        FileNotFoundError, OSError, JobError: it is gone, or cannot be read.
+    """
     from safetensors.torch import load
 
+    if not path.exists():
+        raise FileNotFoundError(path)
     metadata = open_container(path).metadata
     if not {"digests", "sha256"} <= metadata.keys():
-        raise JobError(f"{path}: says not what it holds")
+        raise Damaged(path, "has no list of its entries")
     try:
-        names = [str(name) for name in json.loads(metadata["digests"])]
-    except ValueError as error:
-        raise JobError(f"{path}: its list of entries is broken") from error
+        names = [str(name) for name in parse(metadata["digests"])]
+    except (ValueError, TypeError) as error:
+        raise Damaged(path, "its list of entries is broken") from error
     if wanted.isdisjoint(names):
         return [], {}
     tensors = load(path.read_bytes())  # into memory, not mapped: Windows would refuse to replace a mapped file
     if _checksum(metadata["digests"], tensors) != metadata["sha256"]:
-        raise JobError(f"{path}: its checksum does not fit its bytes")
+        raise Damaged(path, "its checksum does not match its bytes")
     return names, tensors

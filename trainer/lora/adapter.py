@@ -146,4 +146,7 @@ def load_factors(factors: list[Factor], stored: dict[str, Tensor], source: Path)
         strange = sorted(names ^ set(stored))
         raise JobError(f"{source}: its factors are not this run's ({len(strange)} differ, first {strange[0]})")
     for name, factor in factors:
+        if stored[name].shape != factor.shape:
+            raise JobError(f"{source}: {name} is {list(stored[name].shape)}, and this run's is {list(factor.shape)}")
+    for name, factor in factors:
         factor.data.copy_(stored[name])

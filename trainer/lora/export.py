@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from convert import Report, convert_file, read
-from convert.errors import BadCard, UsageError
+from convert.errors import BadCard
 from convert.files import card, write_bytes
 from trainer.base.load import Base
 from trainer.base.sd15 import SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1
@@ -20,33 +19,12 @@ from trainer.data.records import Dataset, fingerprint
 from trainer.lora import adapter
 from trainer.miniature import adapters
 from trainer.recipe import Recipe
+from trainer.terminal import Say
 
 OPTIMIZERS = {"adamw": "torch.optim.AdamW", "prodigy": "prodigyopt.prodigy.Prodigy"}
 """As kohya names them: by their class."""
 MOST_TAG_BYTES, TAG_OVERHEAD = 2**16, 16
 """Of ss_tag_frequency: in all, and for quotes, escapes and a count."""
-
-
-def outputs(out: Path) -> tuple[Path, Path, Path]:
-    """The LoRA, A1111's card and the picture that both hosts show."""
-    return out, out.with_suffix(".json"), out.with_suffix(".png")
-
-
-def check_out(out: Path, *, overwrite: bool, mine: bool) -> None:
-    """Refuse an `--out` that cannot be written or that would replace somebody's file. UsageError says which.
-
-    mine: what is there is of this run.
-    """
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out}: expected a name ending in .safetensors, which is what hosts list")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}: make it first")
-    folders = [str(path) for path in outputs(out) if path.is_dir()]
-    if folders:
-        raise UsageError(f"--out: {', '.join(folders)} is a folder: give another name")
-    taken = [str(path) for path in outputs(out) if path.exists()]
-    if taken and not (overwrite or mine):
-        raise UsageError(f"--out: {', '.join(taken)}: exists and is not from this run: give another name or --overwrite")
 
 
 def write_lora(run: Path, out: Path, recipe: Recipe, base: Base, dataset: Dataset, *, steps: int, started: float,
@@ -127,8 +105,9 @@ def _frequency(dataset: Dataset) -> dict[str, int]:
     return frequency
 
 
-def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset, say: Callable[[str], None]) -> None:
-    """A1111's card beside `out`. Fields of a card that is already there and that are not ours are kept.
+def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset, say: Say, *, again: bool = False) -> None:
+    """A1111's card beside `out`. Fields of a card that is already there and that are not ours are kept; `again`: all are,
+    since its owner may have changed them after this run wrote them.
 
     A card that cannot be read is set aside under another name, and `say` tells it.
     """
@@ -138,10 +117,11 @@ def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset, say: Cal
         say(f"{error}; it is kept as {card.set_aside(out).name}, and a new card is written")
         present = {}
     fields = {"sd version": "SD1" if base.family in (SD_V1, SCRIBBLE_NARROW) else "Unknown", "activation text": dataset.trigger,
-              "preferred weight": recipe.scale, "description": present.get("description") or description(base, dataset)}
+              "preferred weight": recipe.scale}
+    described = {"description": present.get("description") or description(base, dataset)}
     if recipe.clip_skip > 1:
-        fields["notes"] = present.get("notes") or f"Set Clip skip to {recipe.clip_skip}: it was trained so."
-    card.write_card(out, fields)
+        described["notes"] = present.get("notes") or f"Set Clip skip to {recipe.clip_skip}: it was trained so."
+    card.write_card(out, described if again else fields | described, defaults=card.EMPTY | fields)
 
 
 def description(base: Base, dataset: Dataset) -> str:
@@ -151,9 +131,3 @@ def description(base: Base, dataset: Dataset) -> str:
     if base.family == SCRIBBLE_MINIATURE:
         what += " For Scribble LoRA's own miniature Stable Diffusion, not for SD1.5."
     return f"{what} {dataset.attribution}".strip()
-
-
-
-
-
-

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from convert import Lora, convert_bytes, read
 from convert.errors import JobError, UsageError
+from convert.files import json_file
 from convert.names import parse
 from convert.sd15 import TEXT_ENCODER
 from trainer.base.load import Base
@@ -195,7 +196,7 @@ def _recipe(contents: Lora) -> Recipe | None:
     if text is None:
         return None
     try:
-        stored: dict[str, Any] = json.loads(text)
+        stored = json_file.parse(text)
         return Recipe(**stored)
     except (ValueError, TypeError) as error:
         raise JobError(f"{contents.path}: its scribble_recipe cannot be read ({error}): it was written by another version"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from convert.files import atomic_path
+
 
 def draw_curve(lines: list[dict[str, float]], path: Path) -> None:
     """The loss against the step, PNG: every step faint, its running mean, and the held-out loss."""
@@ -22,7 +24,8 @@ def draw_curve(lines: list[dict[str, float]], path: Path) -> None:
         axes.plot(*zip(*held, strict=True), "o-", color="#c33", markersize=3, label="held out")
     axes.set(xlabel="optimizer step", ylabel="loss (mean squared error)")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)
 
 

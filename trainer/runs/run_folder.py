@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.container import open_container
-from convert.errors import JobError, UsageError
-from convert.files import write_json
+from convert.errors import Damaged, JobError, UsageError
+from convert.files.json_file import read_object
 from trainer.base.load import Base
 from trainer.data.ours import METRICS, RECIPE
 from trainer.data.records import Dataset, fingerprint
 from trainer.recipe import Recipe, flag
+from trainer.runs.lock import LOCK, lock
+from trainer.runs.outputs import Contents, is_sound_card, is_sound_png, outputs
+from trainer.runs.record import NO_CHECKSUM, file_sha256, read_record, write_record
+from trainer.terminal import Say, say_nothing
 
-EXPORT, FINISHED, LOCK = "export.json", "finished.json", ".lock"
-OURS = ("checkpoints", METRICS, "pytorch_lora_weights.safetensors", "loss.png", FINISHED, "samples")
+EXPORT, FINISHED = "export.json", "finished.json"
+DIFFUSERS, CURVE = "pytorch_lora_weights.safetensors", "loss.png"
+OURS = ("checkpoints", METRICS, DIFFUSERS, CURVE, FINISHED, "samples")
 """Names that somebody else may have used in a folder that is given as a run's."""
 
 
@@ -43,13 +47,35 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def curve(self) -> Path:
+        return self.path / CURVE
+
+    @property
     def begun(self) -> bool:
         """Whether it holds work that another recipe would spoil; a command that failed before its first checkpoint left
         none."""
         return (self.path / FINISHED).exists() or any(self.checkpoints.glob("*"))
 
-    def check(self, recipe: Recipe) -> None:
+    def stored(self) -> dict[str, Any] | None:
+        """The recipe, data and base that the folder is bound to, {} if its recipe.json is damaged; None if it is no run's.
+
+        Read from the newest sound checkpoint, since a run goes on from that; finished.json and recipe.json say the same.
+        """
+        records = sorted(self.checkpoints.glob("step-*/step.json"), reverse=True)
+        for path in (*records, self.path / FINISHED):
+            record = _sound(path)
+            if record and isinstance(record.get("run"), dict):
+                return record["run"]
+        written = _sound(self.path / RECIPE)
+        if written and isinstance(written.get("recipe"), dict):
+            return written
+        ours = written is None and (self.path / RECIPE).exists() and (self.path / LOCK).exists()
+        return {} if ours else None
+
+    def check(self, recipe: Recipe, say: Say) -> None:
         """Make sure that the folder is free or this recipe's: a changed recipe would mix two runs.
+
+        say: gets a line for every damaged file that is made again.
 
         Raises:
             UsageError: it is a file, holds files that are not from a run, or a run of another recipe; the message lists
@@ -57,14 +83,16 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--run {self.path}: is a file: give a folder")
-        stored = _read(self.path / RECIPE)
-        if stored is None or not isinstance(stored.get("recipe"), dict):
+        stored = self.stored()
+        if stored is None:
             strange = [name for name in (RECIPE, *OURS) if (self.path / name).exists()]
             if strange:
                 raise UsageError(f"--run {self.path}: holds {', '.join(strange)} and no run of this program: they would be "
                                  "overwritten: give another folder")
             return
-        if not self.begun:
+        for name in (RECIPE, EXPORT, FINISHED):
+            _sound(self.path / name, say)
+        if not self.begun or not stored:
             return
         mine, theirs = json.loads(json.dumps(recipe.values())), Recipe().values() | stored["recipe"]
         changed = [f"{flag(k)} was {theirs.get(k)!r}, now {mine.get(k)!r}"
@@ -73,82 +101,117 @@ class RunFolder:
             raise UsageError(f"{self.path} holds a run with another recipe ({'; '.join(changed)}): give the same flags to "
                              "go on with it, or --run another folder for a new one")
 
-    def bind(self, recipe: Recipe, base: Base, dataset: Dataset) -> None:
-        """Make the folder this recipe's, with the data and base that it meant, or make sure that they are still the same.
+    def bind(self, identity: Mapping[str, Any]) -> None:
+        """Make the folder that of a run of this `identity`, or make sure that data and base are still those it began with.
 
         Raises:
             JobError: the pictures, captions or the base's weights have changed since the run began.
         """
-        now = {"data": fingerprint(dataset), "base": base.identity}
-        stored = (_read(self.path / RECIPE) or {}) if self.begun else {}
-        for key, value in now.items():
-            if stored.get(key, value) != value:
+        stored = (self.stored() or {}) if self.begun else {}
+        for key in ("data", "base"):
+            if stored.get(key, identity[key]) != identity[key]:
                 what = "pictures or captions" if key == "data" else "base's weights"
                 anew = ", or give --overwrite to train anew in this one" if key == "data" else ""
                 raise JobError(f"{self.path}: the {what} changed since this run began: put them back to go on with it, or give "
                                f"--run another folder for a new one{anew}")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / RECIPE, {"recipe": recipe.as_dict(), **now})
+        write_record(self.path / RECIPE, identity)
 
     def learnt_from(self, dataset: Dataset) -> bool:
         """Whether the run, if it has begun, is of these pictures and captions."""
-        stored = (_read(self.path / RECIPE) or {}).get("data") if self.begun else None
+        stored = (self.stored() or {}).get("data") if self.begun else None
         return stored is None or stored == fingerprint(dataset)
 
     def start_anew(self) -> None:
         """Remove what a run of other pictures has left; a LoRA that it wrote elsewhere stays until it is replaced."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for name in (FINISHED, METRICS, EXPORT, "micro_batch.json"):
+        for name in (FINISHED, METRICS, EXPORT):
             (self.path / name).unlink(missing_ok=True)
 
-    def finished(self, out: Path) -> bool:
-        """Whether the run is finished and `out` still holds its LoRA."""
-        digest = self._digest()
-        return digest is not None and digest == _header(out).get("sshs_model_hash")
+    def finished(self, out: Path, say: Say) -> bool:
+        """Whether the run is finished and its outputs are what it wrote; `say` gets a line for each that is not."""
+        record = _sound(self.path / FINISHED)
+        if not record or not out.exists():
+            return False
+        if not self._is_whole(out, record):
+            say(f"{out}: its tensors are not those that this run wrote: it is written again")
+            return False
+        if "file" not in record:  # by an earlier version
+            return True
+        damaged = [path for path, sound in self._beside(out, record) if not sound]
+        if damaged and any(self.checkpoints.glob("step-*")):  # else there is nothing to make them from
+            say(f"{', '.join(map(str, damaged))}: missing or damaged: made again")
+            return False
+        if record["file"] != file_sha256(out):
+            say(f"{out}: its metadata was changed since this run wrote it: delete it, and the same command writes it again")
+        for name, fields in ((RECIPE, record["run"]), (EXPORT, {"out": str(out.resolve())})):
+            if _sound(self.path / name) is None:
+                write_record(self.path / name, fields)
+        return True
+
+    def was_finished(self, out: Path) -> bool:
+        """Whether this run has written `out` to its end before."""
+        return _sound(self.path / FINISHED) is not None and self._claimed(out)
 
     def owns(self, out: Path) -> bool:
         """Whether `out`, its card and its picture are of this run, finished or cut short, and may be written again."""
-        claimed = (_read(self.path / EXPORT) or {}).get("out") == str(out.resolve())
+        claimed = self._claimed(out)
         if not out.exists():
             return claimed
-        header, mine = _header(out), (_read(self.path / RECIPE) or {}).get("recipe")
+        record, mine = _sound(self.path / FINISHED) or {}, (self.stored() or {}).get("recipe")
+        if self._is_whole(out, record):
+            return True
+        try:
+            header = open_container(out).metadata
+        except Damaged:
+            return claimed
+        except JobError:  # something else altogether lies there
+            return False
         # as convert writes a mapping into a header
         if mine is None or header.get("scribble_recipe") not in _written(mine):
             return False
-        return claimed or self._digest() == header.get("sshs_model_hash")
+        return claimed or record.get("sshs_model_hash") == header.get("sshs_model_hash")
 
     def claim(self, out: Path) -> None:
         """Note that `out` is about to be written, so that a command that is cut short then can be run again."""
-        write_json(self.path / EXPORT, {"out": str(out.resolve())})
+        write_record(self.path / EXPORT, {"out": str(out.resolve())})
 
-    def finish(self, digest: str) -> None:
-        write_json(self.path / FINISHED, {"sshs_model_hash": digest})
+    def finish(self, out: Path, identity: Mapping[str, Any]) -> None:
+        """Note that everything is written, with digests to tell later whether it still is."""
+        contents = Contents.of(out)
+        write_record(self.path / FINISHED, {
+            "sshs_model_hash": contents.data, "tensors": contents.tensors, "file": contents.file,
+            "diffusers": file_sha256(self.path / DIFFUSERS), "run": dict(identity)})
 
-    def _digest(self) -> str | None:
-        return (_read(self.path / FINISHED) or {}).get("sshs_model_hash")
+    def _claimed(self, out: Path) -> bool:
+        return (_sound(self.path / EXPORT) or {}).get("out") == str(out.resolve())
+
+    def _is_whole(self, out: Path, record: Mapping[str, Any]) -> bool:
+        """Whether `out` has the tensors that `record` of finished.json notes."""
+        try:
+            found = Contents.of(out)
+        except JobError:
+            return False
+        return record.get("sshs_model_hash") == found.data and record.get("tensors", found.tensors) == found.tensors
+
+    def _beside(self, out: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, bool]]:
+        """The run's other outputs, and whether they are sound. A card or picture that its owner removed is no damage."""
+        diffusers = self.path / DIFFUSERS
+        yield diffusers, diffusers.exists() and file_sha256(diffusers) == record["diffusers"]
+        yield self.curve, is_sound_png(self.curve)
+        _, card, picture = outputs(out)
+        yield card, is_sound_card(out)
+        yield picture, not picture.exists() or is_sound_png(picture)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other commands out of the folder. A process that dies gives it free.
-
-        Raises:
-            JobError: another command is at work in it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / LOCK, "w", encoding="utf-8") as file:
-            try:
-                if sys.platform == "win32":
-                    import msvcrt
-
-                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-                else:
-                    import fcntl
-
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise JobError(f"{self.path}: another command is at work in this run folder: wait for it, or give --run "
-                               "another one") from error
+        """Keep other commands out of the folder. JobError if one is at work in it."""
+        with lock(self.path, "give --run another one"):
             yield
+
+
+def identity_of(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, Any]:
+    """What makes a run that run, as recipe.json and every checkpoint have it: the recipe, the data and base that it meant."""
+    return {"recipe": recipe.as_dict(), "data": fingerprint(dataset), "base": base.identity}
 
 
 def _written(stored: dict[str, Any]) -> tuple[str, ...]:
@@ -160,21 +223,12 @@ def _written(stored: dict[str, Any]) -> tuple[str, ...]:
     return tuple(json.dumps(form, ensure_ascii=False, sort_keys=True) for form in forms)
 
 
-def _header(lora: Path) -> dict[str, str]:
-    """A LoRA's metadata; empty where there is none to read."""
+def _sound(path: Path, say: Say = say_nothing) -> dict[str, Any] | None:
+    """A record's fields; None if it is missing or damaged, which `say` is told: it is derived, and written again."""
     try:
-        return dict(open_container(lora).metadata)
-    except JobError:
-        return {}
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+        return read_record(path)
+    except Damaged as error:
+        if error.problem == NO_CHECKSUM:  # by an earlier version: what it says is compared with what is there
+            return read_object(path)
+        say(f"{error}: it is written again")
         return None
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(stored, dict):
-            raise ValueError("no fields")
-        return stored
-    except (OSError, ValueError) as error:
-        raise JobError(f"{path}: cannot be read ({error}): delete the folder {path.parent} to start anew") from error

@@ -9,26 +9,25 @@ from pathlib import Path
 import torch
 
 from convert import convert_file, read
-from convert.errors import JobError
+from convert.errors import Damaged, JobError
 from trainer.lora.adapter import kernel_of
 from trainer.recipe import Recipe
-from trainer.training.checkpoints import FACTORS
+from trainer.training.checkpoints import read_factors
 
 
 def checkpoint_lora(run: Path, step: int, recipe: Recipe, final: Path, target: Path) -> None:
     """Write the factors of optimizer step `step` of folder `run` to `target`, kohya form, with the metadata of `final`.
 
     Raises:
-        JobError: the run has no such checkpoint, or it is damaged.
+        JobError: the run has no such checkpoint, or it is damaged or cannot be read.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    source = run / "checkpoints" / f"step-{step:06d}" / FACTORS
+    place = run / "checkpoints" / f"step-{step:06d}"
     try:
-        factors = load_file(source)
-    except (OSError, SafetensorError) as error:
-        raise JobError(f"{source}: cannot be read ({error}): delete the run's folder to train it again") from error
+        factors = read_factors(place)
+    except Damaged as error:
+        raise JobError(f"{error}: delete {run} to train it again") from error
     peft = {"base_model.model." + name.replace(".default.weight", ".weight"): factor for name, factor in factors.items()}
     for name, factor in factors.items():
         module, _, part = name.partition(".lora_A.")

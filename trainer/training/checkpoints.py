@@ -1,20 +1,28 @@
-"""Checkpoints of a run: the factors of every one, the optimizer's state of the newest two, each a folder made whole."""
+"""Checkpoints of a run: the factors of every one, the optimizer's state of the newest two, each a folder made whole.
+
+`step.json` records the step, the run it belongs to and the sha256 of the other files: what is read is what was written, or
+it is damaged, and the run goes on from the checkpoint before.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
-from convert.errors import JobError
-from convert.files import flush_folder, write_json
+from convert.errors import Damaged, FileError, JobError
+from convert.files import flush_folder
 from trainer.lora.adapter import load_factors
+from trainer.runs.record import NO_CHECKSUM, file_sha256, read_record, write_record
+from trainer.terminal import Say
 from trainer.training.state import Named, State
 
 FACTORS, OPTIMIZER, STEP = "factors.safetensors", "optimizer.safetensors", "step.json"
@@ -22,11 +30,21 @@ OF_THE_DEVICE = {"params", "fused", "foreach", "capturable"}
 """Settings of an optimizer's groups that depend on the device, which a resumed run may have changed."""
 
 
-def save(folder: Path, state: State) -> Path:
-    """Write `folder`/step-NNNNNN: factors, optimizer state, step, loss scaling. Then drop older optimizer states."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, read and verified, in memory of its own: its files may be deleted."""
+
+    record: dict[str, Any]
+    factors: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+
+
+def save(folder: Path, state: State, run: Mapping[str, Any], device: str) -> Path:
+    """Write `folder`/step-NNNNNN: factors, optimizer state, and the record. Then drop older optimizer states.
+
+    run: the recipe, data and base, as recipe.json has them. device: that the micro-batch was chosen for.
+    """
     final = folder / f"step-{state.step:06d}"
-    if final.exists():
-        return final
     part = folder / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -37,40 +55,96 @@ def save(folder: Path, state: State) -> Path:
     except SafetensorError as error:
         raise JobError(f"{final}: cannot be written ({error}): make room on this disk; the same command goes on from the "
                        "checkpoint before") from error
-    write_json(part / STEP, {"step": state.step, "scaler": state.scaler.state_dict(), "optimizer": rest})
-    for file in (FACTORS, OPTIMIZER):
-        with open(part / file, "rb+") as stream:
+    for name in (FACTORS, OPTIMIZER):
+        with open(part / name, "rb+") as stream:
             os.fsync(stream.fileno())
+    write_record(part / STEP, {"step": state.step, "scaler": state.scaler.state_dict(), "optimizer": rest, "run": dict(run),
+                               "micro_batch": state.micro_batch, "device": device,
+                               "files": {name: file_sha256(part / name) for name in (FACTORS, OPTIMIZER)}})
+    shutil.rmtree(final, ignore_errors=True)  # there only if it was damaged: this run went on from one before it
     os.replace(part, final)
     flush_folder(folder)
-    for older in resumable(folder)[:-2]:
+    for older in [path for path in resumable(folder) if path.name <= final.name][:-2]:
         (older / OPTIMIZER).unlink()
     return final
 
 
 def resumable(folder: Path) -> list[Path]:
-    """Checkpoints that a run can go on from, oldest first."""
+    """Checkpoints that a run can go on from, if they are sound, oldest first."""
     return sorted(path.parent for path in folder.glob(f"step-*/{OPTIMIZER}"))
 
 
-def restore(folder: Path, state: State) -> int:
-    """Put the newest checkpoint into `state`; returns the steps done, 0 without one. JobError where it is damaged."""
-    found = resumable(folder)
-    if not found:
-        return 0
-    newest = found[-1]
+def restore(folder: Path, state: State, run: Mapping[str, Any], say: Say) -> dict[str, Any] | None:
+    """Put the newest sound checkpoint of `run` into `state`; returns its record, None if there is none.
+
+    say: gets a line for every damaged one.
+
+    Raises:
+        JobError: a file cannot be read, or the only checkpoints are of a version of this program that kept no checksums.
+    """
+    for part in folder.glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)  # of a command that was killed: this one has the run folder to itself
+    damaged: list[Damaged] = []
+    for place in reversed(resumable(folder)):
+        try:
+            checkpoint = read(place, run)
+        except Damaged as error:
+            damaged.append(error)
+            continue
+        for each in damaged:
+            say(f"{each}; going on from {place.name}")
+        load_factors(list(state.factors), checkpoint.factors, place)
+        _load_optimizer(state, checkpoint)
+        if checkpoint.record["scaler"]:
+            state.scaler.load_state_dict(checkpoint.record["scaler"])
+        state.step = checkpoint.record["step"]
+        return checkpoint.record
+    if damaged and damaged[0].problem == NO_CHECKSUM:
+        raise JobError(f"{damaged[0].path}: was saved without checksums, by an earlier version of this program: go on with "
+                       "that version, or give --run another folder to start again")
+    for each in damaged:
+        say(f"{each}; there is no other checkpoint to go on from: training starts at its first step")
+    return None
+
+
+def read(place: Path, run: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Read and verify a checkpoint; `run` None: of any run.
+
+    Raises:
+        Damaged: its files are not those that were written there.
+        FileError: a file cannot be read.
+    """
+    record = _read_record(place)
+    if run is not None and record["run"] != run:
+        raise Damaged(place, "belongs to another run")
+    factors, optimizer = (_read_tensors(place / name, record["files"][name]) for name in (FACTORS, OPTIMIZER))
+    return Checkpoint(record, factors, optimizer)
+
+
+def read_factors(place: Path) -> dict[str, torch.Tensor]:
+    """The factors of a checkpoint, by peft's names, verified. Raises as `read`."""
+    return _read_tensors(place / FACTORS, _read_record(place)["files"][FACTORS])
+
+
+def _read_record(place: Path) -> dict[str, Any]:
+    record = read_record(place / STEP)
+    if record is None:
+        raise Damaged(place / STEP, "is missing")
+    if place.name != f"step-{record['step']:06d}":
+        raise Damaged(place / STEP, f"is of step {record['step']}")
+    return record
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     try:
-        factors, tensors = load_file(newest / FACTORS), load_file(newest / OPTIMIZER)
-        noted = json.loads((newest / STEP).read_text(encoding="utf-8"))
-        step, scaling, rest = int(noted["step"]), noted.get("scaler"), noted.get("optimizer", {})
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise JobError(f"{newest}: damaged ({error}): delete this folder to go on from the checkpoint before") from error
-    load_factors(list(state.factors), factors, newest)
-    _load_optimizer(state, tensors, rest)
-    if scaling:
-        state.scaler.load_state_dict(scaling)
-    state.step = step
-    return step
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise Damaged(path, "is missing") from error
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise Damaged(path, "its bytes are not those that were written")
+    return load(data)  # not mapped: Windows would refuse to delete it
 
 
 def _optimizer_state(factors: Named, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -82,21 +156,21 @@ def _optimizer_state(factors: Named, optimizer: torch.optim.Optimizer) -> tuple[
         name = factors[index][0]
         for key, value in of_factor.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{name}.{key}"] = value.detach().cpu().clone().contiguous()
+                tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
             else:
                 values.setdefault(name, {})[key] = value
     return tensors, {"values": values, "groups": stored["param_groups"]}
 
 
-def _load_optimizer(state: State, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
+def _load_optimizer(state: State, checkpoint: Checkpoint) -> None:
     """The inverse of `_optimizer_state`."""
+    rest = checkpoint.record["optimizer"]
     index = {name: number for number, (name, _) in enumerate(state.factors)}
-    of_factors: dict[int, dict[str, Any]] = {index[name]: dict(values) for name, values in rest.get("values", {}).items()}
-    for full, tensor in tensors.items():
+    of_factors: dict[int, dict[str, Any]] = {index[name]: dict(values) for name, values in rest["values"].items()}
+    for full, tensor in checkpoint.optimizer.items():
         name, _, key = full.rpartition(".")
         of_factors.setdefault(index[name], {})[key] = tensor
     current = state.optimizer.state_dict()["param_groups"]
-    stored = rest.get("groups") or current
     groups = [now | {key: value for key, value in then.items() if key not in OF_THE_DEVICE}
-              for now, then in zip(current, stored, strict=True)]
+              for now, then in zip(current, rest["groups"], strict=True)]
     state.optimizer.load_state_dict({"state": of_factors, "param_groups": groups})

@@ -58,13 +58,13 @@ def train(t: Training, state: State, stop: Callable[[], bool] = lambda: False) -
         reports = deferred.read(keep=1)
         stopping = any(report.stop_asked for report in reports) if t.processes.count > 1 else stop()
 
-        # evaluate and save; a stop saves without waiting for a held-out loss that is not due
+        # evaluate and save; a stop saves first, and waits for no held-out loss that is not due
         due = state.step % t.checkpoint_every == 0 or state.step == t.total
         held_out = None
         if due or stopping:
             reports += deferred.read(keep=0)
             stopping = stopping or any(report.stop_asked for report in reports)
-            held_out = evaluate_and_save(t, state, evaluate=due)
+            held_out = evaluate_and_save(t, state, evaluate=due, save_first=stopping)
 
         yield Step(state.step, reports, held_out, saved=due or stopping, stopped=stopping and state.step < t.total)
         if stopping:
@@ -105,18 +105,27 @@ def update(t: Training, state: State, step: int) -> Tensor:
     return norm
 
 
-def evaluate_and_save(t: Training, state: State, *, evaluate: bool) -> float | None:
-    """Measure the held-out loss if `evaluate`, then write a checkpoint. JobError where a number is not finite."""
+def evaluate_and_save(t: Training, state: State, *, evaluate: bool, save_first: bool = False) -> float | None:
+    """Measure the held-out loss if `evaluate`, and write a checkpoint. JobError where a number is not finite.
+
+    save_first: whoever asked for a stop may not wait for the evaluation.
+    """
     if not state.factors_are_finite():
         raise not_finite(t.recipe, state.step, "the LoRA's numbers are not all finite")
+    if save_first:
+        _save(t, state)
     held_out = held_out_loss(t, state) if evaluate and t.held_out is not None else None
     if held_out is not None and not math.isfinite(held_out):
         raise not_finite(t.recipe, state.step, f"the held-out loss is {held_out}")
-    if t.processes.main:
-        micro_batch.record(t, state.micro_batch)  # memory may have halved it since
-        checkpoints.save(t.run / "checkpoints", state)
-    t.processes.wait()
+    if not save_first:
+        _save(t, state)
     return held_out
+
+
+def _save(t: Training, state: State) -> None:
+    if t.processes.main:
+        checkpoints.save(t.run / "checkpoints", state, t.identity, micro_batch.device_name(t.compute.device))
+    t.processes.wait()
 
 
 @torch.no_grad()

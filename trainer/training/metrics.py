@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.errors import JobError
 from convert.files import write_text
+from convert.files.json_file import parse
+from trainer.terminal import Say, say_nothing
 from trainer.training.deferred import Report
+
+CHECKSUM = "crc32"
+Values = Mapping[str, float | None]
+KEYS = {"step", "loss", "learning_rate", "grad_norm", "pictures_per_second", "held_out_loss"}
 
 
 class Metrics:
     """Writes `metrics.jsonl`, a line a step: step, loss, learning_rate, grad_norm, pictures_per_second; and held_out.
 
-    On resume, lines of steps that were not kept are dropped first, so the file reads as one run.
+    On resume, lines of steps that were not kept are dropped first, so the file reads as one run; `say` is told of damaged
+    ones.
     """
 
-    def __init__(self, path: Path, *, first: int, total: int, tracker: Any = None) -> None:
+    def __init__(self, path: Path, *, first: int, total: int, tracker: Any = None, say: Say = say_nothing) -> None:
         from tqdm import tqdm
 
         self.path, self.tracker = path, tracker
-        kept = [line for line in read_lines(path) if line["step"] <= first]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in read_lines(path, say) if line["step"] <= first]
+        write_text(path, "".join(_encode(line) for line in kept))
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
         self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=None)
 
@@ -48,8 +58,8 @@ class Metrics:
         if self.tracker:
             self.tracker.finish()
 
-    def _write(self, values: dict[str, float | None]) -> None:
-        self._file.write(json.dumps(values) + "\n")
+    def _write(self, values: Values) -> None:
+        self._file.write(_encode(values))
         if self.tracker:
             self.tracker.log({k: v for k, v in values.items() if k != "step" and v is not None}, step=values["step"])
 
@@ -76,16 +86,36 @@ def open_tracker(name: str, run: Path, config: dict[str, Any]) -> Any:
     return tracker
 
 
-def read_lines(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file; a last one that a crash cut short is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+def read_lines(path: Path, say: Say = say_nothing) -> list[dict[str, Any]]:
+    """The sound lines of a metrics file. `say` is told how many are not; a last one that a crash cut short is no damage."""
+    if not path.exists():
+        return []
+    texts = path.read_bytes().split(b"\n")
+    lines = [_decode(text) for text in texts[:-1] if text]
+    damaged = lines.count(None)
+    if damaged:
+        say(f"{path}: {damaged} of its {len(lines)} lines are damaged, and are dropped; the run itself does not need them")
+    return [line for line in lines if line is not None]
 
 
+def _encode(values: Values) -> str:
+    """A line, with a checksum of the others as its last value."""
+    text = json.dumps(values)
+    return f'{text[:-1]}, "{CHECKSUM}": {zlib.crc32(text.encode())}}}\n'
 
 
+def _decode(text: bytes) -> dict[str, Any] | None:
+    """The values of a line, None if it is damaged. Earlier versions wrote no checksum."""
+    try:
+        values = parse(text.decode("utf-8"))
+    except ValueError:
+        return None
+    if not isinstance(values, dict) or not all(_is_number(value) for value in values.values()):
+        return None
+    if values.pop(CHECKSUM, None) not in (None, zlib.crc32(json.dumps(values).encode())) or not values.keys() <= KEYS:
+        return None
+    return values if type(values.get("step")) is int else None
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]

@@ -1,54 +1,40 @@
-"""How many pictures to compute at once: as many as memory holds, found once and written down in the run folder.
+"""How many pictures to compute at once: as many as memory holds, found once and recorded in every checkpoint.
 
 All of an optimizer step's pictures at once is the fastest; micro-batches give the same gradient up to rounding. A
-resumed run takes the recorded number, so that it repeats an uninterrupted run bit by bit.
+resumed run takes the checkpoint's number, so that it repeats an uninterrupted run bit by bit.
 """
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from convert.errors import JobError
-from convert.files import write_json
 from trainer.training.state import Training
 
-FILE = "micro_batch.json"
 LARGEST = 32
 """A GPU's kernels are full by then."""
 SHARE = 0.6
 """Share of the free memory that activations may take; the rest is for gradients in flight and fragmentation."""
 
 
-def choose_micro_batch(t: Training, wish: int) -> int:
-    """The micro-batch of this run: `wish` (0: none), else the recorded one, else what fits. Records it."""
+def choose_micro_batch(t: Training, wish: int, record: Mapping[str, Any] | None = None) -> int:
+    """The micro-batch of this run: `wish` (0: none), else that of the checkpoint's `record`, else what fits."""
     rows = t.processes.slice_of(t.largest_step)
     whole = max(rows.stop - rows.start, 1)
-    recorded = _read(t.run / FILE)
     if wish:
         size = min(wish, whole)
-    elif recorded.get("device") == _device_name(t.compute.device):
-        size = int(recorded["micro_batch"])
+    elif record and record["device"] == device_name(t.compute.device):
+        size = min(record["micro_batch"], whole)
     else:
         fits = int(SHARE * free_bytes(t.compute.device) / max(activation_bytes(t), 1))
         size = equal_parts(whole, min(LARGEST, fits))
-    size = t.processes.all_reduce_min(size, t.compute.device)
-    record(t, size)
-    return size
-
-
-def record(t: Training, size: int) -> None:
-    """Write the micro-batch into the run folder, for the command that resumes this run."""
-    if t.processes.main:
-        t.run.mkdir(parents=True, exist_ok=True)
-        write_json(t.run / FILE, {"micro_batch": size, "device": _device_name(t.compute.device)})
+    return t.processes.all_reduce_min(size, t.compute.device)
 
 
 def equal_parts(whole: int, limit: int) -> int:
@@ -91,15 +77,6 @@ def free_bytes(device: torch.device) -> int:
     return min(memory.total // 2, memory.available)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The device that a micro-batch was chosen for: another one may hold more or fewer."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        return {"device": stored["device"], "micro_batch": int(stored["micro_batch"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise JobError(f"{file}: cannot be read ({error}): delete it, and the micro-batch is found again") from error

@@ -6,10 +6,13 @@ Each process takes its slice of every step's batch; gradients are summed once pe
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 
 import torch
 from torch import distributed
@@ -62,12 +65,27 @@ LONGEST_WAIT = timedelta(days=1)
 """The first process may encode for hours while the others wait; torch's own limit is 10 to 30 minutes."""
 
 
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
+"""Set by torchrun and by `accelerate launch`; not in a process that was started by hand, whose shell may end."""
+POLL = 5.0  # seconds
+
+
+def _stop_without(launcher: int) -> None:
+    """Ask this process to stop, as SIGTERM does, once its launcher is no more: a killed one (-9) cannot do so itself, and
+    its processes would train on unseen."""
+    while os.getppid() == launcher:  # an orphan gets another parent
+        time.sleep(POLL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def join(device: str) -> Processes:
     """Join the processes that a launcher (accelerate, torchrun) started; alone without one. `device`: as `devices.choose`.
 
     Raises:
         JobError: the launcher's processes do not find each other.
     """
+    if os.name == "posix" and not os.environ.keys().isdisjoint(LAUNCHED):
+        Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if wanted == 1:
         return Processes()

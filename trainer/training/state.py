@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Training:
     compute: Compute
     processes: Processes
     run: Path
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """the run's recipe, data and base as recipe.json has them: every checkpoint records which run it belongs to"""
     total: int
     """optimizer steps of the whole run"""
     checkpoint_every: int
