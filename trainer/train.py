@@ -127,7 +127,7 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
     with processes.main_first():
         encoded = encode_dataset(dataset.train, base, **encode)
         held_out = encode_dataset(dataset.held_out, base, **encode) if dataset.held_out else None
-    if not (job.sample_every or recipe.text_encoder):
+    if not (recipe.text_encoder or processes.main and (job.sample_every or job.preview)):
         base.release_encoders()
     factors = adapter.attach(base.unet, recipe)
     base.unet.to(compute.device)
@@ -195,9 +195,6 @@ def _export(training: Training, folder: RunFolder, job: Job, base: Base, dataset
     report = export.write_lora(job.run, job.out, recipe, base, dataset, steps=training.total, started=started)
     export.write_card(job.out, recipe, base, dataset, tell, again=again)
     if job.preview and (job.overwrite or not again or not is_sound_png(picture)):
-        if base.vae is None:
-            fresh = load_base(recipe, dtype=training.compute.base_dtype, say=say_nothing)
-            base.vae, base.text_encoder = fresh.vae, fresh.text_encoder
         tell("drawing the preview")
         write_preview(Sampler(base, training.compute, resolution=recipe.resolution), dataset, picture)
     folder.finish(job.out, training.identity)

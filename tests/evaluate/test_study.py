@@ -78,9 +78,9 @@ def test_a_checkpoint_as_a_file_is_the_run_at_that_step(base: Path, made: Path, 
     factors = adapter.attach(unet, recipe)
     for name, factor in factors:
         factor.data = torch.randn(factor.shape) if ".lora_B." in name else factor.data
-    state = SimpleNamespace(step=7, factors=factors, optimizer=torch.optim.AdamW([p for _, p in factors]),
+    state = SimpleNamespace(step=7, micro_batch=1, factors=factors, optimizer=torch.optim.AdamW([p for _, p in factors]),
                             scaler=torch.amp.GradScaler("cpu", enabled=False))
-    checkpoints.save(tmp_path / "run" / "checkpoints", state)
+    checkpoints.save(tmp_path / "run" / "checkpoints", state, {}, "cpu")
     checkpoint_lora(tmp_path / "run", 7, recipe, made, tmp_path / "seven.safetensors")
     from convert import convert_file
 

@@ -87,7 +87,7 @@ def test_every_optimizer_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
     for _ in train(t, stopping, lambda: stopping.step >= 3):
         pass
     t, resumed = training(tmp_path / "b", recipe, total=6)
-    assert 0 < checkpoints.restore(tmp_path / "b/checkpoints", resumed) < 6
+    assert checkpoints.restore(tmp_path / "b/checkpoints", resumed, {}, pytest.fail) and 0 < resumed.step < 6
     again = [report.learning_rate for step in train(t, resumed) for report in step.reports]
     assert again == rates[-len(again):] and len(set(rates)) > 3
     for (factor, mine), (_, theirs) in zip(straight.factors, resumed.factors, strict=True):

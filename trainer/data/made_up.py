@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
 
 from convert.errors import JobError
@@ -34,6 +35,9 @@ def doodles_folder(recipe: Recipe, cache: Path) -> Path:
     try:
         shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there: it is made again
         cache.mkdir(parents=True, exist_ok=True)
+        for old in cache.glob(f".{folder.name}.*.part"):  # a killed command's: making takes seconds
+            if time.time() - old.stat().st_mtime > 3600:
+                shutil.rmtree(old, ignore_errors=True)
         making = cache / f".{folder.name}.{secrets.token_hex(4)}.part"
         making.mkdir()  # with the user's own mode: mkdtemp's would shut others out of a cache that they share
         try:

@@ -27,7 +27,7 @@ def checkpoint_lora(run: Path, step: int, recipe: Recipe, final: Path, target: P
     try:
         factors = read_factors(place)
     except Damaged as error:
-        raise JobError(f"{error}: delete {run} to train it again") from error
+        raise JobError(f"{error}: delete the run's folder to train it again") from error
     peft = {"base_model.model." + name.replace(".default.weight", ".weight"): factor for name, factor in factors.items()}
     for name, factor in factors.items():
         module, _, part = name.partition(".lora_A.")
