@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+from convert.errors import JobError
 from trainer import plan
 from trainer.base.load import Base, inspect_base, load_base
 from trainer.cli import Job
