@@ -9,6 +9,7 @@ followed literally. In the end the LoRA must be the one that an undamaged run ma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -95,9 +96,14 @@ class Bench:
             self.place.mkdir()
 
     def outcome(self) -> tuple[str, dict[str, float]]:
-        lines = [json.loads(line) for line in (self.place / "run/metrics.jsonl").read_text(errors="replace").splitlines()]
-        return (small_run.data_hash(self.place / "s.safetensors"),
-                {f"{line['step']} {key}": line[key] for line in lines for key in ("loss", "held_out_loss") if key in line})
+        """The LoRA's hash; every loss in the metrics that parses, whatever checksum is there."""
+        losses = {}
+        metrics = self.place / "run/metrics.jsonl"
+        for line in metrics.read_text(errors="replace").splitlines() if metrics.exists() else []:
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                values = json.loads(line)
+                losses |= {f"{values['step']} {key}": values[key] for key in ("loss", "held_out_loss") if key in values}
+        return small_run.data_hash(self.place / "s.safetensors"), losses
 
 
 def advised(said: str, bench: Bench) -> list[str] | None:
@@ -142,13 +148,13 @@ def damage_one(bench: Bench, dice: random.Random) -> tuple[str, str]:
         return what, f"TRACEBACK: {(first + said)[-300:]}"
     if status:
         return what, f"FAILED after its advice: {said.strip().splitlines()[-1]}"
-    hash_, metrics = bench.outcome() if (bench.place / "run/metrics.jsonl").exists() else (bench.hash, {})
+    hash_, metrics = bench.outcome()
     if hash_ != bench.hash:
         return what, "USED: another LoRA"
     mentioned = Path(name).name in first or Path(name).parent.name in first and "step-" in name
     if not mentioned and file.exists() and file.read_bytes() == damaged:
         return what, "not read" if UNREAD.search(name) else "USED: unchanged"
-    if any(bench.metrics[key] != value for key, value in metrics.items()) and not mentioned:
+    if any(bench.metrics.get(key) != value for key, value in metrics.items()) and not mentioned:
         return what, "USED: other metrics"
     return what, "mended after its advice" if first != said else "mended"
 
