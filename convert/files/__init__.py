@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
-import shutil
 import stat
 import zlib
 from collections.abc import Iterator
@@ -69,11 +67,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             raise
         raise JobError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
     flush_folder(place.parent)
 
 
-_MACHINE = f"{zlib.crc32(platform.node().encode('utf-8', 'surrogateescape')):08x}"
+_NODE = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+_MACHINE = f"{zlib.crc32(_NODE.encode('utf-8', 'surrogateescape')):08x}"
 
 
 def _process() -> str:
@@ -94,8 +93,16 @@ def _remove_leftovers(place: Path) -> None:
         for name in os.listdir(place.parent):
             match = pattern.fullmatch(name)
             if match and not _is_running(int(match[1])):
-                leftover = place.with_name(name)
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                _remove(place.with_name(name))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        import shutil  # slow to import, and rarely needed
+
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
