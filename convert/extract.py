@@ -11,15 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy
-
 from .api import Report, check_arguments, check_target
 from .commands import Parser, guarded, print_report, progress
 from .errors import DoesNotFit, FileError
 from .lora import LoraModule
-from .matrix.arrays import Array, decode, encode, to_array
+from .matrix.arrays import Array, all_finite, decode, encode, to_array
 from .matrix.checkpoint import Checkpoint, open_checkpoint
-from .matrix.low_rank import Limit
+from .matrix.low_rank import Limit, norm
 from .matrix.result import Losses, lora_module, stored_dtype, write_result
 from .metadata import BASE_KEY
 from .read import base_of
@@ -60,7 +58,7 @@ def extract(
         left_out += _of_bias(ours, theirs, module)
         difference = _difference(ours, theirs, module.name)
         if module.is_norm:
-            left_out += float((difference.astype(numpy.float64) ** 2).sum())
+            left_out += norm(difference.reshape(1, -1)) ** 2
         elif difference.any():
             shape = _shape(module, difference)
             matrix = difference.reshape(shape[0], -1)
@@ -118,7 +116,7 @@ def _difference(ours: Checkpoint, theirs: Checkpoint, module: str, part: str = "
         coarse = min(one.dtype, other.dtype, key=COARSER.index)
         arrays = [decode(encode(array, coarse, module), coarse, array.shape) for array in arrays]
     difference = arrays[0] - arrays[1]
-    if not numpy.isfinite(difference).all():
+    if not all_finite(difference):
         raise FileError(ours.path, f"or {theirs.path} holds NaN or infinite numbers in {module}")
     return difference
 
@@ -127,7 +125,7 @@ def _of_bias(ours: Checkpoint, theirs: Checkpoint, module: Module) -> float:
     """The squared norm of what changed in a bias."""
     if ours.tensor(module.name, "bias") is None or theirs.tensor(module.name, "bias") is None:
         return 0.0
-    return float((_difference(ours, theirs, module.name, "bias").astype(numpy.float64) ** 2).sum())
+    return norm(_difference(ours, theirs, module.name, "bias").reshape(1, -1)) ** 2
 
 
 def _shape(module: Module, array: Array) -> tuple[int, ...]:

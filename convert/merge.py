@@ -5,12 +5,12 @@ Exact: the factors are put side by side, so the ranks add up; `--rank` or `--kee
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy
 
 from .api import Report, check_arguments, check_target
 from .commands import Parser, guarded, print_report, progress
@@ -89,7 +89,8 @@ def _merged(parts: Sequence[Part], limit: Limit, dtype: str, losses: Losses) -> 
     kept: dict[str, Array] = {}
     for part, weight, _ in parts:
         for name in differences(part):
-            kept[name] = kept.get(name, numpy.float32(0)) + part.arrays[name] * numpy.float32(weight)
+            added = part.arrays[name] * weight
+            kept[name] = kept[name] + added if name in kept else added
     tensors = {name: to_tensor(array, dtype, module.module.name) for name, array in kept.items()}
     layers = [row for row in parts if row[0].kind != DIFFERENCE or "diff" in row[0].parts and not row[0].module.is_norm]
     if not layers:
@@ -110,8 +111,8 @@ def _sum(changes: Sequence[tuple[Change, float]]) -> Change:
     product = joined(products) if products else None
     if not matrices and product is not None and product.rank < min(product.up.shape[0], product.down.shape[1]):
         return product
-    whole: Array = sum(matrix * numpy.float32(weight) for matrix, weight in matrices)  # type: ignore[assignment]
-    return whole + product.matrix() if product is not None else whole
+    whole = [matrix * weight for matrix, weight in matrices] + ([product.matrix()] if product is not None else [])
+    return functools.reduce(operator.add, whole)
 
 
 def _metadata(networks: Sequence[tuple[Network, float]]) -> dict[str, str]:

@@ -22,7 +22,7 @@ LIMIT = 1 << 20
 """Bytes of a card at most; the web UI's are some hundred."""
 
 EMPTY = {"description": "", "notes": "", "negative text": ""}
-"""Fields that the web UI's own editor always writes."""
+"""Fields of a new card; the web UI's own editor always writes them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_card(lora: Path) -> dict[str, Any]:
         return {}
 
 
-def write_card(lora: Path, fields: Mapping[str, Any], *, defaults: Mapping[str, Any] = EMPTY) -> Path:
+def write_card(lora: Path, fields: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None) -> Path:
     """Write `fields` into the card beside `lora` and return its path. Every other field that is there stays.
 
     Args:
@@ -60,8 +60,8 @@ def write_card(lora: Path, fields: Mapping[str, Any], *, defaults: Mapping[str, 
         BadCard: there is a card that cannot be read; it is left as it is (see `set_aside`).
         JobError: it cannot be written.
     """
-    path = card_path(lora)
-    write_json(path, {**EMPTY, **defaults, **read_card(lora), **fields})
+    path, present = card_path(lora), read_card(lora)
+    write_json(path, {**({} if present else EMPTY), **(defaults or {}), **present, **fields})
     return path
 
 

@@ -29,6 +29,11 @@ def to_tensor(array: Array, dtype: str, what: str) -> Tensor:
     return Tensor(dtype, tuple(array.shape), len(data), data=data)
 
 
+def all_finite(array: Array) -> bool:
+    """Whether no number is NaN or infinite."""
+    return bool(numpy.isfinite(array).all())
+
+
 def decode(data: bytes, dtype: str, shape: tuple[int, ...]) -> Array:
     """The bytes of a tensor as float32."""
     if dtype in _NUMPY:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy
-
 from ..container import Tensor
 from ..contents import Contents, open_contents
 from ..errors import DoesNotFit, NotFinite
@@ -18,7 +16,7 @@ from ..metadata import merged
 from ..read import alpha_of, base_of, notes_of
 from ..sd15 import Module, modules
 from ..shapes import WrongShape, canonical_parts, implied_shape
-from .arrays import Array, to_array
+from .arrays import Array, all_finite, to_array
 
 KINDS = {
     "hada_w1_a": "LoHa", "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "oft_blocks": "OFT", "a1": "GLoRA", "on_input": "IA3",
@@ -50,7 +48,7 @@ class NetworkModule:
     def arrays(self) -> dict[str, Array]:
         """The parts as float32; alpha is not among them. Raises `NotFinite`."""
         arrays = {part: to_array(tensor) for part, tensor in self.parts.items() if part != "alpha"}
-        bad = [part for part, array in arrays.items() if not numpy.isfinite(array).all()]
+        bad = [part for part, array in arrays.items() if not all_finite(array)]
         if bad:
             raise NotFinite(self.path, [f"{self.module.name} {part}" for part in bad])
         return arrays

@@ -22,7 +22,7 @@ def test_writing_keeps_every_other_field(tmp_path):
     lora = tmp_path / "a.safetensors"
     card_path(lora).write_text(json.dumps({**FIELDS, "sd version": "SD2"}), encoding="utf-8-sig")
     assert write_card(lora, {"preferred weight": 0.5}, defaults={"sd version": "SD1", "description": "d"}) == card_path(lora)
-    expected = {**FIELDS, "sd version": "SD2", "description": "d", "negative text": "", "preferred weight": 0.5}
+    expected = {**FIELDS, "sd version": "SD2", "description": "d", "preferred weight": 0.5}
     assert read_card(lora) == expected
 
 

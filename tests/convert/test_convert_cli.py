@@ -197,3 +197,11 @@ def test_standard_library_alone_under_any_package_name(python, source, tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(load_file(tmp_path / "k.safetensors")) == 3 * 128
+
+
+@pytest.mark.parametrize("command", ["reduce", "merge", "extract", "bake"])
+def test_a_command_that_needs_numpy_says_so_where_there_is_none(command):
+    hidden = "import sys, importlib.util\nsys.modules['numpy'] = None\nimportlib.util.find_spec = lambda *_: None\n"
+    command_line = [sys.executable, "-c", f"{hidden}import convert.{command}"]
+    done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "this command of convert needs numpy: python -m pip install numpy\n")
