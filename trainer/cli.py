@@ -15,7 +15,7 @@ from trainer.presets import DEMO, PAPER, PRESETS, preset_for, settled, told
 from trainer.recipe import Recipe, flag, home
 
 EXAMPLES = """examples:
-  python -m trainer --out scribble.safetensors --demo                 the embedded miniature, minutes on a CPU
+  python -m trainer --demo                                            the embedded miniature, minutes on a CPU
   python -m trainer --out scribble.safetensors                        the paper's recipe: SD1.5 and QuickDraw, on a GPU
   python -m trainer --out mystyle.safetensors --base v1-5-pruned-emaonly.safetensors --data my_pictures/
   accelerate launch --num_processes 2 -m trainer --out scribble.safetensors   two GPUs (torchrun for processes on CPUs)
@@ -31,6 +31,7 @@ GROUPS = {
 """Headings of --help, by the recipe's first field under each."""
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "WORD"}
 MAX_UPSCALE = 1.25
+DEMO_OUT = Path("demo") / "scribble.safetensors"
 CACHE = Path.home() / ".cache" / "scribble-lora"
 
 
@@ -81,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", choices=tuple(PRESETS), metavar="NAME", help=f"a recipe that other flags change: "
                    f"{', '.join(PRESETS)} (default: style for own pictures, paper for drawings)")
     p.add_argument("--demo", action="store_true", help="--preset demo, the embedded default: a miniature Stable Diffusion and "
-                   "doodles; no network, no GPU")
+                   "doodles; no network, no GPU (default --out demo/scribble.safetensors, --run demo/run)")
     p.add_argument("--recipe", type=Path, metavar="FILE", help="repeat a run: a recipe.json or a LoRA made by this program; "
                    "other flags change it")
     group: Any = p
@@ -179,6 +180,9 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
                          "twice: give one of them")
     if options["sample_prompts"] and not options["sample_every"]:
         raise UsageError("--sample-prompts: give --sample-every too, the optimizer steps between pictures")
+    if options["out"] is None and options["demo"] and not (options["dry_run"] or options["contact_sheet"]):
+        options["out"] = DEMO_OUT  # apart from runs/scribble, which the next command may want
+        options["run"] = options["run"] or DEMO_OUT.parent / "run"
     out = options["out"]
     if out is None and not (options["dry_run"] or options["contact_sheet"]):
         raise UsageError("--out is missing: name the LoRA to write, for example --out scribble.safetensors")
@@ -243,23 +247,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return stored
 
 
-MORE_THAN_ENOUGH = 2.0  # scale
+LARGEST_SCALE, MOST_SCALES = 2.0, 101
 
 
 def parse_scales(text: str) -> list[float]:
-    """`0:1:0.1` or `0,0.5,1` -> ascending scales, to four decimals. UsageError where it is neither."""
+    """`0:1:0.1` or `0,0.5,1` -> ascending scales, to four decimals. UsageError where it is neither, or too many."""
     try:
         if ":" in text:
             first, last, step = (float(word) for word in text.split(":"))
-            if not 0 < step <= MORE_THAN_ENOUGH:
+            if not 0 < step <= LARGEST_SCALE:
                 raise ValueError(f"step {step:g}")
             count = int((last - first) / step + 1.01)
+            if count > MOST_SCALES:
+                raise UsageError(f"--scales {text}: expected at most {MOST_SCALES} scales")
             scales = [first + k * step for k in range(count)]
         else:
             scales = [float(word) for word in text.split(",")]
     except (ValueError, OverflowError) as error:
         raise UsageError(f"--scales {text}: expected first:last:step, as 0:1:0.1, or scales with commas") from error
     scales = sorted({round(scale, 4) for scale in scales})
-    if not scales or not all(0 <= scale <= MORE_THAN_ENOUGH for scale in scales):
-        raise UsageError(f"--scales {text}: expected scales from 0 to {MORE_THAN_ENOUGH:g}")
+    if not scales or not all(0 <= scale <= LARGEST_SCALE for scale in scales):
+        raise UsageError(f"--scales {text}: expected scales from 0 to {LARGEST_SCALE:g}")
+    if len(scales) > MOST_SCALES:
+        raise UsageError(f"--scales {text}: expected at most {MOST_SCALES} scales")
     return scales

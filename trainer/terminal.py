@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from convert.errors import JobError, exit_status
 
 Say = Callable[[str], None]
 """Prints a line for the user."""
@@ -29,6 +32,28 @@ def quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
+PACKAGES = {"accelerate", "diffusers", "huggingface_hub", "matplotlib", "numpy", "peft", "PIL", "safetensors", "tokenizers",
+            "torch", "tqdm", "transformers"}  # fmt: skip
+"""What the project installs, by the names that Python imports."""
+
+
+def command(name: str, work: Callable[[], int], *, stopped: str = "stopped") -> int:
+    """`exit_status`, with one line more: a package is missing because the environment is not active."""
+
+    def checked() -> int:
+        try:
+            return work()
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in PACKAGES:
+                raise
+            raise JobError(f"{sys.executable} has no package {package!r}: activate the environment that this project is "
+                           "installed in (source .venv/bin/activate; on Windows .venv\\Scripts\\activate), or install it here "
+                           "with pip install -e .") from error
+
+    return exit_status(name, checked, stopped=stopped)
+
+
 def say(text: str) -> None:
     """A line for the user, on the terminal at once."""
     print(text, flush=True)
@@ -36,3 +61,29 @@ def say(text: str) -> None:
 
 def say_nothing(text: str) -> None:
     """What processes other than the first say."""
+
+
+@contextmanager
+def progress(total: int, done: int, doing: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; elsewhere, as in a log, a line for every tenth. The body calls what it gets with each advance.
+
+    total, done: how many `unit`s there are, and how many of them were there before.
+    """
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, initial=done, desc=doing, unit=unit) as bar:
+            def update(count: int) -> None:
+                bar.update(count)
+
+            yield update
+        return
+    reached = done
+
+    def advance(count: int) -> None:
+        nonlocal reached
+        before, reached = reached, reached + count
+        if reached * 10 // max(total, 1) > before * 10 // max(total, 1):
+            say(f"{doing}: {reached} of {total} {unit}s")
+
+    yield advance

@@ -22,13 +22,14 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from convert import read
 from trainer.data import load_dataset
 from trainer.evaluate.__main__ import main
+from trainer.evaluate.page import page
 from trainer.evaluate.settings import Settings
 from trainer.evaluate.subjects import make_plan
 from trainer.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--scales", "0,0.5,1", "--per-scale", "3", "--prompts", "2", "--seeds", "2", "--rows", "2", "--drawings", "3",
-         "--steps", "2", "--noises", "1", "--batch", "4", "--device", "cpu"]  # fmt: skip
+         "--sampling-steps", "2", "--noises", "1", "--micro-batch", "4", "--device", "cpu"]  # fmt: skip
 
 
 def arguments(lora: Path, out: Path, clip: Path) -> list[str]:
@@ -76,8 +77,12 @@ def test_numbers_are_those_of_the_pictures_by_hand(report: dict, recipe: Recipe,
         np.testing.assert_allclose(subject["similarity"], alike, atol=1e-5)
     mean = np.mean([np.mean(found, axis=0) for found in scores.values()], axis=0)
     np.testing.assert_allclose(report["groups"]["seen"]["clip_score"]["mean"], mean, atol=1e-3)
-    everything = [s["similarity"] for group in report["groups"].values() for s in group["subjects"]]
-    assert report["recommended"]["scale"] == [0, 0.5, 1][int(np.mean(everything, axis=0).argmax())]
+    everything: dict[str, list] = {}
+    for group in report["groups"].values():
+        for subject in group["subjects"]:
+            everything.setdefault(subject["name"], []).append(subject["similarity"])
+    best = int(np.mean([np.mean(found, axis=0) for found in everything.values()], axis=0)[1:].argmax()) + 1
+    assert report["recommended"]["best"] == [0, 0.5, 1][best] and report["recommended"]["categories"] == len(everything) == 4
 
 
 def test_the_report_says_and_shows_everything(report: dict, tmp_path: Path) -> None:
@@ -94,8 +99,9 @@ def test_the_report_says_and_shows_everything(report: dict, tmp_path: Path) -> N
     assert [row["seed"] for row in with_words] == [row["seed"] for row in without]
     assert [row["prompt"] for row in with_words] == ["a scribble of " + row["prompt"] for row in without]
     page = (out / "index.html").read_text()
-    assert not re.search(r"""(src|href)=['"](?!data:image|figure-)""", page) and "viewport" in page  # opens from disk, alone
-    assert page.count("data:image/svg+xml") == 4 and page.count("data:image/jpeg") == 5
+    assert not re.search(r"""(src|href)=['"](?!data:image|figure-|pictures/)""", page)  # opens from disk, alone
+    assert "viewport" in page
+    assert page.count("data:image/svg+xml") == 7 and page.count("data:image/jpeg") == 5
 
 
 def test_the_same_again_is_the_same_and_a_stop_changes_nothing(
@@ -140,16 +146,17 @@ def test_write_puts_the_scale_where_hosts_look_and_keeps_the_rest(
 
     tensors, said = load_file(lora), read(lora).metadata
     card = json.loads(lora.with_suffix(".json").read_text())
-    report["recommended"] = {"scale": 0.5, "low": 0.5, "high": 1.0, "verdict": "peak"}
+    gain = {"mean": 0.2, "low": 0.1, "high": 0.3}
+    report["recommended"] |= {"scale": 0.5, "low": 0.5, "high": 1.0, "verdict": "best", "gain": gain}
     (tmp_path / "report" / "report.json").write_text(json.dumps(report))
     assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 0  # and the digest is still the report's
     assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 0
     now = read(lora).metadata
     assert now["scribble_scale"] == "0.5" and json.loads(now["scribble_scale_interval"]) == [0.5, 1.0]
     assert {key: now[key] for key in said} == said | {"scribble_scale": "0.5"}
-    assert json.loads(lora.with_suffix(".json").read_text()) == card | {"preferred weight": 0.5}
+    assert json.loads(lora.with_suffix(".json").read_text()) == card | {"preferred weight": 0.5, "negative text": ""}
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(lora).items())
-    report["recommended"]["verdict"] = "none"
+    report["recommended"] |= {"scale": None, "verdict": "noise"}
     (tmp_path / "report" / "report.json").write_text(json.dumps(report))
     capsys.readouterr()
     assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 1
@@ -166,12 +173,51 @@ def test_bad_requests_are_one_line(lora: Path, clip: Path, tmp_path: Path, capsy
     own.mkdir()
     Pictures.new("RGB", (64, 64)).save(own / "a.png")
     cases = {("--data", str(own)): "no pictures were held out", ("--base", "/no/base"): "there is no such file or folder",
-             ("--clip", str(own)): "is no whole CLIP", ("--categories", "unicorn"): "no such category",
+             ("--clip", str(own)): "has no model.safetensors", ("--categories", "unicorn"): "no such category",
              ("--device", "abacus"): "expected auto"}  # fmt: skip
     for number, (extra, words) in enumerate(cases.items()):
         status = main([*arguments(lora, tmp_path / f"out{number}", clip), *extra])
         error = capsys.readouterr().err
         assert status in (1, 2) and words in error and error.startswith("trainer.evaluate: ") and error.count("\n") == 1, error
+        assert not (tmp_path / f"out{number}" / "settings.json").exists()  # a failed start leaves the folder free
+    assert main(arguments(lora, tmp_path / "out0", clip)) == 0
+
+
+def test_every_number_is_in_the_json_and_the_csv(report: dict, tmp_path: Path) -> None:
+    import csv
+
+    with open(tmp_path / "report" / "report.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for kind, group in report["groups"].items():
+        assert len(group["losses"]) > 0 and len(group["losses"][0]["held_out_loss"]) == 3
+        np.testing.assert_allclose(group["held_out_loss"]["against_base"]["mean"][0], 0)
+        for subject in group["subjects"]:
+            of = [row for row in rows
+                  if (row["group"], row["prompt"], row["seed"]) == (kind, subject["prompt"], str(subject["seed"]))]
+            assert [float(row["similarity"]) for row in of] == subject["similarity"]
+            assert [row["picture"] for row in of] == subject["pictures"]
+        for drawing in group["losses"]:
+            found = [float(row["held_out_loss"]) for row in rows if row["name"] == drawing["name"] and row["group"] == kind]
+            assert found == drawing["held_out_loss"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    for grid in report["grids"].values():
+        assert all(f"{row['prompt']}, seed {row['seed']} ({grid['file']})" in page for row in grid["rows"])
+    assert report["complex"]["with"]["ink_distance"]["mean"] != report["complex"]["without"]["ink_distance"]["mean"]
+    assert report["diversity"]["categories"] >= 1 and report["judges"]["dino"]["none"]
+
+
+def test_links_to_pictures_are_quoted(report: dict) -> None:
+    """Names of our own need none, a person's folder might: the page quotes whatever stands in the report."""
+    report["groups"]["seen"]["subjects"][0]["pictures"][0] = "pictures/50% #1 & co.png"
+    html = page(report | {"grids": {}}, {}, {})
+    assert "href='pictures/50%25%20%231%20%26%20co.png'" in html
+
+
+def test_the_held_out_loss_is_measured_on_held_out_drawings(report: dict, recipe: Recipe, tmp_path: Path) -> None:
+    dataset = load_dataset(recipe, cache=tmp_path, say=print, held_out_rows=3)
+    held_out, trained = ({example.source for example in part} for part in (dataset.held_out, dataset.train))
+    names = {row["name"] for row in report["groups"]["seen"]["losses"]}
+    assert names == held_out and not names & trained
 
 
 def test_references_are_those_that_training_held_out(recipe: Recipe, tmp_path: Path) -> None:
@@ -193,5 +239,7 @@ def test_own_pictures_are_judged_by_their_held_out_captions(lora: Path, clip: Pa
     assert main([*arguments(lora, tmp_path / "report", clip), *extra]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     group = report["groups"]["held-out captions"]
+    assert all("in mystyle" not in subject["plain"] for subject in group["subjects"])
+    assert report["recommended"]["verdict"] == "few"  # three held-out captions
     assert {len(found) for found in group["references"].values()} == {3}
     assert all(subject["prompt"].startswith("in mystyle colour number") for subject in group["subjects"])

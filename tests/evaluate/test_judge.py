@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from convert.errors import JobError, UsageError
 from trainer.evaluate import judge
-from trainer.evaluate.judge import Judge, clip_score, similarity
+from trainer.evaluate.judge import ImageJudge, Judge, clip_score, similarity
 
 CPU = torch.device("cpu")
 PROMPTS = ["a scribble of apple", "house", "a photo of a red car on a blue background and some more words than it can read"]
@@ -68,12 +68,47 @@ def test_what_is_no_clip_is_one_line(clip: Path, base: Path, tmp_path: Path) -> 
     with pytest.raises(JobError) as error:
         Judge(str(cut), "--clip", CPU, print)
     assert "\n" not in str(error.value)
-
-
     with open(cut / "model.safetensors", "rb+") as file:
         file.truncate(1000)
-    with pytest.raises(JobError, match="is no whole CLIP"):
+    with pytest.raises(JobError, match="is not a whole CLIP"):
         Judge(str(cut), "--clip", CPU, print)
+
+
+def test_a_pickle_is_never_loaded(clip: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(clip, pickled)
+    from safetensors.torch import load_file
+
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"^--clip .*pickled: has no model.safetensors, only a pickle, which is never loaded"):
+        Judge(str(pickled), "--clip", CPU, print)
+
+
+@pytest.fixture
+def dino(tmp_path: Path) -> Path:
+    """A DINOv2 of random weights."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(3)
+    folder = tmp_path / "dino"
+    Dinov2Model(Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+                ).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
+def test_the_second_judge_gives_dinos_own_features(dino: Path, clip: Path) -> None:
+    from transformers import BitImageProcessor, Dinov2Model
+
+    shown = pictures(3)
+    pixels = BitImageProcessor.from_pretrained(dino)([Image.fromarray(p) for p in shown], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        theirs = Dinov2Model.from_pretrained(dino)(pixel_values=pixels).pooler_output
+    judge = ImageJudge(str(dino), "--dino", CPU, print)
+    torch.testing.assert_close(judge.images(shown), torch.nn.functional.normalize(theirs), atol=1e-5, rtol=1e-4)
+    with pytest.raises(JobError, match="model_type 'clip', not 'dinov2'"):
+        ImageJudge(str(clip), "--dino", CPU, print)
 
 
 HUB = """

@@ -20,17 +20,20 @@ def split(name: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
-def cached(name: str, choose: Choose) -> tuple[Path, str] | None:
-    """The snapshot folder of model `name` and its commit if every chosen file is in the cache, without any network."""
+def cached(name: str, choose: Choose, landmark: str = "unet/config.json") -> tuple[Path, str] | None:
+    """The snapshot folder of model `name` and its commit if every chosen file is in the cache, without any network.
+
+    landmark: a file that every such model has, by which its snapshot is found.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     repository, revision = split(name)
     try:  # by one file: newer clients call a snapshot without the files that we left out incomplete
-        found = try_to_load_from_cache(repository, "unet/config.json", revision=revision)
+        found = try_to_load_from_cache(repository, landmark, revision=revision)
         if not isinstance(found, str):
             return None
-        folder = Path(found).parents[1]
+        folder = Path(found).parents[landmark.count("/")]
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         chosen = choose(names)
     except (HFValidationError, UsageError, JobError):
@@ -38,10 +41,10 @@ def cached(name: str, choose: Choose) -> tuple[Path, str] | None:
     return (folder, folder.name) if all(name in names for name in chosen) else None
 
 
-def download(name: str, choose: Choose, say: Callable[[str], None]) -> tuple[Path, str]:
+def download(name: str, choose: Choose, say: Callable[[str], None], landmark: str = "unet/config.json") -> tuple[Path, str]:
     """The folder of model `name`'s chosen files and its commit, from the cache or else from the hub.
 
-    say: is told before the gigabytes come, once the hub has answered.
+    say: is told before the gigabytes come, once the hub has answered. landmark: as in `cached`.
 
     Raises:
         UsageError: the hub has no such repository, or not for this user.
@@ -50,7 +53,7 @@ def download(name: str, choose: Choose, say: Callable[[str], None]) -> tuple[Pat
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub import errors as hub
 
-    if found := cached(name, choose):
+    if found := cached(name, choose, landmark):
         return found
     repository, revision = split(name)
     try:

@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   python -m trainer.evaluate scribble.safetensors --out report/            base and data from its metadata
   python -m trainer.evaluate scribble.safetensors --out report/ --write    and put the best scale where hosts look
   python -m trainer.evaluate scribble.safetensors --base v1-5-pruned-emaonly.safetensors --out report/
+  python -m trainer.evaluate runs/scribble --out steps/ --write            every checkpoint at every scale
 """
 
 
@@ -29,9 +30,10 @@ class Job:
     lora: Path
     out: Path
     device: str
-    batch: int
+    micro_batch: int
     cache: Path
     write: bool
+    against: Path | None
     changed: dict[str, Any]
     """fields of the LoRA's recipe that the command line gives anew"""
 
@@ -41,11 +43,13 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m trainer.evaluate", allow_abbrev=False, epilog=EXAMPLES,
                description="Measure a LoRA at every scale, as the paper's figures 5 to 11 do, and find the scale to use.",
                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    p.add_argument("lora", type=Path, metavar="LORA", help="the LoRA, .safetensors of any form or a peft folder")
+    p.add_argument("lora", type=Path, metavar="LORA", help="the LoRA, .safetensors of any form or a peft folder; or a run's "
+                   "folder (runs/scribble): every checkpoint is measured, and the best step and scale found")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for index.html, report.json and pictures; "
                    "the same command goes on with what is there")
-    p.add_argument("--write", action="store_true", help="put the best scale into the LoRA's metadata and its card's preferred "
-                   "weight, from where the web UI and ComfyUI take it")
+    p.add_argument("--write", action="store_true", help="put the recommended scale into the LoRA's metadata and its card's "
+                   "preferred weight, where the web UI and ComfyUI read it; of a run, put the best checkpoint in place")
+    p.add_argument("--against", type=Path, metavar="DIR", help="another report: compare the two in pairs")
     data = p.add_argument_group("what it was trained on (default: what its metadata says)")
     for f in dataclasses.fields(Recipe):
         if f.name in DATA_FLAGS:
@@ -55,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add_fields(p.add_argument_group("what is measured (decides the numbers)"), Settings)
     job = p.add_argument_group("job (where and how)")
     place_options(job)
-    job.add_argument("--batch", type=int, default=0, metavar="N", help="pictures drawn at once, scales mixed; halved when "
-                     "memory runs out (default 16 on a GPU, 8 elsewhere)")
+    job.add_argument("--micro-batch", type=int, default=0, metavar="N", help="pictures drawn at once, scales mixed; halved if "
+                     "memory runs out (default 16 on a CUDA GPU, 8 elsewhere)")
     return p
 
 
@@ -66,8 +70,8 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, Job]:
     values = {f.name: options[f.name] for f in dataclasses.fields(Settings) if options[f.name] is not None}
     if "complex" in values:
         values["complex"] = tuple(values["complex"])
-    if options["batch"] < 0:
-        raise UsageError(f"--batch {options['batch']}: expected 0 or more")
+    if options["micro_batch"] < 0:
+        raise UsageError(f"--micro-batch {options['micro_batch']}: expected 0 or more")
     changed = {name: options[name] for name in DATA_FLAGS if options[name] is not None}
     job = {f.name: options[f.name] for f in dataclasses.fields(Job) if f.name != "changed"}
     return Settings(**values), Job(**job, changed=changed)

@@ -2,63 +2,85 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from convert.files import atomic_path
 from trainer.evaluate.gallery import Gallery
-from trainer.evaluate.subjects import Plan, Subject
+from trainer.evaluate.subjects import HELD_OUT, SEEN, UNSEEN, Plan, Subject
 from trainer.sample.grid import draw_grid, write_png
 
-COLOURS = {"seen": "#1f6fb4", "unseen": "#e07b1a", "held-out captions": "#1f6fb4"}
-PLOTS = (  # key of a group's curve, file, title, label of the axis
-    ("clip_score", "figure-10-clip-score", "CLIP score (figure 10)", "100 · max(cos, 0)"),
-    ("similarity", "figure-11-similarity", "Similarity to held-out drawings (figure 11)", "cosine of image features"),
-    ("ink_distance", "ink-distance", "Ink distance from held-out drawings", "distance, log scale"),
-    ("held_out_loss", "held-out-loss", "Denoising loss on held-out drawings", "mean squared error"),
-)
+COLOURS = {SEEN: "#1f6fb4", UNSEEN: "#e07b1a", HELD_OUT: "#1f6fb4"}
 CELL, SMALL_CELL = 192, 112
+
+
+class Plot(NamedTuple):
+    key: str
+    """of a group's curve"""
+    file: str
+    title: str
+    axis: str
+
+
+STYLE_PROMPT = Plot("style_prompt", "style-against-prompt", "Style against prompt", "similarity to held-out drawings")
+PLOTS = (
+    Plot("similarity", "figure-11-similarity", "Similarity to held-out drawings (figure 11)", "cosine of image features"),
+    STYLE_PROMPT,
+    Plot("clip_score", "figure-10-clip-score", "CLIP score (figure 10)", "100 · max(cos, 0)"),
+    Plot("ink_distance", "ink-distance", "Ink distance from held-out drawings", "distance, log scale"),
+    Plot("dino_similarity", "dino-similarity", "The same by DINOv2, which is not a CLIP", "cosine of image features"),
+    Plot("cmmd", "cmmd", "Distance of distributions (CMMD)", "1000 · squared MMD"),
+    Plot("held_out_loss", "held-out-loss", "Denoising loss on held-out drawings", "mean squared error, against the base"),
+    Plot("nearest_training", "nearest-training", "Nearest training picture", "cosine of image features"),
+)
 
 
 def draw_plots(report: dict[str, Any], out: Path) -> dict[str, bytes]:
     """Write every plot into `out` as PNG; returns them as SVG, by their curve's key."""
     import matplotlib
 
+    groups = report["groups"].values()
     with matplotlib.rc_context({"svg.hashsalt": "scribble", "font.size": 11, "axes.spines.top": False,
                                 "axes.spines.right": False}):  # fmt: skip
-        return {key: _plot(report, key, title, label, out / f"{file}.png") for key, file, title, label in PLOTS}
+        return {plot.key: _save(_figure(report, plot), out / f"{plot.file}.png") for plot in PLOTS
+                if plot == STYLE_PROMPT or any(plot.key in group for group in groups)}
 
 
-def _plot(report: dict[str, Any], key: str, title: str, label: str, path: Path) -> bytes:
-    import io
-
+def _figure(report: dict[str, Any], plot: Plot) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    from convert.files import atomic_path
-
     figure = Figure(figsize=(5.4, 4.1), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for kind, group in report["groups"].items():
-        _line(axes, report["scales"], group[key], kind)
-    for value, kinds in _real(report, key).items():
-        named = f"{kinds[0]}: real drawings" if len(kinds) < len(report["groups"]) else "real drawings"
-        axes.axhline(value, color=COLOURS[kinds[0]] if len(kinds) == 1 else "#777", linestyle="--", linewidth=1, label=named)
-    if key == "similarity" and report["recommended"]["verdict"] != "none":
+    if plot == STYLE_PROMPT:
+        _style_prompt(axes, report)
+    else:
+        for kind, group in report["groups"].items():
+            if plot.key in group:
+                _line(axes, report["scales"], group[plot.key], kind, plot.key == "held_out_loss")
+        _real_lines(axes, report, plot.key)
+    if plot.key == "similarity" and report["recommended"]["scale"] is not None:
         found = report["recommended"]
         axes.axvspan(found["low"] - 0.008, found["high"] + 0.008, color="#3a9d5d", alpha=0.15, linewidth=0)
         axes.axvline(found["scale"], color="#3a9d5d", linewidth=1.2, label=f"recommended: {found['scale']:g}")
-    if key == "ink_distance":
+    if plot.key == "ink_distance":
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-    axes.set(xlabel="LoRA scale", ylabel=label, title=title)
+    x = "CLIP score of the prompt without trigger words" if plot == STYLE_PROMPT else "LoRA scale"
+    axes.set(xlabel=x, ylabel=plot.axis, title=plot.title)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> bytes:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=160, metadata={"Software": None})
     svg = io.BytesIO()
@@ -66,19 +88,33 @@ def _plot(report: dict[str, Any], key: str, title: str, label: str, path: Path) 
     return svg.getvalue()
 
 
-def _line(axes: Any, scales: list[float], curve: dict[str, Any], kind: str) -> None:
-    colour = COLOURS[kind]
-    axes.plot(scales, curve["mean"], "o-", color=colour, markersize=3.5, label=f"{kind} (n = {curve['n']})")
-    axes.fill_between(scales, curve["low"], curve["high"], color=colour, alpha=0.16, linewidth=0)
+def _line(axes: Any, scales: list[float], curve: dict[str, Any], kind: str, against_base: bool) -> None:
+    """A group's means with their interval; against the base, where levels differ for reasons that no scale changes."""
+    colour, shown = COLOURS[kind], curve["against_base"] if against_base else curve
+    label = f"{kind} ({curve['n']} of {curve['categories']})"
+    axes.plot(scales, shown["mean"], "o-", color=colour, markersize=3.5, label=label)
+    if None not in shown["low"]:
+        axes.fill_between(scales, shown["low"], shown["high"], color=colour, alpha=0.16, linewidth=0)
 
 
-def _real(report: dict[str, Any], key: str) -> dict[float, list[str]]:
-    """The real drawings' own value of a measure -> the groups that have it."""
+def _style_prompt(axes: Any, report: dict[str, Any]) -> None:
+    """What each scale gains in style and what it costs in following the prompt; points are scales."""
+    for kind, group in report["groups"].items():
+        x, y = group["prompt_score"]["mean"], group["similarity"]["mean"]
+        axes.plot(x, y, "o-", color=COLOURS[kind], markersize=3.5, linewidth=1, label=kind)
+        for k in {0, len(x) // 2, len(x) - 1}:
+            axes.annotate(f"{report['scales'][k]:g}", (x[k], y[k]), textcoords="offset points", xytext=(5, 5), fontsize=8)
+
+
+def _real_lines(axes: Any, report: dict[str, Any], key: str) -> None:
+    """The real drawings' own value of a measure, dashed; one line if the groups share it."""
     found: dict[float, list[str]] = {}
     for kind, group in report["groups"].items():
-        if group[key].get("drawings") is not None:
+        if group.get(key, {}).get("drawings") is not None:
             found.setdefault(group[key]["drawings"], []).append(kind)
-    return found
+    for value, kinds in found.items():
+        label = f"{kinds[0]}: real drawings" if len(kinds) < len(report["groups"]) else "real drawings"
+        axes.axhline(value, color=COLOURS[kinds[0]] if len(kinds) == 1 else "#777", linestyle="--", linewidth=1, label=label)
 
 
 def draw_grids(plan: Plan, gallery: Gallery, scales: list[float], rows: int, out: Path) -> dict[str, dict[str, Any]]:
@@ -99,9 +135,9 @@ def draw_grids(plan: Plan, gallery: Gallery, scales: list[float], rows: int, out
 def _grids(plan: Plan, rows: int) -> list[tuple[str, str, Sequence[Subject]]]:
     found: list[tuple[str, str, Sequence[Subject]]] = [
         ("figure-5-seeds", f"Seeds of one prompt: {plan.one_prompt[0].prompt} (figure 5)", plan.one_prompt)]
-    names = {"seen": ("figure-6-seen", "Categories it was trained on (figure 6)"),
-             "unseen": ("figure-7-unseen", "Categories it never saw (figure 7)"),
-             "held-out captions": ("captions", "Held-out captions")}
+    names = {SEEN: ("figure-6-seen", "Categories it was trained on (figure 6)"),
+             UNSEEN: ("figure-7-unseen", "Categories it never saw (figure 7)"),
+             HELD_OUT: ("captions", "Held-out captions")}
     for group in plan.groups:
         distinct = {subject.name: subject for subject in reversed(group.subjects)}
         first = [distinct[name] for name in dict.fromkeys(s.name for s in group.subjects)]

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, each a PNG in a folder: what is there is not drawn again."""
+"""The pictures of an evaluation, each a PNG in a folder: one that is there is not drawn again."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from convert.errors import JobError
 from trainer.evaluate.subjects import Subject
 from trainer.sample.grid import write_png
 from trainer.sample.sampler import Sampler
+from trainer.terminal import progress, say
 
 View = tuple[Subject, float]
 """A subject at a scale."""
@@ -32,33 +32,27 @@ class Gallery:
         return self.folder / f"{words}-{digest}-seed{subject.seed}-scale{scale:g}.png"
 
     def draw(self, subjects: Iterable[Subject], scales: Sequence[float]) -> int:
-        """Draw every subject at every scale, as far as it is not there; returns how many pictures were drawn."""
-        from tqdm import tqdm
-
+        """Draw every subject at every scale, unless it is there; returns how many pictures were drawn."""
         self.folder.mkdir(parents=True, exist_ok=True)
         views = list({self.path(s, scale): (s, scale) for s in subjects for scale in scales}.values())
         batches = [views[k : k + self.batch] for k in range(0, len(views), self.batch)]
         lacking = [some for some in batches if not all(self.path(*view).exists() for view in some)]
-        with tqdm(total=len(views), initial=len(views) - sum(map(len, lacking)), desc="drawing", unit="picture",
-                  disable=None) as bar:  # fmt: skip
+        wanted = sum(map(len, lacking))
+        if wanted:
+            there = f"; {len(views) - wanted} are there" if len(views) > wanted else ""
+            say(f"{wanted} pictures to draw, {self.sampler.steps} steps each, {self.batch} at once{there}")
+        with progress(len(views), len(views) - wanted, "drawing", "picture") as advance:
             for some in lacking:
                 for (subject, scale), picture in zip(some, self._sample(some), strict=True):
                     write_png(Image.fromarray(picture), self.path(subject, scale))
-                bar.update(len(some))
-        return sum(map(len, lacking))
+                advance(len(some))
+        return wanted
 
     def _sample(self, views: Sequence[View]) -> np.ndarray:
-        try:
-            return self.sampler([s.prompt for s, _ in views], [s.seed for s, _ in views], scale=[scale for _, scale in views])
-        except torch.OutOfMemoryError as error:
-            if len(views) == 1:
-                raise JobError("out of memory on a single picture: close other programs that use the GPU") from error
-        torch.cuda.empty_cache()
-        half = len(views) // 2
-        return np.concatenate([self._sample(views[:half]), self._sample(views[half:])])
+        return self.sampler([s.prompt for s, _ in views], [s.seed for s, _ in views], scale=[scale for _, scale in views])
 
     def read(self, subject: Subject, scale: float) -> np.ndarray:
-        """uint8 (H, W, 3). JobError where the file is damaged."""
+        """uint8 (H, W, 3). JobError if the file is damaged."""
         path = self.path(subject, scale)
         try:
             with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""The CLIP that judges: unit features of pictures and texts, the CLIP score and the cosine similarity."""
+"""The models that judge: unit features of pictures and texts by a CLIP, and of pictures by a DINOv2, which is no CLIP."""
 
 from __future__ import annotations
 
@@ -21,55 +21,92 @@ from trainer.recipe import MINIATURE, home
 from trainer.terminal import quiet
 
 BATCH = 32
+WEIGHTS = "model.safetensors"
+SMALL = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+         "special_tokens_map.json")  # fmt: skip
+Say = Callable[[str], None]
 
 
-class Judge:
-    """A CLIP image/text pair of transformers, float32 on `device`, with its own image processor and tokenizer.
+class ImageJudge:
+    """An image encoder of transformers, float32 on `device`, with its own image processor.
 
-    name: `miniature`, a folder, or an id of the hub; option: the flag that named it, for messages. Features come as
-    float32 (N, width) of length 1 on the CPU.
+    name: a folder or an id of the hub; option: the flag that named it, for messages.
 
     Raises:
-        UsageError: `name` is nothing, or no CLIP.
-        JobError: it is damaged, or the hub that has it cannot be reached.
+        UsageError: `name` is nothing, or not such a model in safetensors.
+        JobError: it is damaged, or the hub cannot be reached.
     """
 
-    def __init__(self, name: str, option: str, device: torch.device, say: Callable[[str], None]) -> None:
+    kind = "DINOv2"
+    types: tuple[str, ...] = ("dinov2", "dinov2_with_registers")
+
+    def __init__(self, name: str, option: str, device: torch.device, say: Say) -> None:
         self.name, self.device = name, device
-        folder, commit = _find(name, option, say)
+        folder, commit = _find(name, option, self.kind, say)
         try:
             with quiet():
-                self.model, self.tokenizer, self.processor = _parts(folder)
+                self._load(folder)
         except (OSError, ValueError, SafetensorError) as error:
-            raise JobError(f"{option} {name}: is no whole CLIP in transformers form ({_line(error)})") from error
+            raise JobError(f"{option} {name}: is not a whole {self.kind} in transformers form ({_line(error)})") from error
         self.model.eval().requires_grad_(False).to(device)
         self.identity = commit or _digest(folder)
 
+    def _load(self, folder: Path) -> None:
+        from transformers import BitImageProcessor, Dinov2Model, Dinov2WithRegistersModel
+
+        found = _model_type(folder, self.types)
+        self.model: Any = _weights(Dinov2Model if found == "dinov2" else Dinov2WithRegistersModel, folder)
+        self.processor: Any = BitImageProcessor.from_pretrained(folder)
+
     @torch.no_grad()
     def images(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Features of uint8 (H, W, 3) pictures."""
+        """Features, float32 (N, width) of length 1 on the CPU, of uint8 (H, W, 3) pictures."""
         parts = []
         for k in range(0, len(pictures), BATCH):
             some = [Image.fromarray(picture) for picture in pictures[k : k + BATCH]]
             pixels = self.processor(some, return_tensors="pt")["pixel_values"].to(self.device)
-            parts.append(_features(self.model.get_image_features(pixel_values=pixels)))
+            parts.append(_unit(self._features(pixels)))
         return torch.cat(parts)
+
+    def _features(self, pixels: Tensor) -> Any:
+        return self.model(pixel_values=pixels)
+
+
+class Judge(ImageJudge):
+    """A CLIP image/text pair. As above; `name` may be `miniature`. Texts are cut to what the text encoder reads."""
+
+    kind = "CLIP"
+    types = ("clip",)
+
+    def _load(self, folder: Path) -> None:
+        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+        _model_type(folder, self.types)
+        self.model = _weights(CLIPModel, folder)
+        self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder)
+        self.processor = CLIPImageProcessor.from_pretrained(folder)
+
+    def _features(self, pixels: Tensor) -> Any:
+        return self.model.get_image_features(pixel_values=pixels)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Features of texts, cut to what the text encoder reads."""
+        """Features, float32 (N, width) of length 1 on the CPU."""
         limit = self.model.config.text_config.max_position_embeddings
         parts = []
         for k in range(0, len(texts), BATCH):
             tokens = self.tokenizer(list(texts[k : k + BATCH]), padding=True, truncation=True, max_length=limit,
                                     return_tensors="pt").to(self.device)  # fmt: skip
             ids = {key: tokens[key] for key in ("input_ids", "attention_mask")}
-            parts.append(_features(self.model.get_text_features(**ids)))
+            parts.append(_unit(self.model.get_text_features(**ids)))
         return torch.cat(parts)
 
 
 def clip_score(images: Tensor, texts: Tensor) -> Tensor:
-    """CLIP scores (N,) of unit features (N, width): 100 max(cos, 0) (Hessel et al. 2021, with the weight of torchmetrics)."""
+    """CLIP scores (N,) of unit features (N, width): 100 max(cos, 0).
+
+    That is what the paper's library computes (torchmetrics); Hessel et al. 2021, whom it cites, have 2.5 max(cos, 0).
+    """
     return 100 * (images * texts).sum(dim=-1).clamp(min=0)
 
 
@@ -78,74 +115,64 @@ def similarity(images: Tensor, references: Tensor) -> Tensor:
     return (images @ references.T).mean(dim=1)
 
 
-def _features(output: Any) -> Tensor:
+def _unit(output: Any) -> Tensor:
     """Unit features from what transformers returns: a tensor in some versions, an output with `pooler_output` in others."""
     features: Tensor = getattr(output, "pooler_output", output)
     return F.normalize(features.float(), dim=-1).cpu()
 
 
-def _find(name: str, option: str, say: Callable[[str], None]) -> tuple[Path, str]:
-    """The folder of CLIP `name`, and which weights they are: the hub's commit, or "" where the files must tell."""
-    place = MINIATURE_FOLDER / "clip" if name == MINIATURE else home(name)
-    if place.is_dir():
-        return place, ""
-    if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
-        raise UsageError(f"{option} {name}: there is no such folder: give a folder or hub id of a CLIP (transformers form)")
+def _find(name: str, option: str, kind: str, say: Say) -> tuple[Path, str]:
+    """The folder of model `name`, and which weights they are: the hub's commit, or "" if the files must tell."""
+    place = MINIATURE_FOLDER / "clip" if name == MINIATURE and kind == Judge.kind else home(name)
     try:
-        return _cached(name) or hub.download(name, _needed, say)
+        if place.is_dir():
+            _needed([file.name for file in place.iterdir()])
+            return place, ""
+        if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or "/" not in name:
+            raise UsageError(f"{name}: there is no such folder: give a folder or hub id of a {kind} (transformers form)")
+        return hub.download(name, _needed, say, landmark="config.json")
     except UsageError as error:
-        raise UsageError(f"{option} {error}") from error
+        said = str(error)
+        raise UsageError(f"{option} {said if said.startswith(name) else f'{name}: {said}'}") from error
     except JobError as error:
-        raise JobError(f"{option} {error}; go online, or give a folder of a CLIP in transformers form") from error
-
-
-def _cached(name: str) -> tuple[Path, str] | None:
-    """The hub's snapshot and its commit if it is whole in the cache, without any network."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    repository, revision = hub.split(name)
-    try:
-        found = try_to_load_from_cache(repository, "config.json", revision=revision)
-        if not isinstance(found, str):
-            return None
-        folder = Path(found).parent
-        _needed([file.name for file in folder.iterdir()])
-    except (HFValidationError, UsageError):
-        return None  # not there, or not whole: the hub decides
-    return folder, folder.name
+        raise JobError(f"{option} {error}; go online, or give a folder of a {kind} in transformers form") from error
 
 
 def _needed(names: list[str]) -> list[str]:
-    """Of a repository's files those that a judge needs. UsageError where the weights or their configuration lack."""
-    weights = next((name for name in ("model.safetensors", "pytorch_model.bin") if name in names), None)
-    if weights is None or "config.json" not in names:
-        raise UsageError("has no config.json with model.safetensors or pytorch_model.bin: it is no CLIP in transformers form")
-    small = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-             "special_tokens_map.json")  # fmt: skip
-    return [weights, *(name for name in small if name in names)]
+    """Of a repository's files those that a judge needs. UsageError if weights or configuration are missing.
+
+    Only safetensors: a pickle (pytorch_model.bin) can run code when it is loaded.
+    """
+    if WEIGHTS not in names:
+        pickled = any(name.startswith("pytorch_model") for name in names)
+        raise UsageError(f"has no {WEIGHTS}" + (", only a pickle, which is never loaded: give a revision that has it, as "
+                                                "id@refs/pr/N, or a folder with a converted copy" if pickled else ""))
+    if "config.json" not in names:
+        raise UsageError("has no config.json: it is not in transformers form")
+    return [WEIGHTS, *(name for name in SMALL if name in names)]
 
 
-def _parts(folder: Path) -> tuple[Any, Any, Any]:
-    """Model, tokenizer and image processor. ValueError or OSError where the folder is no whole CLIP."""
-    from transformers import AutoConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+def _model_type(folder: Path, expected: tuple[str, ...]) -> str:
+    from transformers import AutoConfig
 
-    kind = AutoConfig.from_pretrained(folder).model_type
-    if kind != "clip":
-        raise ValueError(f"its config.json says model_type {kind!r}, not 'clip'")
-    model, found = CLIPModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    found = str(AutoConfig.from_pretrained(folder).model_type)
+    if found not in expected:
+        raise ValueError(f"its config.json says model_type {found!r}, not {expected[0]!r}")
+    return found
+
+
+def _weights(model_class: Any, folder: Path) -> Any:
+    """The model with every weight from its file. ValueError or OSError if one is missing."""
+    model, found = model_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, use_safetensors=True)
     if found["missing_keys"]:
         raise ValueError(f"{len(found['missing_keys'])} weights are missing, first {sorted(found['missing_keys'])[0]}")
-    return model, CLIPTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder)
+    return model
 
 
 def _digest(folder: Path) -> str:
     """sha256, hex, of a folder's weights."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    with open(folder / WEIGHTS, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _line(error: BaseException) -> str:

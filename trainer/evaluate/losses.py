@@ -1,4 +1,4 @@
-"""The denoising loss on held-out drawings at every scale: does the adapter predict the noise on what it never saw?"""
+"""The denoising loss on held-out drawings at every scale: does the adapter predict the noise on drawings it never saw?"""
 
 from __future__ import annotations
 

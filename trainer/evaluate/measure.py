@@ -1,7 +1,8 @@
-"""From pictures to numbers: each group's CLIP score, similarity and ink distance, per picture and as curves."""
+"""From pictures to numbers: each measure per picture and as a curve."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,78 +11,161 @@ import torch
 from torch import Tensor
 
 from trainer.data.records import Example
-from trainer.evaluate.curves import by_name, curve
+from trainer.evaluate.copying import among, copying, diversity
+from trainer.evaluate.curves import curve, numbers
 from trainer.evaluate.gallery import Gallery
 from trainer.evaluate.ink import Ink
-from trainer.evaluate.judge import Judge, clip_score, similarity
+from trainer.evaluate.judge import ImageJudge, Judge, clip_score, similarity
 from trainer.evaluate.settings import Settings
-from trainer.evaluate.subjects import Group
+from trainer.evaluate.statistics import jackknife, mmd
+from trainer.evaluate.subjects import Group, Plan, Subject
+
+Features = dict[str, Tensor]
+"""Unit features of the same pictures by the identity of the judge."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What measures every group alike. `side`: of a reference in pixels; `real`: the drawings that `ink` was made from."""
+    """What measures every group alike. `side`: of a real picture in pixels; `ink`: from the held-out drawings."""
 
     settings: Settings
     scales: list[float]
     gallery: Gallery
     clip: Judge
     image_clip: Judge
+    dino: ImageJudge | None
     ink: Ink
     side: int
 
     def group(self, group: Group) -> dict[str, Any]:
-        """Plain data: a record per subject, a curve per measure, and the real drawings' own values."""
+        """Plain data: a record per subject, a curve per measure, and the real pictures' own values."""
         subjects, names = group.subjects, [subject.name for subject in group.subjects]
         pictures = self.gallery.read_all(subjects, self.scales)
-        flat = list(pictures.reshape(-1, *pictures.shape[2:]))
-        features = {judge.identity: judge.images(flat).unflatten(0, pictures.shape[:2]) for judge in self._judges()}
+        drawn = self._features(list(pictures.reshape(-1, *pictures.shape[2:])), pictures.shape[:2])
         real = {name: self._real(examples) for name, examples in group.references.items()}
-        score = self._scores(group, features[self.clip.identity])
-        alike = np.stack([similarity(row, real[name][self.image_clip.identity]).double().numpy()
-                          for name, row in zip(names, features[self.image_clip.identity], strict=True)])  # fmt: skip
-        ink = np.array([[self.ink.distance(picture) for picture in row] for row in pictures])
+        values = {"clip_score": self._scores([s.prompt for s in subjects], drawn),
+                  "prompt_score": self._scores([s.plain for s in subjects], drawn),
+                  "similarity": self._alike(self.image_clip, names, drawn, real),
+                  "ink_distance": np.array([[self.ink.distance(picture) for picture in row] for row in pictures])}
+        if self.dino:
+            values["dino_similarity"] = self._alike(self.dino, names, drawn, real)
         counted = list(dict.fromkeys(names))[: self.settings.prompts]
-        prompted = [row for row, name in enumerate(names) if name in counted]
-        drawn = slice(0, self.settings.per_scale)
-        return {
-            "clip_score": curve(by_name(score[prompted], [names[row] for row in prompted]), self.settings.seed).as_dict()
-            | {"drawings": self._reference_score(group, counted, real)},
-            "similarity": curve(alike[drawn], self.settings.seed).as_dict() | {"drawings": self._likeness(real)},
-            "ink_distance": curve(ink[drawn], self.settings.seed).as_dict() | {"drawings": round(self.ink.own, 6)},
-            "references": {name: [example.source for example in found] for name, found in group.references.items()},
-            "subjects": [self._record(*row) for row in zip(subjects, score, alike, ink, strict=True)],
-        }
+        prompted = [k for k, name in enumerate(names) if name in counted]
+        rows = {key: prompted if key == "clip_score" else range(min(len(names), self.settings.per_scale)) for key in values}
+        curves = {key: curve(found[rows[key]], [names[k] for k in rows[key]], self.settings.seed)
+                  for key, found in values.items()}
+        return {**self._with_real(curves, group, counted, real),
+                "cmmd": self._distance(names, drawn[self.image_clip.identity], group, real),
+                **self._copying(group, drawn, real),
+                "references": {name: [example.source for example in found] for name, found in group.references.items()},
+                "subjects": [self._record(subject, {key: found[k] for key, found in values.items()})
+                             for k, subject in enumerate(subjects)]}
 
-    def _judges(self) -> list[Judge]:
-        return list({judge.identity: judge for judge in (self.clip, self.image_clip)}.values())
+    def complex(self, plan: Plan) -> dict[str, Any]:
+        """Figures 8 and 9 in numbers: complex prompts with and without the trigger words, against all held-out pictures.
 
-    def _real(self, examples: list[Example]) -> dict[str, Tensor]:
-        """Features of held-out examples by judge, (R, width) each."""
-        pixels = [example.pixels(self.side) for example in examples]
-        return {judge.identity: judge.images(pixels) for judge in self._judges()}
+        By "with" and "without": curves of similarity, ink distance and prompt score, and half_way: the smallest scale at
+        which half of the way from the base's ink distance to the real drawings' own is gone, null if none.
+        """
+        references = [example for group in plan.groups for part in group.references.values() for example in part]
+        real = self._real(references)[self.image_clip.identity]
+        found = {}
+        for key, subjects in (("with", plan.with_trigger), ("without", plan.without_trigger)):
+            if not subjects:
+                continue
+            pictures, names = self.gallery.read_all(subjects, self.scales), [subject.name for subject in subjects]
+            drawn = self._features(list(pictures.reshape(-1, *pictures.shape[2:])), pictures.shape[:2])
+            ink = np.array([[self.ink.distance(picture) for picture in row] for row in pictures])
+            alike = np.stack([similarity(row, real).double().numpy() for row in drawn[self.image_clip.identity]])
+            curves = {"similarity": alike, "ink_distance": ink,
+                      "prompt_score": self._scores([s.plain for s in subjects], drawn)}
+            half = ink.mean(axis=0) <= (ink.mean(axis=0)[0] + self.ink.own) / 2
+            found[key] = {**{name: curve(values, names, self.settings.seed) for name, values in curves.items()},
+                          "half_way": self.scales[int(half.argmax())] if half.any() else None}
+        return found
 
-    def _scores(self, group: Group, features: Tensor) -> np.ndarray:
-        """CLIP scores, float64 (subjects, scales)."""
-        texts = self.clip.texts([subject.prompt for subject in group.subjects])
-        return clip_score(features, texts[:, None, :]).double().numpy()
+    def diversity(self, plan: Plan) -> dict[str, Any] | None:
+        """How much pictures of one prompt differ from seed to seed; drawings: how much real ones of one category do."""
+        subjects = list({(s.prompt, s.seed): s for part in (plan.one_prompt, *(g.subjects for g in plan.groups))
+                         for s in part}.values())  # fmt: skip
+        pictures = self.gallery.read_all(subjects, self.scales)
+        drawn = self.image_clip.images(list(pictures.reshape(-1, *pictures.shape[2:]))).unflatten(0, pictures.shape[:2])
+        found = diversity(drawn, [subject.prompt for subject in subjects], self.settings.seed)
+        real = [self._real(part)[self.image_clip.identity] for group in plan.groups for part in group.references.values()]
+        own = [1 - among(features) for features in real if len(features) > 1]
+        return found and found | {"drawings": round(float(np.mean(own)), 6) if own else None}
 
-    def _reference_score(self, group: Group, counted: list[str], real: dict[str, dict[str, Tensor]]) -> float:
-        """The held-out drawings' own CLIP score with the prompt of their category; each category counts once."""
-        prompts = {subject.name: subject.prompt for subject in group.subjects}
-        texts = self.clip.texts([prompts[name] for name in counted])
-        means = [clip_score(real[name][self.clip.identity], text).mean() for name, text in zip(counted, texts, strict=True)]
+    def _judges(self) -> list[ImageJudge]:
+        judges = [self.clip, self.image_clip, *([self.dino] if self.dino else [])]
+        return list({judge.identity: judge for judge in judges}.values())
+
+    def _features(self, pictures: Sequence[np.ndarray], shape: Sequence[int]) -> Features:
+        return {judge.identity: judge.images(pictures).unflatten(0, tuple(shape)) for judge in self._judges()}
+
+    def _real(self, examples: Sequence[Example]) -> Features:
+        """Features of real pictures by judge, (R, width) each."""
+        return self._features([example.pixels(self.side) for example in examples], (len(examples),))
+
+    def _scores(self, texts: list[str], drawn: Features) -> np.ndarray:
+        """CLIP scores, float64 (subjects, scales), with a text for each subject."""
+        return clip_score(drawn[self.clip.identity], self.clip.texts(texts)[:, None, :]).double().numpy()
+
+    def _alike(self, judge: ImageJudge, names: list[str], drawn: Features, real: dict[str, Features]) -> np.ndarray:
+        """Similarities to the held-out pictures, float64 (subjects, scales)."""
+        return np.stack([similarity(row, real[name][judge.identity]).double().numpy()
+                         for name, row in zip(names, drawn[judge.identity], strict=True)])
+
+    def _with_real(self, curves: dict[str, dict[str, Any]], group: Group, counted: list[str],
+                   real: dict[str, Features]) -> dict[str, Any]:  # fmt: skip
+        """The curves with the held-out pictures' own value of each measure as `drawings`."""
+        subjects = {subject.name: subject for subject in group.subjects}
+        own = {"clip_score": self._own_score([subjects[name].prompt for name in counted], counted, real),
+               "prompt_score": self._own_score([subjects[name].plain for name in counted], counted, real),
+               "similarity": _own_likeness(real, self.image_clip), "ink_distance": round(self.ink.own, 6)}
+        if self.dino:
+            own["dino_similarity"] = _own_likeness(real, self.dino)
+        return {key: found | {"drawings": own[key]} for key, found in curves.items()}
+
+    def _own_score(self, texts: list[str], names: list[str], real: dict[str, Features]) -> float:
+        """The held-out pictures' own CLIP score with the text of their category; each category counts once."""
+        means = [clip_score(real[name][self.clip.identity], text).mean()
+                 for name, text in zip(names, self.clip.texts(texts), strict=True)]
         return round(float(torch.stack(means).mean()), 6)
 
-    def _likeness(self, real: dict[str, dict[str, Tensor]]) -> float | None:
-        """Mean cosine of a held-out drawing with the others of its category; None where each is alone."""
-        features = [found[self.image_clip.identity] for found in real.values()]
-        pairs = [f @ f.T for f in features if len(f) > 1]
-        means = [(float(p.sum()) - len(p)) / (len(p) * (len(p) - 1)) for p in pairs]
-        return round(float(np.mean(means)), 6) if means else None
+    def _distance(self, names: list[str], drawn: Tensor, group: Group, real: dict[str, Features]) -> dict[str, Any]:
+        """CMMD between pictures and held-out pictures at every scale, with a jackknife interval over categories."""
+        distinct = list(dict.fromkeys(names))
 
-    def _record(self, subject: Any, score: np.ndarray, alike: np.ndarray, ink: np.ndarray) -> dict[str, Any]:
+        def statistic(used: np.ndarray) -> np.ndarray:
+            kept = [name for name, use in zip(distinct, used, strict=True) if use]
+            rows = [k for k, name in enumerate(names) if name in kept]
+            once = {e.digest: f for name in kept
+                    for e, f in zip(group.references[name], real[name][self.image_clip.identity], strict=True)}
+            others = torch.stack(list(once.values())).double().numpy()
+            if min(len(rows), len(others)) < 2:
+                return np.full(len(self.scales), np.nan)
+            return np.array([mmd(drawn[rows, k].double().numpy(), others) for k in range(len(self.scales))])
+
+        estimate, low, high = jackknife(statistic, len(distinct))
+        return {"mean": numbers(estimate), "low": numbers(low), "high": numbers(high), "n": len(names),
+                "categories": len(distinct), "drawings": 0.0}
+
+    def _copying(self, group: Group, drawn: Features, real: dict[str, Features]) -> dict[str, Any]:
+        if not group.training:
+            return {}
+        key = self.image_clip.identity
+        train = {name: self._real(examples)[key] for name, examples in group.training.items()}
+        held_out = {name: found[key] for name, found in real.items()}
+        names = [subject.name for subject in group.subjects]
+        return {"nearest_training": copying(drawn[key], names, train, held_out, self.settings.seed)}
+
+    def _record(self, subject: Subject, values: dict[str, np.ndarray]) -> dict[str, Any]:
         files = [f"{self.gallery.folder.name}/{self.gallery.path(subject, scale).name}" for scale in self.scales]
-        values = {"clip_score": score, "similarity": alike, "ink_distance": ink}
-        return {"name": subject.name, "prompt": subject.prompt, "seed": subject.seed, "pictures": files,
-                **{key: [round(float(number), 6) for number in row] for key, row in values.items()}}
+        return {"name": subject.name, "prompt": subject.prompt, "plain": subject.plain, "seed": subject.seed, "pictures": files,
+                **{key: numbers(row) for key, row in values.items()}}
+
+
+def _own_likeness(real: dict[str, Features], judge: ImageJudge) -> float | None:
+    """Mean cosine of a held-out picture with the others of its category; None if each is alone."""
+    means = [among(found[judge.identity]) for found in real.values() if len(found[judge.identity]) > 1]
+    return round(float(np.mean(means)), 6) if means else None

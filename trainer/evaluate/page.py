@@ -1,4 +1,4 @@
-"""report/index.html: one file that holds all it shows, for a desktop or a phone, from disk."""
+"""report/index.html: one file with everything it shows, for a desktop or a phone, from disk."""
 
 from __future__ import annotations
 
@@ -6,112 +6,167 @@ import base64
 import io
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from trainer.base.sd15 import SCRIBBLE_MINIATURE
 from trainer.evaluate.recommend import in_words
+from trainer.evaluate.style import STYLE
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d1d22; --soft: #62626c; --paper: #fff; --card: #f5f5f2; --line: #ddd;
-        --mark: #2c7a48 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e9e9ee; --soft: #a2a2ae; --paper: #17171b; --card: #222228; --line: #3a3a42;
-          --mark: #6cc48c } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--paper); color: var(--ink);
-       font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0 } h2 { font-size: 1.15rem; margin: 2rem 0 .25rem }
-p { max-width: 46rem; margin: .4rem 0 } .soft, figcaption, small { color: var(--soft) }
-.verdict { background: var(--card); border-left: .3rem solid var(--mark); border-radius: .3rem; padding: .7rem 1rem;
-           margin: 1rem 0; font-size: 1.1rem; max-width: none }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
-figure { margin: 0 } .plots img { width: 100%; height: auto; background: #fff; border-radius: .4rem; display: block }
-.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; background: #fff; border-radius: .4rem;
-        border: 1px solid var(--line) }
-.wide img { display: block; height: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; width: 100%; background: var(--paper) }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { position: sticky; left: 0; background: inherit }
-tr.best { background: var(--card); font-weight: 600 }
-.numbers { overflow-x: auto } details { margin: .6rem 0 } summary { cursor: pointer } code { font-size: .9em }
-.facts td, .facts th { text-align: left; white-space: normal; vertical-align: top }
-.facts th { white-space: nowrap; overflow-wrap: normal }
-"""
 LEAST_WIDTH = 900  # pixels of a grid on the page; a narrower screen scrolls it sideways
-_PLOTS = {
+CAPTIONS = {
     "similarity": "Mean cosine between a picture's features and those of held-out drawings of its category, which training "
-                  "never saw. Dashed: the drawings among themselves. The recommended scale is the peak over all pictures.",
-    "clip_score": "How well a picture fits its prompt, says a CLIP. Dashed: real drawings with their captions. The paper warns "
-                  "that it cannot judge scribbles: a picture can lose points by looking like a scribble or by showing nothing.",
+                  "never saw. Dashed: the drawings among themselves. A curve above that line is a warning, not a success.",
+    "style_prompt": "What a scale gains in style (up) and what it costs in following the prompt without its trigger words "
+                    "(left). Some points are labelled with their scale.",
+    "clip_score": "How well a picture fits its whole prompt, by a CLIP: 100 · max(cos, 0), as the paper's library computes it. "
+                  "Dashed: real drawings with their captions. The paper warns that it cannot judge scribbles.",
     "ink_distance": "Strokes alone, whatever they show: white ground, no colour, black ink, little of it, thin lines, nothing "
-                    "between. Root mean square deviation from the held-out drawings, in units of their own spread.",
-    "held_out_loss": "Does the adapter predict the noise on drawings that it never saw? The same noise at every scale; lower "
-                     "is better. The intervals leave out that every drawing has noise levels of its own.",
+                    "between. Root mean square deviation from held-out drawings decoded by the VAE, in units of their spread.",
+    "dino_similarity": "The similarity again, by a network that never read a caption.",
+    "cmmd": "How far the pictures as a set are from the held-out drawings as a set: 0 for equal distributions. Few pictures "
+            "make wide intervals.",
+    "held_out_loss": "Does the adapter predict the noise on drawings that it never saw? The difference from the base, with the "
+                     "same noise and timesteps; below 0 is better.",
+    "nearest_training": "Cosine with the nearest training picture. Dashed: the same of held-out drawings. Well above the line, "
+                        "the LoRA returns what it was trained on.",
 }
-_NAMES = {"clip_score": "CLIP score", "similarity": "similarity", "ink_distance": "ink distance", "held_out_loss": "loss"}
+NAMES = {"similarity": "similarity", "style_prompt": "style against prompt", "prompt_score": "prompt score",
+         "clip_score": "CLIP score", "ink_distance": "ink distance", "dino_similarity": "DINOv2 similarity", "cmmd": "CMMD",
+         "held_out_loss": "loss, against the base", "nearest_training": "nearest training picture"}  # fmt: skip
+COLUMNS = ("similarity", "prompt_score", "clip_score", "ink_distance", "dino_similarity", "cmmd", "held_out_loss",
+           "nearest_training")  # fmt: skip
 
 
 def page(report: dict[str, Any], plots: dict[str, bytes], grids: dict[str, dict[str, Any]]) -> str:
     """The whole page. plots: SVG by curve; grids: what `draw_grids` returned."""
     lora, base = report["lora"], report["base"]
-    warning = ("<p class=soft>These are figures of Scribble LoRA's embedded miniature (64-pixel pictures, a judge of its own), "
-               "not of Stable Diffusion 1.5.</p>" if base["family"] == SCRIBBLE_MINIATURE else "")
-    parts = [
-        f"<h1>{escape(lora['name'])} on {escape(base['name'])}</h1>", warning,
+    small = ("<p class=soft>These are figures of Scribble LoRA's embedded miniature, with a judge of its own, not of Stable "
+             "Diffusion 1.5.</p>" if base["family"] == SCRIBBLE_MINIATURE else "")
+    body = [
+        f"<h1>{escape(lora['name'])} on {escape(base['name'])}</h1>", small,
         f"<p class=verdict>{escape(in_words(report['recommended']))}</p>",
-        "<div class=plots>", *(_plot(key, plots[key]) for key in _PLOTS), "</div>",
-        *(_grid(name, grid) for name, grid in grids.items()),
-        "<h2>Numbers</h2>", *(_table(kind, group, report) for kind, group in report["groups"].items()),
-        "<p class=soft>In brackets 95 % bootstrap intervals of the mean. All of it, for every picture, is in "
-        "<code>report.json</code>.</p>", "<h2>How it was made</h2>", _facts(report)]  # fmt: skip
+        *(f"<p class=warning>{escape(warning)}</p>" for warning in report["warnings"]),
+        "<div class=plots>",
+        *(figure(svg, f"{NAMES[key]} against the LoRA scale", CAPTIONS[key]) for key, svg in plots.items()), "</div>",
+        *(_grid(grid) for grid in grids.values()), _complex(report),
+        "<h2>Numbers</h2>", *(_table(kind, group, report) for kind, group in report["groups"].items()), _diversity(report),
+        "<p class=soft>In brackets 95 % intervals over categories: of the mean, and for the loss of its difference from the "
+        "base. There are none below four categories. <code>report.json</code> and <code>report.csv</code> have the numbers of "
+        "every picture.</p>", "<h2>How it was made</h2>", _facts(report), _prompts(report)]  # fmt: skip
+    return document(f"{lora['name']}: evaluation", body)
+
+
+def document(title: str, body: list[str]) -> str:
+    """A page of its own with the report's looks."""
     return ("<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n"
             "<meta name=viewport content='width=device-width, initial-scale=1'>\n"
-            f"<title>{escape(lora['name'])}: evaluation</title>\n<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
+            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n" + "\n".join(body) + "\n</html>\n")
 
 
-def _plot(key: str, svg: bytes) -> str:
+def figure(svg: bytes, alt: str, caption: str) -> str:
+    """A plot, within the page, with its caption."""
     data = base64.b64encode(svg).decode()
-    return (f"<figure><img alt='{escape(_NAMES[key])} against the LoRA scale' src='data:image/svg+xml;base64,{data}'>"
-            f"<figcaption><small>{escape(_PLOTS[key])}</small></figcaption></figure>")
+    return (f"<figure><img alt='{escape(alt)}' src='data:image/svg+xml;base64,{data}'>"
+            f"<figcaption><small>{escape(caption)}</small></figcaption></figure>")
 
 
-def _grid(name: str, grid: dict[str, Any]) -> str:
+def number(mean: float | None, low: float | None, high: float | None) -> str:
+    """`0.52 [0.5, 0.54]`; without an interval the mean alone."""
+    if mean is None:
+        return ""
+    return f"{mean:.4g}" + (f" <small>[{low:.4g}, {high:.4g}]</small>" if low is not None and high is not None else "")
+
+
+def rows(head: list[str], lines: list[tuple[list[str], bool]]) -> str:
+    """A table with a sticky first column; a line is its cells, HTML, and whether it is marked."""
+    body = "".join(f"<tr{' class=best' if marked else ''}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+                   for cells, marked in lines)  # fmt: skip
+    top = "".join(f"<th>{escape(title)}</th>" for title in head)
+    return f"<div class=numbers><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _grid(grid: dict[str, Any]) -> str:
     stream = io.BytesIO()
     grid["image"].save(stream, format="JPEG", quality=88, optimize=True)
     data, width = base64.b64encode(stream.getvalue()).decode(), grid["image"].width
     return (f"<h2>{escape(grid['title'])}</h2><div class=wide><img alt='{escape(grid['title'])}, one column for each scale' "
             f"style='width: clamp({min(width, LEAST_WIDTH)}px, 100%, {width}px)' src='data:image/jpeg;base64,{data}'></div>"
             f"<small>Left to right: LoRA scale; a row shares seed and noise. Large: "
-            f"<a href='{escape(grid['file'])}'>{escape(grid['file'])}</a></small>")
+            f"<a href='{quote(grid['file'])}'>{escape(grid['file'])}</a></small>")
 
 
 def _table(kind: str, group: dict[str, Any], report: dict[str, Any]) -> str:
-    head = "".join(f"<th>{escape(_NAMES[key])}</th>" for key in _PLOTS)
-    rows = []
+    keys = [key for key in COLUMNS if key in group]
+    lines = []
     for k, scale in enumerate(report["scales"]):
-        cells = "".join(f"<td>{_number(group[key], k)}</td>" for key in _PLOTS)
-        best = " class=best" if scale == report["recommended"]["scale"] and report["recommended"]["verdict"] != "none" else ""
-        rows.append(f"<tr{best}><td>{scale:g}</td>{cells}</tr>")
-    return (f"<h3>{escape(kind)}</h3><div class=numbers><table><thead><tr><th>scale</th>{head}</tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table></div>")
+        curves = [group[key]["against_base"] if key == "held_out_loss" else group[key] for key in keys]
+        cells = [number(*(curve[part][k] for part in ("mean", "low", "high"))) for curve in curves]
+        lines.append(([f"{scale:g}", *cells], scale == report["recommended"]["scale"]))
+    size = group["similarity"]
+    return (f"<h3>{escape(kind)}: {size['n']} pictures of {size['categories']} categories or captions</h3>"
+            + rows(["scale", *(NAMES[key] for key in keys)], lines))
 
 
-def _number(curve: dict[str, Any], k: int) -> str:
-    mean, low, high = (f"{curve[part][k]:.4g}" for part in ("mean", "low", "high"))
-    return f"{mean} <small>[{low}, {high}]</small>"
+def _complex(report: dict[str, Any]) -> str:
+    """Figures 8 and 9 in numbers."""
+    found = report["complex"]
+    if set(found) != {"with", "without"}:
+        return ""
+    keys = ("ink_distance", "similarity", "prompt_score")
+    head = ["scale", *(f"{NAMES[key]}, {side}" for key in keys for side in ("with", "without"))]
+    lines = []
+    for k, scale in enumerate(report["scales"]):
+        curves = [found[side][key] for key in keys for side in ("with", "without")]
+        cells = [number(*(curve[part][k] for part in ("mean", "low", "high"))) for curve in curves]
+        lines.append(([f"{scale:g}", *cells], scale == report["recommended"]["scale"]))
+    ways = [f"{found[side]['half_way']:g}" if found[side]["half_way"] is not None else "none of these scales"
+            for side in ("with", "without")]  # fmt: skip
+    few = "" if found["with"]["similarity"]["categories"] >= 4 else " Below four prompts there are no intervals."
+    return ("<h2>Complex prompts with and without the trigger words</h2><p class=soft>The paper (section 4.2.2) sees the style "
+            "with the words from scale 0.7 on and without them from 0.9 on. Here half of the way from the base's ink distance "
+            f"to the drawings' own is covered from {ways[0]} on with them, from {ways[1]} on without. Similarity: to all "
+            f"held-out drawings.{few}</p>" + rows(head, lines))
+
+
+def _diversity(report: dict[str, Any]) -> str:
+    found = report["diversity"]
+    if not found:
+        return ""
+    head = ["scale", "pictures of one prompt differ by"]
+    lines = [([f"{scale:g}", number(*(found[part][k] for part in ("mean", "low", "high")))],
+              scale == report["recommended"]["scale"]) for k, scale in enumerate(report["scales"])]
+    own = f"; real ones of one category by {found['drawings']:.4g}" if found["drawings"] is not None else ""
+    return ("<h3>Diversity over seeds</h3>"
+            f"<p class=soft>1 - cosine between pictures of the same prompt with other seeds{own}.</p>"
+            + rows(head, lines))
 
 
 def _facts(report: dict[str, Any]) -> str:
     lora, judges = report["lora"], report["judges"]
+
+    def judge(found: dict[str, str]) -> str:
+        return f"{found['name']}, {found['identity'][:16]}…" if "name" in found else f"none: {found['none']}"
+
     facts = {
         "LoRA": f"{lora['file']}: {lora['form']}, rank {lora['rank']}, {lora['modules']} modules, {lora['digest'][:16]}…",
         "Base": f"{report['base']['name']} ({report['base']['family']}), {report['base']['identity'][:16]}…",
-        "CLIP score by": f"{judges['clip']['name']}, {judges['clip']['identity'][:16]}…",
-        "Similarity by": f"{judges['image_clip']['name']}, {judges['image_clip']['identity'][:16]}…",
+        "CLIP score by": judge(judges["clip"]), "Similarity by": judge(judges["image_clip"]),
+        "Second judge": judge(judges["dino"]),
         "Settings": ", ".join(f"{key} {value}" for key, value in report["settings"].items() if key != "complex"),
         "Data": f"{report['data']['data']}, seed {report['data']['seed']}",
         "Versions": ", ".join(f"{key} {value}" for key, value in report["versions"].items()) + f", on {report['device']}"}
-    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in facts.items())
-    prompts = "".join("<li>" + escape("; ".join(f"{s['prompt']} (seed {s['seed']})" for s in group["subjects"]))
-                      for group in report["groups"].values())  # fmt: skip
-    return (f"<div class=facts><table>{rows}</table></div><details><summary>Every prompt and seed</summary><ul>{prompts}</ul>"
-            "</details>")
+    lines = "".join(f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in facts.items())
+    return f"<div class=facts><table>{lines}</table></div>"
+
+
+def _prompts(report: dict[str, Any]) -> str:
+    """Every prompt and seed that was drawn, with links to the group's pictures."""
+    parts = []
+    for kind, group in report["groups"].items():
+        for subject in group["subjects"]:
+            links = " ".join(f"<a href='{quote(file)}'>{scale:g}</a>"
+                             for scale, file in zip(report["scales"], subject["pictures"], strict=True))
+            parts.append(f"<li>{escape(kind)}: {escape(subject['prompt'])}, seed {subject['seed']}: {links}")
+    for grid in report["grids"].values():
+        parts += [f"<li>{escape(row['prompt'])}, seed {row['seed']} ({escape(grid['file'])})" for row in grid["rows"]]
+    return f"<details><summary>Every prompt and seed</summary><ul>{''.join(parts)}</ul></details>"

@@ -1,4 +1,4 @@
-"""The scale to use, and putting it where hosts look: the LoRA's metadata and the web UI's card."""
+"""The scale to use: four rules over the measured curves, a sentence for people, and putting it where hosts look."""
 
 from __future__ import annotations
 
@@ -10,46 +10,113 @@ import numpy as np
 from convert import set_metadata
 from convert.errors import JobError, UsageError
 from convert.files.card import read_card, write_card
-from trainer.evaluate.curves import peak
+from trainer.evaluate.statistics import FEWEST, equals, interval
+
+UNITS = "categories or captions"
 
 
-def recommend(similarity: np.ndarray, scales: list[float], seed: int) -> dict[str, Any]:
-    """The peak of the mean similarity, float (pictures, scales), as plain data.
+def recommend(style: np.ndarray, prompt: np.ndarray, copies: np.ndarray, scales: list[float], seed: int) -> dict[str, Any]:
+    """The scale to use, as plain data.
 
-    scale, low, high: the peak and its 95 % interval. verdict: "peak" inside the range; "end" at its last scale, where more
-    might be better still; "none" where the base alone, scale 0, does best: then nothing is recommended.
+    1. A scale counts only if it beats the base: the interval of (scale - base), over all scales at once, is above 0.
+    2. Scales whose pictures are copies of training pictures do not count.
+    3. Of those left, the smallest as good as the best, by the one-standard-error rule, is taken: it leaves the base the
+       most room (section 4.3.2 of the paper argues for that).
+    4. If the prompt is followed less there than by the base, beyond the paired interval, the largest smaller scale where it
+       is not is taken.
+
+    Args:
+        style: similarity to real pictures, float (categories, scales); column 0 is the base, scale 0.
+        prompt: how well the prompt without its trigger words is followed, the same shape.
+        copies: bool (scales,).
+        scales: ascending, 0 first.
+
+    Returns:
+        scale: None if nothing is recommended. low, high: the range of scales as good as the best. best: the scale of the
+        highest mean. gain: mean, low, high of (scale - base), null without an interval. verdict: "best"; "end", the best is
+        the last scale and no other is as good; "only", one scale was measured; "prompt", rule 4 decided. Without a scale:
+        "noise", none beats the base; "worse", none does and some are worse; "few", fewer than four categories; "copies";
+        "prompt lost", each of them follows the prompt less.
     """
-    found = peak(similarity, scales, seed)
-    verdict = "none" if found.scale == 0 else "end" if found.scale == scales[-1] else "peak"
-    return {"scale": found.scale, "low": found.low, "high": found.high, "verdict": verdict}
+    mean = style.mean(axis=0)
+    low, high = interval(style[:, 1:] - style[:, :1], seed, together=True)
+    best = int(mean[1:].argmax()) + 1
+    found: dict[str, Any] = {"scale": None, "low": None, "high": None, "best": scales[best], "gain": None,
+                             "categories": len(style)}
+    if len(style) < FEWEST:
+        return found | {"verdict": "few"}
+    beats = np.concatenate([[False], low > 0])
+    if not beats.any():
+        return found | {"verdict": "worse" if (high < 0).any() else "noise", "gain": _gain(style, low, high, best)}
+    if not (beats & ~copies).any():
+        return found | {"verdict": "copies", "gain": _gain(style, low, high, best)}
+    allowed = beats & ~copies
+    alike = np.flatnonzero(equals(style, allowed))
+    chosen, verdict = int(alike[0]), "best"
+    if len(scales) == 2:
+        verdict = "only"
+    elif chosen == len(scales) - 1:
+        verdict = "end"
+    _, most = interval(prompt - prompt[:, :1], seed)
+    lost = most < 0
+    if lost[chosen]:
+        kept = [k for k in np.flatnonzero(allowed & ~lost) if k < chosen]
+        if not kept:
+            return found | {"verdict": "prompt lost", "gain": _gain(style, low, high, chosen)}
+        chosen, verdict = int(kept[-1]), "prompt"
+    return found | {"scale": scales[chosen], "low": scales[alike[0]], "high": scales[alike[-1]], "verdict": verdict,
+                    "gain": _gain(style, low, high, chosen)}
 
 
-def in_words(recommended: dict[str, Any]) -> str:
-    """One sentence for people."""
-    scale, low, high = (f"{recommended[key]:g}" for key in ("scale", "low", "high"))
-    interval = f"95 % interval {low} to {high}" if low != high else f"in 95 % of resamples exactly {low}"
-    return {"peak": f"Use scale {scale} ({interval}): there the pictures are most like real drawings.",
-            "end": f"Use scale {scale} ({interval}): the similarity still rises at the end of the range.",
-            "none": "No scale brings the pictures nearer to real drawings than the base alone: nothing is recommended.",
-            }[recommended["verdict"]]  # fmt: skip
+def _gain(style: np.ndarray, low: np.ndarray, high: np.ndarray, k: int) -> dict[str, float]:
+    return {"mean": round(float((style[:, k] - style[:, 0]).mean()), 6), "low": round(float(low[k - 1]), 6),
+            "high": round(float(high[k - 1]), 6)}
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """The verdict in a sentence or two."""
+    gain = found["gain"]
+    measured = "no interval"
+    if gain:
+        measured = f"{gain['mean']:+.3f} similarity against the base, 95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}"
+    if found["scale"] is None:
+        return "Nothing is recommended: " + {
+            "few": f"only {found['categories']} {UNITS} were measured, and intervals need at least {FEWEST}.",
+            "noise": f"no scale brings the pictures measurably nearer to real ones (at best {found['best']:g}: {measured}).",
+            "worse": f"no scale beats the base, and some are worse ({found['best']:g}: {measured}).",
+            "copies": "at every scale that beats the base, the pictures are copies of training pictures.",
+            "prompt lost": "every scale that beats the base follows the prompt less than the base does.",
+        }[found["verdict"]]
+    text = f"Use scale {found['scale']:g} ({measured}). "
+    if found["verdict"] == "prompt":
+        return text + (f"The style is strongest at {found['low']:g}, but pictures follow the prompt less there than the "
+                       "base's: this is the largest scale where they do not.")
+    if found["verdict"] == "only":
+        return text + "It is the only scale that was measured."
+    if found["verdict"] == "end":
+        return text + "The similarity still rises at the end of the range."
+    if found["low"] == found["high"]:
+        return text + "No other scale is as good."
+    return text + (f"From {found['low']:g} to {found['high']:g} the pictures are equally like real ones, within one standard "
+                   "error of the best; the smallest of these leaves the base the most room.")
 
 
 def check_writable(lora: Path) -> None:
-    """Before any work: can `write` do its part? UsageError or JobError where not."""
+    """Before any work: can `write` do its part? UsageError or JobError if not."""
     if lora.is_dir() or lora.suffix != ".safetensors":
-        raise UsageError(f"--write: {lora} is no .safetensors file, which is what has metadata and a card")
+        raise UsageError(f"--write: {lora} is not a .safetensors file, which is what has metadata and a card")
     read_card(lora)
 
 
-def write(lora: Path, recommended: dict[str, Any], trigger: str) -> list[Path]:
-    """Put the scale into the file's metadata and its card's `preferred weight`; all else in both stays. The files written.
+def write(lora: Path, found: dict[str, Any], trigger: str) -> list[Path]:
+    """Put the scale into the file's metadata and its card's `preferred weight`; all else stays. Returns the files written.
 
     Raises:
         JobError: nothing is recommended, or a file cannot be written.
     """
-    if recommended["verdict"] == "none":
-        raise JobError(f"--write: {lora} is left as it is: no scale brings the pictures nearer to real drawings than the base")
-    read_card(lora)  # a damaged one ends the command before the file is touched
-    scale = recommended["scale"]
-    set_metadata(lora, {"scribble_scale": scale, "scribble_scale_interval": [recommended["low"], recommended["high"]]})
-    return [lora, write_card(lora, {"preferred weight": scale}, defaults={"activation text": trigger})]
+    if found["scale"] is None:
+        raise JobError(f"--write: {lora} is left as it is. {in_words(found)}")
+    read_card(lora)  # an unreadable card is an error before anything is written
+    set_metadata(lora, {"scribble_scale": found["scale"], "scribble_scale_interval": [found["low"], found["high"]]})
+    card = write_card(lora, {"preferred weight": found["scale"]}, defaults={"activation text": trigger})
+    return [lora, card]

@@ -13,7 +13,7 @@ from trainer.cli import parse_scales
 from trainer.recipe import MINIATURE, flag, option
 
 CLIP, IMAGE_CLIP = "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14"  # the paper's, section 4.3
-MINIATURE_STEPS = 12
+DINO, NONE = "facebook/dinov2-base", "none"
 COMPLEX = ("Cabin in the woods with the forest fire in the background and smoke",  # the paper's, section 4.2.2
            "A castle on a hill under a full moon with birds in the sky", "A fisherman in a small boat on a stormy sea")
 # things, colours and grounds of the miniature's world in new company
@@ -24,7 +24,8 @@ MINIATURE_COMPLEX = ("red house on a green background", "purple fish on a yellow
 class Settings:
     """One evaluation, decided. Equal settings on equal files give equal numbers. Raises UsageError, naming the flag."""
 
-    scales: str = option("0:1:0.1", "LoRA scales, first:last:step or with commas; 0 is the base, 1 the full LoRA")
+    scales: str = option("0:1:0.1", "LoRA scales, first:last:step or with commas, up to 2; 0, the base, is always drawn; 1 is "
+                                    "the full LoRA")
     prompts: int = option(10, "categories whose CLIP score is taken, seen and unseen each (the paper: ten prompts)")
     per_scale: int = option(20, "pictures per scale, of seen and of unseen categories each (the paper: twenty)")
     drawings: int = option(10, "held-out drawings of a category that a picture is compared with")
@@ -35,8 +36,10 @@ class Settings:
     clip: str = option("", "CLIP of the CLIP score, hub id or folder (default: ViT-B/16; the miniature's own for the "
                            "miniature)")
     image_clip: str = option("", "CLIP of the image-image similarity (default: ViT-L/14; the miniature's own)")
+    dino: str = option("", "DINOv2 of a second image-image similarity, hub id or folder, or 'none' (default: ViT-B/14 if it "
+                           "can be had; the miniature none)")
     noises: int = option(2, "noise levels per held-out drawing in the denoising loss")
-    steps: int = option(0, "sampling steps (default 25; the miniature 12)")
+    sampling_steps: int = option(0, "sampling steps of a picture (default 25; the miniature 12)")
     guidance: float = option(0.0, "classifier-free guidance (default 7.5; the miniature 3)")
     seed: int = option(0, "seed of pictures, of what is chosen, and of the resampling behind every interval")
 
@@ -44,14 +47,16 @@ class Settings:
         for name in ("prompts", "per_scale", "drawings", "seeds", "rows", "noises"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{flag(name)} {getattr(self, name)}: expected at least 1")
-        for name in ("steps", "guidance", "seed"):
+        for name in ("sampling_steps", "guidance", "seed"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UsageError(f"{flag(name)} {getattr(self, name)}: expected 0 or more")
-        parse_scales(self.scales)
+        if max(self.scale_list) == 0:
+            raise UsageError(f"--scales {self.scales}: expected a scale above 0; 0 is the base, which is always drawn")
 
     @property
     def scale_list(self) -> list[float]:
-        return parse_scales(self.scales)
+        """Ascending, 0 first: what is recommended is tested against the base."""
+        return sorted({0.0, *parse_scales(self.scales)})
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -62,8 +67,6 @@ class Settings:
         filled: dict[str, Any] = {
             "clip": self.clip or (MINIATURE if small else CLIP),
             "image_clip": self.image_clip or (MINIATURE if small else IMAGE_CLIP),
-            "steps": self.steps or (MINIATURE_STEPS if small else 0),
+            "dino": self.dino or (NONE if small else ""),
             "complex": self.complex or (MINIATURE_COMPLEX if small else COMPLEX)}
         return dataclasses.replace(self, **filled)
-
-

@@ -1,4 +1,4 @@
-"""What is drawn and what it is compared with: prompts, seeds and held-out drawings, chosen by the settings' seed."""
+"""What is drawn and what it is compared with: prompts, seeds, held-out and training pictures, chosen by the settings' seed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ from trainer.rng import Stream
 T = TypeVar("T")
 SEEN, UNSEEN, HELD_OUT = "seen", "unseen", "held-out captions"
 NO_UNSEEN = "the data has no categories that were not trained on: only the seen ones are measured"
+MOST_TRAINING = 200
+"""Training pictures, at most, that a picture's nearest one is looked for among."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One prompt with one seed; drawn at every scale from the same noise. `name`: the category, or the caption."""
+    """One prompt with one seed; drawn at every scale from the same noise."""
 
     name: str
+    """the category, or the caption: what intervals resample"""
     prompt: str
     seed: int
+    plain: str = ""
+    """the prompt without its trigger words"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class Group:
     """`SEEN`, `UNSEEN` or, for own pictures, `HELD_OUT`"""
     subjects: list[Subject]
     references: dict[str, list[Example]]
-    """name -> held-out examples of the same category"""
+    """name -> held-out examples of the same category, at most `drawings` of them"""
+    training: dict[str, list[Example]] = field(default_factory=dict)
+    """name -> training examples of the same category; empty for categories that were not trained on"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Plan:
     def subjects(self) -> list[Subject]:
         """Every subject once, in the order they are drawn in."""
         parts = [self.one_prompt, *(group.subjects for group in self.groups), self.with_trigger, self.without_trigger]
-        return list(dict.fromkeys(subject for part in parts for subject in part))
+        return list({(s.prompt, s.seed): s for part in parts for s in part}.values())
 
 
 def make_plan(settings: Settings, recipe: Recipe, *, cache: Path, say: Callable[[str], None]) -> Plan:
@@ -78,7 +85,7 @@ def make_plan(settings: Settings, recipe: Recipe, *, cache: Path, say: Callable[
     first = groups[0].subjects
     apple = next((subject for subject in first if subject.name == "apple"), first[0])
     notes = [] if len(groups) > 1 or not dataset.seen else [NO_UNSEEN]
-    plain = [Subject(text, text, settings.seed + k) for k, text in enumerate(settings.complex)]
+    plain = [Subject(text, text, settings.seed + k, text) for k, text in enumerate(settings.complex)]
     triggered = [replace(subject, prompt=f"{dataset.trigger} {subject.name}") for subject in plain if dataset.trigger]
     return Plan(groups=groups, one_prompt=[replace(apple, seed=settings.seed + k) for k in range(settings.seeds)],
                 with_trigger=triggered, without_trigger=plain, notes=notes)
@@ -92,13 +99,14 @@ def _drawn(settings: Settings, recipe: Recipe, dataset: Dataset, cache: Path, sa
     names = ",".join(name for part in chosen.values() for name in part)
     # all else as in training: the 30 % part must be the one that training held out
     real = load_dataset(replace(recipe, categories=names), cache=cache, say=say, held_out_rows=settings.drawings)
-    references = _by_category(real.held_out)
+    references, trained = by_category(real.held_out), by_category(real.train)
     groups = []
     for kind, part in chosen.items():
         having = [name for name in part if name in references]
-        subjects = [Subject(name, f"{dataset.trigger} {name}", settings.seed + k) for k, name in _cycle(having, most)]
+        subjects = [Subject(name, f"{dataset.trigger} {name}", settings.seed + k, name) for k, name in _cycle(having, most)]
         if subjects:
-            groups.append(Group(kind, subjects, {name: references[name] for name in having}))
+            training = {name: trained[name][:MOST_TRAINING] for name in having} if kind == SEEN else {}
+            groups.append(Group(kind, subjects, {name: references[name] for name in having}, training))
     if not groups:
         raise JobError(f"--data {recipe.data}: no category has held-out drawings (30 % of each are): it needs more drawings")
     return groups
@@ -111,15 +119,24 @@ def _own(settings: Settings, recipe: Recipe, dataset: Dataset) -> list[Group]:
         raise JobError(f"--data {recipe.data}: no pictures were held out from training to compare with: train with "
                        "--held-out 0.3, or give --data and --held-out here for other pictures")
     order = np.random.default_rng([settings.seed, Stream.PROMPTS]).permutation(len(held_out))
-    by_category = _by_category(held_out)
-    most = max(settings.prompts, settings.per_scale)
+    references, trained = by_category(held_out), by_category(dataset.train)
     chosen = [held_out[row] for row in order]
-    subjects = [Subject(e.caption, e.caption, settings.seed + k) for k, e in _cycle(chosen, most)]
-    references = {e.caption: by_category[e.category][: settings.drawings] for e in chosen}
-    return [Group(HELD_OUT, subjects, {subject.name: references[subject.name] for subject in subjects})]
+    most = max(settings.prompts, settings.per_scale)
+    subjects = [Subject(e.caption, e.caption, settings.seed + k, _without(e.caption, dataset.trigger))
+                for k, e in _cycle(chosen, most)]  # fmt: skip
+    category = {example.caption: example.category for example in chosen}
+    names = [subject.name for subject in subjects]
+    training = {name: trained.get(category[name], list(dataset.train))[:MOST_TRAINING] for name in names}
+    return [Group(HELD_OUT, subjects, {name: references[category[name]][: settings.drawings] for name in names}, training)]
 
 
-def _by_category(examples: Iterable[Example]) -> dict[str, list[Example]]:
+def _without(caption: str, trigger: str) -> str:
+    """The caption without its trigger words; as it is if nothing is left."""
+    return caption.removeprefix(trigger).strip(" ,") or caption
+
+
+def by_category(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """The examples by their category, in order."""
     found: dict[str, list[Example]] = {}
     for example in examples:
         found.setdefault(example.category, []).append(example)

@@ -1,0 +1,77 @@
+"""Whose folder a report's is: the settings, data and weights that its pictures were drawn with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from convert.errors import FileError, JobError, UsageError
+from convert.files import write_json
+from convert.files.json_file import read_object
+from trainer.evaluate.cli import DATA_FLAGS
+from trainer.evaluate.settings import Settings
+from trainer.recipe import Recipe, flag
+
+CLAIM, IDENTITIES, REPORT, PAGE = "settings.json", "identities.json", "report.json", "index.html"
+
+
+def check_claim(out: Path, settings: Settings, recipe: Recipe, digest: str) -> None:
+    """Make sure that folder `out` is free or this evaluation's: other settings would mix two. Writes nothing.
+
+    Raises:
+        UsageError: it holds another evaluation, or is a file; the message says what differs.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file; name a folder for the report")
+    if not (out / CLAIM).exists():
+        return
+    mine, theirs = _claimed(settings, recipe, digest), read(out / CLAIM)
+    changed = [f"{name if name == 'LoRA' else flag(name)} was {theirs.get(name)!r}, now {mine.get(name)!r}"
+               for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+    if changed:
+        raise UsageError(f"--out {out}: holds the report of something else ({'; '.join(changed)}): name another folder, or "
+                         "delete this one")
+
+
+def claim(out: Path, settings: Settings, recipe: Recipe, digest: str) -> None:
+    """Make `out` this evaluation's. `settings`: as they were asked for, without the base's defaults."""
+    place = out / CLAIM
+    if not place.exists():
+        write_json(place, _claimed(settings, recipe, digest))
+
+
+def _claimed(settings: Settings, recipe: Recipe, digest: str) -> dict[str, Any]:
+    claimed = {**settings.as_dict(), **{name: getattr(recipe, name) for name in (*DATA_FLAGS, "seed")}, "LoRA": digest}
+    claimed["seed"] = [settings.seed, recipe.seed]
+    found: dict[str, Any] = json.loads(json.dumps(claimed))
+    return found
+
+
+def bind(out: Path, found: dict[str, str]) -> None:
+    """Note which base, drawings and judges the folder's numbers come from. JobError if they have changed since."""
+    place = out / IDENTITIES
+    known = read(place) if place.exists() else {}
+    changed = [key for key in found if known.get(key, found[key]) != found[key]]
+    if changed:
+        raise JobError(f"{out}: the {' and the '.join(changed)} changed since this report began: give another --out, or delete "
+                       "this folder")
+    write_json(place, known | found)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object that this program wrote. JobError if it is damaged."""
+    try:
+        return read_object(path)
+    except FileError as error:
+        raise JobError(f"{error}: delete the folder {path.parent} to start anew") from error
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The folder's report of a LoRA, if it is complete. UsageError if it holds one of a whole run."""
+    if not ((out / REPORT).exists() and (out / PAGE).exists()):
+        return None
+    report = read(out / REPORT)
+    if "groups" not in report:
+        raise UsageError(f"{out}: holds the report of a whole run: name another folder, or one of its step-… folders")
+    return report

@@ -1,0 +1,54 @@
+"""report.json, report.csv and index.html: every number of an evaluation, for programs, spreadsheets and people."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.files import write_json, write_text
+from trainer.evaluate.claim import PAGE, REPORT
+from trainer.evaluate.page import page
+from trainer.evaluate.statistics import by_category
+from trainer.terminal import say
+
+TABLE = "report.csv"
+MEASURES = ("similarity", "prompt_score", "clip_score", "ink_distance", "dino_similarity")
+
+
+def write_report(report: dict[str, Any], plots: dict[str, bytes], grids: dict[str, dict[str, Any]], out: Path) -> None:
+    """Write the three files into `out`; report.json last: it is what makes a report finished."""
+    report["grids"] = {name: {"file": grid["file"], "rows": grid["rows"]} for name, grid in grids.items()}
+    write_text(out / TABLE, as_csv(report))
+    write_text(out / PAGE, page(report, plots, grids))
+    write_json(out / REPORT, report)
+    say(f"wrote {out / PAGE}, {REPORT}, {TABLE} and {len(grids) + len(plots)} figures")
+
+
+def as_csv(report: dict[str, Any]) -> str:
+    """One line for each picture and scale, and for each held-out drawing and scale its denoising loss."""
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(["group", "name", "prompt", "seed", "scale", *MEASURES, "held_out_loss", "picture"])
+    for kind, group in report["groups"].items():
+        for subject in group["subjects"]:
+            for k, scale in enumerate(report["scales"]):
+                values = [subject[key][k] if key in subject else "" for key in MEASURES]
+                table.writerow([kind, subject["name"], subject["prompt"], subject["seed"], scale, *values, "",
+                                subject["pictures"][k]])
+        for drawing in group["losses"]:
+            for scale, loss in zip(report["scales"], drawing["held_out_loss"], strict=True):
+                table.writerow([kind, drawing["name"], "", "", scale, *[""] * len(MEASURES), loss, ""])
+    return stream.getvalue()
+
+
+def category_means(report: dict[str, Any], key: str) -> np.ndarray:
+    """A measure's means (categories, scales), float, of all groups: what intervals and rules take."""
+    parts = []
+    for group in report["groups"].values():
+        subjects = group["subjects"][: report["settings"]["per_scale"]]
+        parts.append(by_category(np.array([s[key] for s in subjects], dtype=float), [s["name"] for s in subjects])[0])
+    return np.concatenate(parts)
