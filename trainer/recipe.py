@@ -134,6 +134,8 @@ class Recipe:
     max_timestep: int = option(1000, "first timestep that is too noisy to be trained, of 1000", later=True)
     noise_offset: float = option(0.0, "standard deviation of a per-channel offset added to the noise; 0: off")
     seed: int = option(0, "seed of every random draw")
+    data_seed: int = option(-1, "seed of the choice of categories, drawings and held-out pictures; with it, runs of other "
+                                "seeds learn from the same data; -1: as --seed", later=True)
     # what comes out
     dtype: str = option("fp32", "number format of the factors in --out", choices=DTYPES)
     scale: float = option(0.8, "recommended scale, the card's preferred weight (the paper's best)")
@@ -148,6 +150,7 @@ class Recipe:
                      "noise_offset", "keep_tokens", "prior_weight"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, name, "0 or more", value)
+        _require(self.data_seed >= -1, "data_seed", "0 or more, or -1 for the seed", self.data_seed)
         _require(math.isfinite(self.clip_norm) and self.clip_norm > 0, "clip_norm", "more than 0", self.clip_norm)
         _require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self.learning_rate)
         for name, most in (("rank", 1280), ("alpha", 65504), ("conv_rank", 1280), ("conv_alpha", 65504), ("noise_offset", 10),
@@ -193,6 +196,11 @@ class Recipe:
     def bucket_step(self) -> int:
         """Pixels in which buckets differ: the UNet halves the latents three times. 0: no buckets."""
         return 0 if self.crop == "square" else 32 if self.base == MINIATURE else 64
+
+    @property
+    def data_seed_used(self) -> int:
+        """The seed that chooses categories, drawings and held-out pictures."""
+        return self.seed if self.data_seed == -1 else self.data_seed
 
     @property
     def true_alpha(self) -> float:

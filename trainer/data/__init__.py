@@ -28,11 +28,11 @@ def check_data(recipe: Recipe) -> int | None:
         from trainer.data.quickdraw import checked_url
 
         checked_url(recipe.data_url)
-        seen, _ = choose_categories(recipe.categories, list(QUICKDRAW), recipe.seed)
+        seen, _ = choose_categories(recipe.categories, list(QUICKDRAW), recipe.data_seed_used)
     elif recipe.data == "doodles":
         from trainer.miniature.shapes import CATEGORIES
 
-        seen, _ = choose_of_folder(recipe.categories, list(CATEGORIES), recipe.seed)
+        seen, _ = choose_of_folder(recipe.categories, list(CATEGORIES), recipe.data_seed_used)
     else:
         for source in sources(recipe):
             _check(source.folder, source.given)

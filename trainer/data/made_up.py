@@ -29,7 +29,7 @@ def doodles_folder(recipe: Recipe, cache: Path) -> Path:
     """
     rows = max(FEWEST_ROWS, math.ceil((recipe.per_category + 1) / TRAIN_SHARE))
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (doodles, shapes))
-    folder = cache / f"doodles-{recipe.seed}-{rows}-{hashlib.sha256(code).hexdigest()[:12]}"
+    folder = cache / f"doodles-{recipe.data_seed_used}-{rows}-{hashlib.sha256(code).hexdigest()[:12]}"
     if _sound(folder):
         return folder
     try:
@@ -41,7 +41,7 @@ def doodles_folder(recipe: Recipe, cache: Path) -> Path:
         making = cache / f".{folder.name}.{secrets.token_hex(4)}.part"
         making.mkdir()  # with the user's own mode: mkdtemp's would shut others out of a cache that they share
         try:
-            doodles.write_doodles(making, per_category=rows, seed=recipe.seed)
+            doodles.write_doodles(making, per_category=rows, seed=recipe.data_seed_used)
             write_json(making / SUMS, _sums(making))
             _appear(making, folder)
         finally:

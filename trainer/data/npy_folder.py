@@ -37,13 +37,13 @@ def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = N
         JobError: a file is no uint8 (N, 784) or (N, 1, 784) array.
     """
     files = categories_of(folder)
-    seen, unseen = choose_of_folder(recipe.categories, list(files), recipe.seed)
+    seen, unseen = choose_of_folder(recipe.categories, list(files), recipe.data_seed_used)
     train: list[Example] = []
     held_out: list[Example] = []
     few: list[str] = []
     for category in seen:
         bitmaps = open_bitmaps(files[category])
-        rows = choose_rows(category, len(bitmaps), recipe.per_category, recipe.seed, held_out_rows)
+        rows = choose_rows(category, len(bitmaps), recipe.per_category, recipe.data_seed_used, held_out_rows)
         if len(rows.train) < recipe.per_category:
             few.append(f"{category} ({len(rows.train)})")
         train += drawings(category, rows.train, bitmaps)

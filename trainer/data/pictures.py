@@ -53,7 +53,7 @@ def load_pictures(recipe: Recipe, *, max_upscale: float = 1.0) -> Dataset:
                          f"({' '.join(SUFFIXES)}) with captions in name.txt or name.caption beside each, metadata.jsonl or "
                          f".csv, or as sub-folders' names{_passed_over(found.facts.unused)}")
     own = [row for row, picture in enumerate(pictures) if not picture.reg]
-    kept = {own[row] for row in held_out_rows(len(own), recipe.held_out, recipe.seed)}
+    kept = {own[row] for row in held_out_rows(len(own), recipe.held_out, recipe.data_seed_used)}
     trigger = recipe.trigger or shared([pictures[row].caption for row in own])
     found.facts.guessed_trigger = trigger if not recipe.trigger else ""
     each = variants_each(len(pictures))

@@ -63,9 +63,9 @@ def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say, held_out_rows: int 
         JobError: a file cannot be had or is no uint8 (N, 784) or (N, 1, 784) array.
     """
     url = checked_url(recipe.data_url)
-    seen, unseen = choose_categories(recipe.categories, list(QUICKDRAW), recipe.seed)
+    seen, unseen = choose_categories(recipe.categories, list(QUICKDRAW), recipe.data_seed_used)
     store = Store(cache / "quickdraw", url, _one_at_a_time(say))
-    wanted = Wanted(recipe.per_category, held_out_rows, recipe.seed)
+    wanted = Wanted(recipe.per_category, held_out_rows, recipe.data_seed_used)
     known = {category: store.read(category) for category in seen}
     have = {category: entry for category, entry in known.items() if entry is not None}
     lacking = [category for category in seen if category not in have or have[category].lacks(category, wanted)]

@@ -12,7 +12,7 @@ from convert.errors import UsageError
 from trainer.cli import Parser, add_fields, place_options
 from trainer.presets import PRESETS
 from trainer.recipe import Recipe
-from trainer.study.table import Study, known_tables, read_table
+from trainer.study.table import EQUAL, Study, known_tables, read_table
 
 EXAMPLES = """examples:
   python -m trainer.study noise-schedules --out study/noise                      the paper's recipe four times, on a GPU
@@ -42,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
                    + ", ".join(known_tables()))
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for runs, reports, table.md, plot.png and "
                    "study.json")
+    p.add_argument("--equal", choices=EQUAL, help="what rows with different amounts of data have in common: epochs, as the "
+                   "recipe says, or optimizer steps, as many as [recipe] has (default: the table's)")
+    p.add_argument("--repeats", type=int, default=0, metavar="N", help="train every row with N seeds on the same data, and "
+                   "compare their means (default: the table's, else 1)")
     p.add_argument("--demo", action="store_true", help="the demo's recipe under all rows: the miniature and doodles")
     p.add_argument("--lora", type=Path, default=None, metavar="FILE", help="measure this LoRA in every row and train nothing: "
                    "for rows that differ in `on`, the base measured on")
@@ -54,7 +58,10 @@ def parse(argv: Sequence[str] | None) -> tuple[Study, Job]:
     """The study and the job that `argv` asks for. UsageError names what makes no sense."""
     options = vars(parser().parse_args(argv))
     changed = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options[f.name] is not None}
-    study = read_table(options["table"], PRESETS["demo"] if options["demo"] else {}, changed)
-    if options["lora"] and (study.checkpoints or len({row.recipe for row in study.rows}) > 1):
+    if options["repeats"] < 0:
+        raise UsageError(f"--repeats {options['repeats']}: expected 1 or more")
+    study = read_table(options["table"], PRESETS["demo"] if options["demo"] else {}, changed, equal=options["equal"] or "",
+                       repeats=options["repeats"])
+    if options["lora"] and (study.checkpoints or study.repeats > 1 or len({row.recipe for row in study.rows}) > 1):
         raise UsageError("--lora: trains nothing, so the table's rows may only differ in `on`")
     return study, Job(**{f.name: options[f.name] for f in dataclasses.fields(Job)})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,31 @@ import tomllib
 
 from convert.errors import JobError, UsageError
 from trainer.evaluate.settings import Settings
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, flag
 
 TABLES = Path(__file__).parent / "tables"
+EQUAL = ("epochs", "steps")
 _FIELDS = {f.name: f.default for f in dataclasses.fields(Recipe)}
 _SETTINGS = {f.name: f.default for f in dataclasses.fields(Settings)}
-_TOP = {"question": "", "axis": "", "checkpoints": 0, "recipe": {}, "evaluate": {}, "row": []}
+_TOP = {"question": "", "axis": "", "checkpoints": 0, "equal": "", "repeats": 0, "recipe": {}, "evaluate": {}, "row": []}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result: `recipe` trained, the LoRA of optimizer step `step` (0: the last) measured on base `on`."""
+    """One LoRA to measure: `recipe` trained, at optimizer step `step` (0: the last), measured on base `on` ("": its own)."""
 
     name: str
     recipe: Recipe
     on: str = ""
     step: int = 0
+    cell: str = ""
+    """the line of the result that it belongs to: several seeds share one; "" stands for the name"""
+    series: str = ""
+    """the table's row that it is a checkpoint of; "" if only one is studied"""
+
+    @property
+    def line(self) -> str:
+        return self.cell or self.name
 
     @property
     def slug(self) -> str:
@@ -36,20 +46,39 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """A table, understood. checkpoints: of the only row's run, how many to compare; 0: rows are compared."""
+    """A table, read and checked."""
 
     question: str
     axis: str
     rows: list[Row]
     checkpoints: int
+    """of every row's run, how many to compare; 0: only the last"""
     evaluate: dict[str, Any]
     """fields of the evaluation's `Settings`"""
+    shared: Recipe = field(default_factory=Recipe)
+    """of all rows"""
+    equal: str = "epochs"
+    """what rows of different amounts of data have in common"""
+    repeats: int = 1
+    """seeds that every row is trained with, from the recipe's on"""
+    notes: list[str] = field(default_factory=list)
 
-    def with_steps(self, total: int) -> Study:
-        """A study of checkpoints with its rows: optimizer steps evenly up to `total`."""
-        only, every = self.rows[0], self.checkpoint_every(total)
-        steps = [*range(every, total, every), total]
-        return replace(self, rows=[replace(only, name=f"step {step}", step=step) for step in steps])
+    def expanded(self, total_steps: Callable[[Recipe], int]) -> Study:
+        """With a row for every checkpoint and seed. `total_steps`: optimizer steps of a recipe on its data."""
+        rows = self.rows
+        if self.equal == "steps":
+            steps = total_steps(self.shared)
+            rows = [replace(row, recipe=replace(row.recipe, steps=steps)) for row in rows]
+        if self.checkpoints:
+            rows = [_at_step(row, step, len(rows) > 1) for row in rows for step in self.steps(total_steps(row.recipe))]
+        if self.repeats > 1:
+            rows = [_with_seed(row, row.recipe.seed + k) for row in rows for k in range(self.repeats)]
+        return replace(self, rows=rows)
+
+    def steps(self, total: int) -> list[int]:
+        """The checkpoints' optimizer steps, evenly up to `total`."""
+        every = self.checkpoint_every(total)
+        return [*range(every, total, every), total]
 
     def checkpoint_every(self, total: int) -> int:
         return max(1, -(-total // self.checkpoints))
@@ -62,45 +91,78 @@ class Study:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def _at_step(row: Row, step: int, several: bool) -> Row:
+    name = f"{row.name}, step {step}" if several else f"step {step}"
+    return replace(row, name=name, step=step, series=row.name if several else "")
+
+
+def _with_seed(row: Row, seed: int) -> Row:
+    """The same row trained with another seed on the same data."""
+    recipe = replace(row.recipe, seed=seed, data_seed=row.recipe.data_seed_used)
+    return replace(row, recipe=recipe, name=f"{row.name}, seed {seed}", cell=row.name)
+
+
 def known_tables() -> list[str]:
     return sorted(path.stem for path in TABLES.glob("*.toml"))
 
 
-def read_table(name: str, preset: dict[str, Any], changed: dict[str, Any]) -> Study:
+def read_table(name: str, preset: dict[str, Any], changed: dict[str, Any], *, equal: str = "", repeats: int = 0) -> Study:
     """The study in file `name`, or in the table of that name that comes with the program.
 
     A recipe is the paper's, under `preset`, under the table's [recipe], under `changed` (the command line), under the row.
+    equal, repeats: of the command line, over the table's; "" and 0 if they are not given.
 
     Raises:
         UsageError: there is none, or a key or value in it makes no sense; the message names row and key.
-        JobError: it is no TOML.
+        JobError: it is not TOML.
     """
     path = TABLES / f"{name}.toml" if name in known_tables() else Path(name)
-    if not path.is_file():
-        raise UsageError(f"{name}: is no TOML file, nor one of the studies {', '.join(known_tables())}")
-    try:
-        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JobError(f"{path}: is no TOML ({' '.join(str(error).split())}): correct it") from error
-    _check(loaded, _TOP, f"{path}")
-    _check(loaded.get("recipe", {}), _FIELDS, f"{path} [recipe]")
-    _check(loaded.get("evaluate", {}), _SETTINGS, f"{path} [evaluate]")
+    loaded = _load(path, name)
     shared = {**preset, **loaded.get("recipe", {}), **changed}
-    rows = [_row(entry, shared, loaded.get("axis", ""), f"{path} row {number}")
-            for number, entry in enumerate(loaded.get("row") or [{}], 1)]
-    checkpoints = loaded.get("checkpoints", 0)
-    if checkpoints < 0 or (checkpoints and len(rows) > 1):
-        raise UsageError(f"{path}: checkpoints are those of one run: expected a number and at most one [[row]]")
-    if not checkpoints and len(rows) < 2:
-        raise UsageError(f"{path}: a study compares rows: expected two or more [[row]], or checkpoints = a number")
+    rows = [_row(entry, shared, f"{path} row {number}") for number, entry in enumerate(loaded.get("row") or [{}], 1)]
+    checkpoints, repeats = loaded.get("checkpoints", 0), repeats or loaded.get("repeats", 0) or 1
+    if checkpoints < 0 or repeats < 1:
+        raise UsageError(f"{path}: checkpoints and repeats: expected 1 or more")
+    if not checkpoints and len(rows) < 2 and repeats < 2:
+        raise UsageError(f"{path}: a study compares rows: expected two or more [[row]], checkpoints or repeats")
     slugs = [row.slug for row in rows]
     twice = next((row.name for row in rows if slugs.count(row.slug) > 1), None)
     if twice:
         raise UsageError(f"{path}: two rows are called {twice!r}: give them names that differ")
-    return Study(loaded.get("question") or path.stem, loaded.get("axis", ""), rows, checkpoints, loaded.get("evaluate", {}))
+    equal = equal or loaded.get("equal", "") or "epochs"
+    if equal not in EQUAL:
+        raise UsageError(f"{path}: equal is {equal!r}; expected {' or '.join(EQUAL)}")
+    return Study(loaded.get("question") or path.stem, loaded.get("axis", ""), rows, checkpoints, loaded.get("evaluate", {}),
+                 Recipe(**shared), equal, repeats, _overruled(loaded.get("row") or [], rows, changed))
 
 
-def _row(entry: dict[str, Any], shared: dict[str, Any], axis: str, where: str) -> Row:
+def _load(path: Path, name: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"{name}: neither a TOML file nor one of the studies {', '.join(known_tables())}")
+    try:
+        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JobError(f"{path}: is not TOML ({' '.join(str(error).split())}): correct it") from error
+    _check(loaded, _TOP, f"{path}")
+    _check(loaded.get("recipe", {}), _FIELDS, f"{path} [recipe]")
+    _check(loaded.get("evaluate", {}), _SETTINGS, f"{path} [evaluate]")
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                              for key, value in loaded.get("evaluate", {}).items()}
+    try:
+        Settings(**values)
+    except UsageError as error:
+        raise UsageError(f"{path} [evaluate]: {error}") from error
+    return loaded
+
+
+def _overruled(entries: list[dict[str, Any]], rows: list[Row], changed: dict[str, Any]) -> list[str]:
+    """A line for every flag of the command line that a row's own value stands over."""
+    return [f"row {row.name!r} has a {key} of its own, {entry[key]!r}: {flag(key)} {changed[key]} does not count there"
+            for entry, row in zip(entries, rows, strict=False)
+            for key in entry if key in changed and changed[key] != entry[key]]
+
+
+def _row(entry: dict[str, Any], shared: dict[str, Any], where: str) -> Row:
     _check(entry, {**_FIELDS, "name": "", "on": ""}, where)
     own = {key: value for key, value in entry.items() if key not in ("name", "on")}
     name = entry.get("name") or ", ".join(f"{key} {value}" for key, value in own.items()) or entry.get("on") or "run"
