@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from convert import convert_file
+from convert import convert_bytes, convert_file
 from convert.errors import JobError, UsageError
 from trainer.base.load import load_base
 from trainer.lora.lora_file import read_lora, trained_by
 from trainer.recipe import Recipe
 from trainer.sample.__main__ import main as sample
 from trainer.sample.sampler import Sampler
+from trainer.sample.words import unknown_words
 from trainer.training.devices import choose
 
 
@@ -24,6 +25,62 @@ def sampler(recipe: Recipe, lora: Path | None) -> Sampler:
     if lora:
         read_lora(lora).attach(base)
     return Sampler(base, choose("cpu"), steps=2)
+
+
+def test_pictures_are_those_of_diffusers_pipeline(recipe: Recipe, lora: Path) -> None:
+    """The same prompt, noise, scheduler, steps and guidance through StableDiffusionPipeline, with the LoRA at a scale."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    ours = sampler(recipe, lora)
+    for prompt, seed, scale, guidance in (("a scribble of apple", 3, 0.8, 4.0), ("sun", 5, 0.0, 2.0)):
+        ours.guidance = guidance
+        mine = ours([prompt], [seed], scale=scale)[0]
+        base = load_base(recipe, dtype=torch.float32, say=print)
+        pipe = StableDiffusionPipeline(
+            base.vae, base.text_encoder, base.tokenizer, base.unet,
+            DPMSolverMultistepScheduler.from_config(base.scheduler.config, use_karras_sigmas=False), safety_checker=None,
+            feature_extractor=None, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        pipe.load_lora_weights(read_diffusers(lora))
+        theirs = pipe(prompt, num_inference_steps=ours.steps, guidance_scale=guidance, latents=ours.noise(seed)[None],
+                      cross_attention_kwargs={"scale": scale}, output_type="np").images[0]  # fmt: skip
+        assert near(mine, (theirs * 255).round().astype(np.uint8))
+
+
+def read_diffusers(lora: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
+    return load(convert_bytes(lora, to="diffusers"))
+
+
+def test_seeds_and_guidance_decide_the_picture(recipe: Recipe, lora: Path) -> None:
+    ours = sampler(recipe, lora)
+    assert not torch.equal(ours.noise(0), ours.noise(1)) and torch.equal(ours.noise(1), ours.noise(1))
+    first, other = ours(["sun", "sun"], [0, 1], scale=0.5)
+    assert np.abs(first.astype(int) - other).max() > 20
+    ours.guidance = 1.0
+    assert np.abs(first.astype(int) - ours(["sun"], [0], scale=0.5)[0]).max() > 5
+
+
+def test_memory_that_runs_out_is_halved_whatever_the_device_calls_it(
+    recipe: Recipe, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = sampler(recipe, lora)
+    whole = ours(["sun"] * 3, [0, 1, 2], scale=1.0)
+    draw, sizes = Sampler._draw, []
+
+    def small(self: Sampler, prompts: list[str], seeds: list[int], scales: list[float]) -> np.ndarray:
+        sizes.append(len(seeds))
+        if len(seeds) > fits:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
+        return draw(self, prompts, seeds, scales)
+
+    monkeypatch.setattr(Sampler, "_draw", small)
+    fits = 1
+    assert near(ours(["sun"] * 3, [0, 1, 2], scale=1.0), whole) and sizes == [3, 1, 2, 1, 1]
+    fits = 0
+    with pytest.raises(JobError, match="out of memory on a single picture"):
+        ours(["sun"], [0], scale=1.0)
 
 
 def near(a: np.ndarray, b: np.ndarray) -> bool:
@@ -69,7 +126,7 @@ def test_what_does_not_fit_is_one_line(recipe: Recipe, lora: Path, tmp_path: Pat
 def test_sample_draws_one_picture_or_a_grid(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from PIL import Image
 
-    common = ["--lora", str(lora), "--prompt", "a scribble of sun", "--steps", "2", "--device", "cpu"]
+    common = [str(lora), "--prompt", "a scribble of sun", "--sampling-steps", "2", "--device", "cpu"]
     assert sample([*common, "--scales", "0.5", "--out", str(tmp_path / "one.png")]) == 0
     assert sample([*common, "--scales", "0,1", "--seeds", "2", "--out", str(tmp_path / "grid.png")]) == 0
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "grid.png") as grid:
@@ -77,4 +134,14 @@ def test_sample_draws_one_picture_or_a_grid(lora: Path, tmp_path: Path, capsys: 
     assert sample([*common, "--out", str(tmp_path / "one.png")]) == 2
     told = f"trainer.sample: --out {tmp_path / 'one.png'}: exists: give another name or --overwrite\n"
     assert capsys.readouterr().err == told
-    assert sample([*common[:3], "x", "--out", str(tmp_path / "n.png"), "--seeds", "0"]) == 2
+    assert sample([*common, "--out", str(tmp_path / "n.png"), "--seeds", "0"]) == 2
+    capsys.readouterr()
+    assert sample([*common, "--out", str(tmp_path / "no" / "n.png")]) == 2  # before anything is drawn
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_words_that_the_miniature_was_never_taught_are_told(recipe: Recipe) -> None:
+    base = load_base(recipe, dtype=torch.float32, say=print)
+    assert unknown_words("a scribble of Apple, zyzzyva", base, "a scribble of") == ["zyzzyva"]
+    base.family = "sd_v1"
+    assert unknown_words("a scribble of zyzzyva", base) == []

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.errors import UsageError, exit_status
+from convert.errors import UsageError
 from trainer.cli import Parser, parse_scales
+from trainer.recipe import flag
+from trainer.terminal import command, progress, say
 
 EXAMPLES = """examples:
-  python -m trainer.sample --lora scribble.safetensors --prompt "a scribble of fox" --scales 0,0.5,0.8,1 --seeds 4
-  python -m trainer.sample --lora scribble.safetensors --prompt "a scribble of fox" --scales 0.8 --out fox.png
+  python -m trainer.sample scribble.safetensors --prompt "a scribble of fox" --scales 0,0.5,0.8,1 --seeds 4
+  python -m trainer.sample scribble.safetensors --prompt "a scribble of fox" --scales 0.8 --out fox.png
 """
-CELL = 256  # pixels, the least that a picture of a grid is shown with
+CELL = 256  # least side in pixels of a picture in a grid
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
                "that differ only in scale share seed and noise.",
                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = p.add_argument
-    add("--lora", type=Path, required=True, metavar="FILE", help="the LoRA, .safetensors of any form")
+    add("lora", type=Path, metavar="LORA", help="the LoRA, .safetensors of any form or a peft folder")
     add("--prompt", action="append", required=True, metavar="TEXT", help="what to draw; may be given again for more rows")
     add("--scales", default="", metavar="X,X", help="LoRA scales, with commas or first:last:step (default: the LoRA's "
         "recommended one)")
@@ -32,10 +34,11 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("sample.png"), metavar="PNG", help="where to (default sample.png)")
     add("--overwrite", action="store_true", help="replace an --out that exists")
     add("--base", default="", metavar="WORD", help="hub id, folder or checkpoint (default: what the LoRA was trained on)")
-    add("--steps", type=int, default=0, metavar="N", help="sampling steps (default 25)")
+    add("--tokenizer", default="", metavar="WORD", help="as in training (default: what the LoRA was trained with)")
+    add("--sampling-steps", type=int, default=0, metavar="N", help="sampling steps of a picture (default 25; the miniature 12)")
     add("--guidance", type=float, default=0.0, metavar="X", help="classifier-free guidance (default 7.5; the miniature 3)")
     add("--resolution", type=int, default=0, metavar="N", help="side in pixels, a multiple of 64 (default: the base's own)")
-    add("--batch", type=int, default=8, metavar="N", help="pictures drawn at once (default 8)")
+    add("--micro-batch", type=int, default=8, metavar="N", help="pictures drawn at once; halved if memory runs out (default 8)")
     add("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
     return p
 
@@ -48,17 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(options)
         return _draw(options)
 
-    return exit_status("trainer.sample", work)
+    return command("trainer.sample", work)
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, least in (("seeds", 1), ("seed", 0), ("steps", 0), ("batch", 1), ("guidance", 0), ("resolution", 0)):
+    for name, least in (("seeds", 1), ("seed", 0), ("sampling_steps", 0), ("micro_batch", 1), ("guidance", 0),
+                        ("resolution", 0)):  # fmt: skip
         if not getattr(options, name) >= least:
-            raise UsageError(f"--{name} {getattr(options, name)}: expected {least} or more")
+            raise UsageError(f"{flag(name)} {getattr(options, name)}: expected {least} or more")
     if options.resolution % 64:
         raise UsageError(f"--resolution {options.resolution}: expected a multiple of 64")
     if options.out.suffix.lower() != ".png":
         raise UsageError(f"--out {options.out}: expected a name ending in .png")
+    if not options.out.parent.is_dir():
+        raise UsageError(f"--out {options.out}: there is no folder {options.out.parent}: make it first")
     if options.out.exists() and not options.overwrite:
         raise UsageError(f"--out {options.out}: exists: give another name or --overwrite")
 
@@ -70,25 +76,34 @@ def _draw(options: argparse.Namespace) -> int:
     from trainer.base.load import load_base
     from trainer.lora.lora_file import read_lora, trained_by
     from trainer.sample.grid import draw_grid, write_png
-    from trainer.sample.sampler import STEPS, Sampler
+    from trainer.sample.sampler import Sampler
+    from trainer.sample.words import unknown_words
     from trainer.training import devices
 
     lora = read_lora(options.lora)
-    recipe = trained_by(lora, {"base": options.base} if options.base else {}, needed=("base",))
+    changed = {name: getattr(options, name) for name in ("base", "tokenizer") if getattr(options, name)}
+    recipe = trained_by(lora, changed, needed=("base",))
     scales = parse_scales(options.scales) if options.scales else [lora.recommended]
     compute = devices.choose(options.device)
-    base = load_base(recipe, dtype=compute.base_dtype, say=print)
+    base = load_base(recipe, dtype=compute.base_dtype, say=say)
     lora.attach(base)
     for prompt in base.without_words(options.prompt):
-        print(f"{prompt!r}: names nothing that {base.name} can draw, so it will be a picture of something else")
-    sampler = Sampler(base, compute, resolution=options.resolution or recipe.resolution, steps=options.steps or STEPS,
+        say(f"{prompt!r}: names nothing that {base.name} can draw, so it will be a picture of something else")
+    for prompt in options.prompt:
+        if strange := unknown_words(prompt, base, lora.trigger):
+            say(f"{prompt!r}: the miniature was never taught {', '.join(map(repr, strange))}: do not expect it in the picture")
+    sampler = Sampler(base, compute, resolution=options.resolution or recipe.resolution, steps=options.sampling_steps,
                       guidance=options.guidance)  # fmt: skip
     rows = [(prompt, options.seed + k) for prompt in options.prompt for k in range(options.seeds)]
     views = [(prompt, seed, scale) for prompt, seed in rows for scale in scales]
+    if len(views) > 1:
+        say(f"{len(views)} pictures to draw, {sampler.steps} steps each, {options.micro_batch} at once")
     parts = []
-    for start in range(0, len(views), options.batch):
-        prompts, seeds, weights = map(list, zip(*views[start : start + options.batch], strict=True))
-        parts.append(sampler(prompts, seeds, scale=weights))
+    with progress(len(views), 0, "drawing", "picture") as advance:
+        for start in range(0, len(views), options.micro_batch):
+            prompts, seeds, weights = map(list, zip(*views[start : start + options.micro_batch], strict=True))
+            parts.append(sampler(prompts, seeds, scale=weights))
+            advance(len(prompts))
     pictures = np.concatenate(parts)
     if len(views) == 1:
         write_png(Image.fromarray(pictures[0]), options.out)
@@ -99,7 +114,7 @@ def _draw(options: argparse.Namespace) -> int:
         sheet = draw_grid(grid, labels, [f"scale {scale:g}" for scale in scales], title=title,
                           cell=max(CELL, pictures.shape[2]))  # fmt: skip
         write_png(sheet, options.out)
-    print(f"wrote {options.out}")
+    say(f"wrote {options.out}")
     return 0
 
 
