@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from convert.errors import exit_status
 from trainer.cli import parse
+from trainer.terminal import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run(recipe, job)
 
-    return exit_status("trainer", work, stopped="stopped; the same command goes on from the last checkpoint")
+    return command("trainer", work, stopped="stopped; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from convert.errors import JobError
 from trainer import plan
 from trainer.base.load import Base, inspect_base, load_base
-from trainer.cli import Job
+from trainer.cli import DEMO_OUT, Job
 from trainer.data import check_data
 from trainer.data.records import Dataset
 from trainer.encoding.encode import encode_dataset
@@ -103,6 +103,8 @@ def _check(recipe: Recipe, job: Job, tell: Say) -> int | None:
     if job.contact_sheet:
         check_sheet(job.contact_sheet, overwrite=job.overwrite)
     if job.out is not None:
+        if job.out == DEMO_OUT:
+            job.out.parent.mkdir(exist_ok=True)
         folder.check(recipe, tell)
         if (job.save_every or job.save_every_epochs) and not job.overwrite:
             check_saves(job.save_to or job.run / "loras", job.out.stem, recipe)

@@ -58,6 +58,10 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
 
 
 def test_flags_change_presets_and_recipes(tmp_path: Path) -> None:
+    _, job = cli.parse(["--demo"])
+    assert (job.out, job.run) == (Path("demo/scribble.safetensors"), Path("demo/run"))  # apart from the next command's
+    assert cli.parse(["--out", "scribble.safetensors"])[1].run == Path("runs/scribble")
+    assert cli.parse(["--demo", "--dry-run"])[1].out is None
     demo, _ = cli.parse(["--demo", "--out", "x.safetensors", "--rank", "2"])
     assert (demo.base, demo.rank) == ("miniature", 2)
     (tmp_path / "recipe.json").write_text(json.dumps({"recipe": demo.as_dict()}))

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.errors import UsageError, exit_status
+from convert.errors import UsageError
 from trainer.cli import CACHE, Parser
+from trainer.terminal import command
 
 NAMES = ("sd15", "quarter", "tiny")
 
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 1 not possible here, 2 bad usage."""
-    return exit_status("trainer.benchmark", lambda: _run(parser().parse_args(argv)))
+    return command("trainer.benchmark", lambda: _run(parser().parse_args(argv)))
 
 
 def _run(options: argparse.Namespace) -> int:
