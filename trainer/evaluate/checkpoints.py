@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from convert import set_metadata
 from convert.errors import JobError, UsageError
 from convert.files import atomic_path, write_json, write_text
 from convert.files.json_file import read_object
@@ -64,7 +65,7 @@ def measure_run(settings: Settings, job: Job) -> dict[str, Any]:
     steps = steps_of(run)
     if not steps:
         raise UsageError(f"{run}: has no checkpoints")
-    trained = Recipe(**json.loads((run / RECIPE).read_text(encoding="utf-8"))["recipe"])
+    trained = _trained(run)
     reports: dict[int, dict[str, Any]] = {}
     for step in steps:
         folder = job.out / f"step-{step:06d}"
@@ -79,6 +80,14 @@ def measure_run(settings: Settings, job: Job) -> dict[str, Any]:
             _share_base(job.out / f"step-{steps[0]:06d}", folder)
         reports[step] = finished(folder) or evaluate(settings, replace(job, lora=path), lora, recipe, folder)
     return _joint(run, reports, job.out)
+
+
+def _trained(run: Path) -> Recipe:
+    """The recipe of run folder `run`, with its whole paths. JobError if it cannot be read."""
+    try:
+        return Recipe(**json.loads((run / RECIPE).read_text(encoding="utf-8"))["recipe"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JobError(f"{run / RECIPE}: cannot be read ({error}): run the training command again, which writes it") from error
 
 
 def _share_base(first: Path, folder: Path) -> None:
@@ -157,6 +166,7 @@ def put_in_place(joint: dict[str, Any], job: Job) -> list[Path]:
             shutil.copyfile(final, temporary)
     with atomic_path(final) as temporary:
         shutil.copyfile(job.out / f"step-{found['step']:06d}" / "lora.safetensors", temporary)
+    set_metadata(final, {"scribble_recipe": _trained(job.lora).published()})  # without this machine's paths
     RunFolder(job.lora).finish(read_lora(final).contents.metadata["sshs_model_hash"])  # it is the run's result from now on
     say(f"{final} is now the LoRA of step {found['step']}; the one of the last step is kept as {kept.name}")
     return recommend.write(final, found, read_lora(final).trigger)

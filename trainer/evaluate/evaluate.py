@@ -123,8 +123,10 @@ def _trained_on(lora: LoraFile, recipe: Recipe, plan: Plan) -> list[str]:
     own = lora.recipe
     if own is None:
         return ["the LoRA does not say which pictures it was trained on: if these are among them, every number flatters it"]
-    same = own.data == recipe.data and (own.held_out, own.data_seed_used) != (recipe.held_out, recipe.data_seed_used)
-    if not same:
+    # a LoRA carries its folder's name, not the whole path
+    if Path(own.data).name != Path(recipe.data).name:
+        return []
+    if (own.held_out, own.data_seed_used) == (recipe.held_out, recipe.data_seed_used):
         return []
     return [f"the LoRA was trained on these pictures (its run held out a share of {own.held_out:g} by seed "
             f"{own.data_seed_used}): every number flatters it; train with --held-out 0.3 to measure it fairly"]
