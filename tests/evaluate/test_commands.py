@@ -22,6 +22,8 @@ from trainer.study import cli as study
 from trainer.terminal import command
 
 ROOT = Path(__file__).parents[2]
+RECIPE = {spelt for f in dataclasses.fields(Recipe) for spelt in (flag(f.name), flag(f"no-{f.name}"))}
+"""The recipe's flags; docs of a study refer to `python -m trainer --help` for them."""
 
 
 @pytest.mark.parametrize("module", ["trainer.evaluate", "trainer.sample", "trainer.study"])
@@ -35,9 +37,9 @@ def test_help_is_instant(module: str) -> None:
 @pytest.mark.parametrize("parser", [evaluate.parser(), sample.parser(), study.parser()])
 def test_every_option_stands_in_the_docs(parser) -> None:
     text = (ROOT / "docs" / "EVALUATION.md").read_text(encoding="utf-8")
-    recipe = {flag(f.name) for f in dataclasses.fields(Recipe)} if "study" in parser.prog else set()
+    recipe = RECIPE if "study" in parser.prog else set()
     own = {name for action in parser._actions for name in action.option_strings if name.startswith("--")} - recipe
-    assert [name for name in sorted(own - {"--help", "--no-flip"}) if name not in text] == []
+    assert [name for name in sorted(own - {"--help"}) if name not in text] == []
 
 
 PARSERS = {"trainer": train.parser(), "trainer.sample": sample.parser(), "trainer.evaluate": evaluate.parser(),
@@ -54,11 +56,10 @@ def test_the_table_of_commands_is_true() -> None:
             for word in re.findall("`(--[a-z-]+)`", cells[1]):
                 listed[word] = set(re.findall("`([a-z.]+)`", cells[3]))
     assert [(word, name) for word, names in listed.items() for name in names if word not in has[name]] == []
-    recipe = {flag(f.name) for f in dataclasses.fields(Recipe)}
     ours = [name for name in PARSERS if name.startswith("trainer")]
     for word in sorted(set().union(*(has[name] for name in ours)) - {"-h", "--help"}):
         users = {name for name in ours if word in has[name]}
-        if len(users) > 1 and not (word in recipe or word == "--no-flip") or word in listed:
+        if len(users) > 1 and word not in RECIPE or word in listed:
             assert users == {name for name in listed.get(word, ()) if name in ours}, word
 
 

@@ -77,7 +77,7 @@ def test_memory_that_runs_out_is_halved_whatever_the_device_calls_it(
 
     monkeypatch.setattr(Sampler, "_draw", small)
     fits = 1
-    assert near(ours(["sun"] * 3, [0, 1, 2], scale=1.0), whole) and sizes == [3, 1, 2, 1, 1]
+    assert near(ours(["sun"] * 3, [0, 1, 2], scale=1.0), whole) and sizes == [3, 2, 1, 1, 1]
     fits = 0
     with pytest.raises(JobError, match="out of memory on a single picture"):
         ours(["sun"], [0], scale=1.0)

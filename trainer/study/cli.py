@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def parse(argv: Sequence[str] | None) -> tuple[Study, Job]:
     """The study and the job that `argv` asks for. UsageError names what makes no sense."""
     options = vars(parser().parse_args(argv))
-    changed = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options[f.name] is not None}
+    changed = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options.get(f.name) is not None}
     if options["repeats"] < 0:
         raise UsageError(f"--repeats {options['repeats']}: expected 1 or more")
     study = read_table(options["table"], PRESETS["demo"] if options["demo"] else {}, changed, equal=options["equal"] or "",
