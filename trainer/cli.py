@@ -162,12 +162,7 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
 def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     """The recipe and the job that `argv` asks for. UsageError names a flag that makes no sense."""
     options = vars(parser().parse_args(argv))
-    given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options.get(f.name) is not None}
-    if "base" in given:
-        given["base"] = _bare(given["base"])
-    if "data" in given:
-        given["data"], *rest = map(_bare, given["data"])
-        given["more_data"] = tuple(rest)
+    given = given_fields(options)
     values, note = _values(options, given)
     for name, least in (("micro_batch", 0), ("checkpoint_every", 1), ("sample_every", 0), ("save_every", 0),
                         ("save_every_epochs", 0)):
@@ -191,6 +186,17 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     out = job["out"]
     job |= {"run": job["run"] or Path("runs") / (out.stem if out else "scribble"), "note": note}
     return Recipe(**values), Job(**job)
+
+
+def given_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's fields that a command line gives, as `Recipe` has them."""
+    given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options.get(f.name) is not None}
+    if "base" in given:
+        given["base"] = _bare(given["base"])
+    if "data" in given:
+        given["data"], *rest = map(_bare, given["data"])
+        given["more_data"] = tuple(rest)
+    return given
 
 
 def _values(options: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -69,11 +69,11 @@ def test_memory_that_runs_out_is_halved_whatever_the_device_calls_it(
     whole = ours(["sun"] * 3, [0, 1, 2], scale=1.0)
     draw, sizes = Sampler._draw, []
 
-    def small(self: Sampler, prompts: list[str], seeds: list[int], scales: list[float]) -> np.ndarray:
+    def small(self: Sampler, prompts: list[str], seeds: list[int], *rest: object) -> np.ndarray:
         sizes.append(len(seeds))
         if len(seeds) > fits:
             raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
-        return draw(self, prompts, seeds, scales)
+        return draw(self, prompts, seeds, *rest)
 
     monkeypatch.setattr(Sampler, "_draw", small)
     fits = 1

@@ -73,5 +73,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, Job]:
     if options["micro_batch"] < 0:
         raise UsageError(f"--micro-batch {options['micro_batch']}: expected 0 or more")
     changed = {name: options[name] for name in DATA_FLAGS if options[name] is not None}
+    if "data" in changed:
+        changed["more_data"] = ()
     job = {f.name: options[f.name] for f in dataclasses.fields(Job) if f.name != "changed"}
     return Settings(**values), Job(**job, changed=changed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import UsageError
-from trainer.cli import Parser, add_fields, place_options
+from trainer.cli import Parser, add_fields, given_fields, place_options
 from trainer.presets import PRESETS
 from trainer.recipe import Recipe
 from trainer.study.table import EQUAL, Study, known_tables, read_table
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def parse(argv: Sequence[str] | None) -> tuple[Study, Job]:
     """The study and the job that `argv` asks for. UsageError names what makes no sense."""
     options = vars(parser().parse_args(argv))
-    changed = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options.get(f.name) is not None}
+    changed = given_fields(options)
     if options["repeats"] < 0:
         raise UsageError(f"--repeats {options['repeats']}: expected 1 or more")
     study = read_table(options["table"], PRESETS["demo"] if options["demo"] else {}, changed, equal=options["equal"] or "",
