@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from convert import read
+from convert import convert_file, read
 from convert.errors import UsageError
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.against import compare
@@ -83,8 +83,8 @@ def run(lora: Path, recipe: Recipe, tmp_path: Path) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "recipe.json").write_text(json.dumps({"recipe": recipe.as_dict()}))
     (folder / "export.json").write_text(json.dumps({"out": str(lora)}))
-    from convert import convert_file
-
+    (folder / "finished.json").write_text(json.dumps({"sshs_model_hash": "of the last step", "run": {"recipe": recipe.as_dict()}}))
+    convert_file(lora, folder / "pytorch_lora_weights.safetensors", to="diffusers")
     convert_file(lora, tmp_path / "as-peft", to="peft")
     factors = load_file(tmp_path / "as-peft" / "adapter_model.safetensors")
     names = {key: key.removeprefix("base_model.model.").replace(".weight", ".default.weight") for key in factors}

@@ -26,7 +26,7 @@ from trainer.evaluate.report import category_means
 from trainer.evaluate.settings import Settings
 from trainer.lora.lora_file import read_lora, trained_by
 from trainer.recipe import Recipe
-from trainer.runs.run_folder import EXPORT, RunFolder
+from trainer.runs.run_folder import EXPORT, FINISHED, RunFolder
 from trainer.terminal import say
 from trainer.training.checkpoint_lora import checkpoint_lora
 from trainer.training.checkpoints import FACTORS
@@ -167,9 +167,12 @@ def put_in_place(joint: dict[str, Any], job: Job) -> list[Path]:
     with atomic_path(final) as temporary:
         shutil.copyfile(job.out / f"step-{found['step']:06d}" / "lora.safetensors", temporary)
     set_metadata(final, {"scribble_recipe": _trained(job.lora).published()})  # without this machine's paths
-    RunFolder(job.lora).finish(read_lora(final).contents.metadata["sshs_model_hash"])  # it is the run's result from now on
     say(f"{final} is now the LoRA of step {found['step']}; the one of the last step is kept as {kept.name}")
-    return recommend.write(final, found, read_lora(final).trigger)
+    written = recommend.write(final, found, read_lora(final).trigger)
+    record = job.lora / FINISHED
+    if record.is_file():  # the run's result from now on: the training command finds it done
+        RunFolder(job.lora).finish(final, read_object(record).get("run", {}))
+    return written
 
 
 def _heat_map(joint: dict[str, Any], out: Path) -> bytes:
