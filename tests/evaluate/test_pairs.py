@@ -6,11 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file
 
 from convert import convert_file, read
 from convert.errors import UsageError
@@ -18,6 +20,7 @@ from trainer.evaluate.__main__ import main
 from trainer.evaluate.against import compare
 from trainer.evaluate.checkpoints import in_words, pair
 from trainer.recipe import Recipe
+from trainer.training import checkpoints
 
 SCALES = [0.0, 0.5, 1.0]
 
@@ -83,16 +86,16 @@ def run(lora: Path, recipe: Recipe, tmp_path: Path) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "recipe.json").write_text(json.dumps({"recipe": recipe.as_dict()}))
     (folder / "export.json").write_text(json.dumps({"out": str(lora)}))
-    (folder / "finished.json").write_text(json.dumps({"sshs_model_hash": "of the last step", "run": {"recipe": recipe.as_dict()}}))
+    (folder / "finished.json").write_text(json.dumps({"sshs_model_hash": "the last step's", "run": {"recipe": recipe.as_dict()}}))
     convert_file(lora, folder / "pytorch_lora_weights.safetensors", to="diffusers")
     convert_file(lora, tmp_path / "as-peft", to="peft")
     factors = load_file(tmp_path / "as-peft" / "adapter_model.safetensors")
     names = {key: key.removeprefix("base_model.model.").replace(".weight", ".default.weight") for key in factors}
     for step, share in ((3, 0.5), (6, 1.0)):
-        inner = folder / "checkpoints" / f"step-{step:06d}"
-        inner.mkdir()
-        save_file({names[key]: value * (share if ".lora_B." in key else 1) for key, value in factors.items()},
-                  inner / "factors.safetensors")  # fmt: skip
+        named = [(names[key], torch.nn.Parameter(value * (share if ".lora_B." in key else 1))) for key, value in factors.items()]
+        state = SimpleNamespace(step=step, micro_batch=1, factors=named, optimizer=torch.optim.AdamW([p for _, p in named]),
+                                scaler=torch.amp.GradScaler("cpu", enabled=False))
+        checkpoints.save(folder / "checkpoints", state, {}, "cpu")
     return folder
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,20 +77,20 @@ def test_a_table_that_makes_no_sense_is_one_line(tmp_path: Path, text: str, word
 
 def test_a_checkpoint_as_a_file_is_the_run_at_that_step(base: Path, made: Path, recipe: Recipe, tmp_path: Path) -> None:
     from diffusers import UNet2DConditionModel
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     from trainer.lora import adapter
     from trainer.lora.lora_file import read_lora
-    from trainer.training.checkpoints import FACTORS
+    from trainer.training import checkpoints
 
     recipe = dataclasses.replace(recipe, alpha=1.0)
     unet = UNet2DConditionModel.from_pretrained(base / "unet")
     factors = adapter.attach(unet, recipe)
     for name, factor in factors:
         factor.data = torch.randn(factor.shape) if ".lora_B." in name else factor.data
-    folder = tmp_path / "run" / "checkpoints" / "step-000007"
-    folder.mkdir(parents=True)
-    save_file({name: p.detach() for name, p in factors}, folder / FACTORS)
+    state = SimpleNamespace(step=7, micro_batch=1, factors=factors, optimizer=torch.optim.AdamW([p for _, p in factors]),
+                            scaler=torch.amp.GradScaler("cpu", enabled=False))
+    checkpoints.save(tmp_path / "run" / "checkpoints", state, {}, "cpu")
     checkpoint_lora(tmp_path / "run", 7, recipe, made, tmp_path / "seven.safetensors")
     from convert import convert_file
 
@@ -234,6 +235,7 @@ def test_a_damaged_or_busy_folder_is_one_line(recipe: Recipe, tmp_path: Path, ca
 CHILD = """
 import signal, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 def stop(number, frame):
     time.sleep(0.5)
     Path(sys.argv[1]).write_text(f"saved on {signal.Signals(number).name}")
@@ -245,6 +247,7 @@ time.sleep(60)
 PARENT = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from convert.errors import exit_status
 from trainer.study.child import run_module
 def work():

@@ -8,9 +8,12 @@ so a narrower model of the same layout loads as well; whatever else differs show
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from convert.errors import UsageError
-from trainer.base.models import Config
+
+if TYPE_CHECKING:  # it imports torch, and --help needs none
+    from trainer.base.models import Config
 
 Shapes = Mapping[str, tuple[int, ...]]
 """of a checkpoint's tensors, by their LDM names"""
