@@ -86,13 +86,15 @@ def run(lora: Path, recipe: Recipe, tmp_path: Path) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "recipe.json").write_text(json.dumps({"recipe": recipe.as_dict()}))
     (folder / "export.json").write_text(json.dumps({"out": str(lora)}))
-    (folder / "finished.json").write_text(json.dumps({"sshs_model_hash": "the last step's", "run": {"recipe": recipe.as_dict()}}))
+    finished = {"sshs_model_hash": "the last step's", "run": {"recipe": recipe.as_dict()}}
+    (folder / "finished.json").write_text(json.dumps(finished))
     convert_file(lora, folder / "pytorch_lora_weights.safetensors", to="diffusers")
     convert_file(lora, tmp_path / "as-peft", to="peft")
     factors = load_file(tmp_path / "as-peft" / "adapter_model.safetensors")
     names = {key: key.removeprefix("base_model.model.").replace(".weight", ".default.weight") for key in factors}
     for step, share in ((3, 0.5), (6, 1.0)):
-        named = [(names[key], torch.nn.Parameter(value * (share if ".lora_B." in key else 1))) for key, value in factors.items()]
+        named = [(names[key], torch.nn.Parameter(value * (share if ".lora_B." in key else 1)))
+                 for key, value in factors.items()]
         state = SimpleNamespace(step=step, micro_batch=1, factors=named, optimizer=torch.optim.AdamW([p for _, p in named]),
                                 scaler=torch.amp.GradScaler("cpu", enabled=False))
         checkpoints.save(folder / "checkpoints", state, {}, "cpu")
