@@ -82,11 +82,10 @@ def _long_captions(dataset: Dataset, base: BaseFacts) -> list[Row]:
     """Captions of several chunks, and those that are cut."""
     from trainer.encoding.text import MOST_CHUNKS, count_tokens
 
-    if base.tokenizer is None:
-        return [Row("long captions", "counted once the base is here")] if dataset.table else []
+    tokenizer = base.read_tokenizer()
     captions = sorted({text for example in dataset.train for text in example.captions})
-    room = base.tokenizer.model_max_length - 2
-    tokens = dict(zip(captions, count_tokens(captions, base.tokenizer), strict=True))
+    room = tokenizer.model_max_length - 2
+    tokens = dict(zip(captions, count_tokens(captions, tokenizer), strict=True))
     longest = {example.source: max(tokens[text] for text in example.captions) for example in dataset.train}
     several = [source for source, number in longest.items() if room < number <= MOST_CHUNKS * room]
     cut = [source for source, number in longest.items() if number > MOST_CHUNKS * room]

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class BaseFacts:
     """What can be told of a base without loading its weights."""
 
     description: str
-    tokenizer: Tokenizer
+    read_tokenizer: Callable[[], Tokenizer]
     unet: Config
     """its UNet's configuration"""
 
@@ -102,21 +103,20 @@ def inspect_base(recipe: Recipe) -> BaseFacts:
     if recipe.vae:
         check_vae(home(recipe.vae))
     if path is None:
-        return BaseFacts("from the hub or its cache", clip_tokenizer(recipe.tokenizer, max_positions=77, vocabulary=TOKENS),
-                         UNET_CONFIG)
+        return BaseFacts("from the hub or its cache", lambda: _packed_tokenizer(recipe), UNET_CONFIG)
     if path.is_file() and _is_packed(path):
-        return BaseFacts(FAMILIES[SCRIBBLE_NARROW], _packed_tokenizer(recipe), _narrow_unet())
+        return BaseFacts(FAMILIES[SCRIBBLE_NARROW], lambda: _packed_tokenizer(recipe), _narrow_unet())
     if path.is_file():
         checkpoint = single_file.inspect(path, own_vae=not recipe.vae)
         configs, origin = checkpoint.configs, checkpoint.prediction_from
-        tokenizer = _file_tokenizer(recipe, configs["text_encoder"])
+        read_tokenizer = partial(_file_tokenizer, recipe, configs["text_encoder"])
     else:
         parts = diffusers_folder.inspect(path, half=False)
         configs, origin = parts.configs, _scheduler_says(parts)
-        tokenizer = _folder_tokenizer(recipe, parts)
+        read_tokenizer = partial(_folder_tokenizer, recipe, parts)
     family, note = family_of(configs["unet"], recipe.base)
     _, told = prediction.settle(recipe, configs["scheduler"], origin, recipe.base)
-    return BaseFacts(f"{note or FAMILIES[family]}; {told}" + (f"; VAE of {recipe.vae}" if recipe.vae else ""), tokenizer,
+    return BaseFacts(f"{note or FAMILIES[family]}; {told}" + (f"; VAE of {recipe.vae}" if recipe.vae else ""), read_tokenizer,
                      configs["unet"])
 
 

@@ -35,7 +35,7 @@ _one_large_at_a_time = Lock()
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**27  # ComfyUI writes whole workflows into its PNGs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     """What a picture's first bytes tell."""
 

@@ -84,7 +84,8 @@ def count_tokens(captions: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     """Tokens of each caption, without marks."""
     if not captions:
         return []
-    return [len(ids) for ids in tokenizer(list(captions), add_special_tokens=False, verbose=False).input_ids]
+    parts = [captions[begin : begin + 1000] for begin in range(0, len(captions), 1000)]  # or 20,000 would need much memory
+    return [len(ids) for part in parts for ids in tokenizer(list(part), add_special_tokens=False, verbose=False).input_ids]
 
 
 def caption_digest(ids: Tensor) -> str:
