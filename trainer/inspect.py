@@ -53,16 +53,17 @@ def count_adapter(recipe: Recipe) -> tuple[int, int]:
     """Modules and numbers that learn. Raises UsageError for a bad `--targets`."""
     from diffusers import UNet2DConditionModel
 
+    base = inspect_base(recipe)
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(inspect_base(recipe).unet))
-    names = adapter.layers(unet, recipe)
-    return len(names), sum(_factors(unet.get_submodule(name), recipe.rank) for name in names)
-
-
-def _factors(layer: torch.nn.Module, rank: int) -> int:
-    """Numbers of a LoRA's down and up of a linear layer or convolution, whose kernel is the down's."""
-    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-    return rank * (weight[0].numel() + weight.shape[0])
+        unet = UNet2DConditionModel.from_config(dict(base.unet))
+    weights = [layer.weight for layer in adapter.layers(unet, recipe).values()]
+    # down is (rank, in, k, k) and up (out, rank)
+    numbers = sum(recipe.rank_of(adapter.kernel_of(w)) * (w[0].numel() + w.shape[0]) for w in weights)
+    if not recipe.text_encoder:
+        return len(weights), numbers
+    depth, width, inner = (base.text[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+    depth -= recipe.clip_skip - 1
+    return len(weights) + 6 * depth, numbers + depth * recipe.rank * (8 * width + 2 * (width + inner))  # q, k, v, out; fc1, fc2
 
 
 def check_writable(path: Path, name: str) -> None:

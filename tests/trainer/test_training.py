@@ -19,7 +19,7 @@ from trainer.training import checkpoints
 from trainer.training.devices import choose
 from trainer.training.draws import EpochOrder, draw_step
 from trainer.training.loop import backward, train, update
-from trainer.training.metrics import check_tracker
+from trainer.training.metrics import Metrics, check_tracker
 from trainer.training.noise_schedule import NoiseSchedule
 from trainer.training.objective import choose_objective
 from trainer.training.optim import choose_schedule
@@ -317,3 +317,17 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_work() -> None:
     check_tracker("")
     with pytest.raises(JobError, match="--track no_such_tracker: no_such_tracker is not installed: pip install"):
         check_tracker("no_such_tracker")
+
+
+def test_without_a_terminal_progress_is_said_in_lines(tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Metrics, "every", 0.0)
+    t, state = training(tmp_path, RECIPE, total=3)
+    with Metrics(tmp_path / "metrics.jsonl", first=0, total=3, say=print) as metrics:
+        for step in train(t, state):
+            for report in step.reports:
+                metrics.report(report)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f"written to {tmp_path / 'metrics.jsonl'}")
+    assert [line.split(",")[0] for line in lines[1:]] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+    assert all("loss" in line and "left" in line for line in lines[1:])

@@ -20,7 +20,7 @@ from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base import diffusers_folder, hub, prediction, single_file
 from trainer.base.models import Config, Scheduler, Tokenizer, UNet
-from trainer.base.sd15 import SCHEDULER_CONFIG, SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1, UNET_CONFIG, family_of
+from trainer.base.sd15 import SCHEDULER_CONFIG, SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1, TEXT_CONFIG, UNET_CONFIG, family_of
 from trainer.base.tokenizers import clip_tokenizer, own_tokenizer
 from trainer.base.vae_file import check_vae, load_vae
 from trainer.miniature.vocabulary import TOKENS
@@ -92,6 +92,8 @@ class BaseFacts:
     read_tokenizer: Callable[[], Tokenizer]
     unet: Config
     """its UNet's configuration"""
+    text: Config
+    """its text encoder's"""
 
 
 def inspect_base(recipe: Recipe) -> BaseFacts:
@@ -103,9 +105,9 @@ def inspect_base(recipe: Recipe) -> BaseFacts:
     if recipe.vae:
         check_vae(home(recipe.vae))
     if path is None:
-        return BaseFacts("from the hub or its cache", lambda: _packed_tokenizer(recipe), UNET_CONFIG)
+        return BaseFacts("from the hub or its cache", lambda: _packed_tokenizer(recipe), UNET_CONFIG, TEXT_CONFIG)
     if path.is_file() and _is_packed(path):
-        return BaseFacts(FAMILIES[SCRIBBLE_NARROW], lambda: _packed_tokenizer(recipe), _narrow_unet())
+        return BaseFacts(FAMILIES[SCRIBBLE_NARROW], lambda: _packed_tokenizer(recipe), *_narrow_configs())
     if path.is_file():
         checkpoint = single_file.inspect(path, own_vae=not recipe.vae)
         configs, origin = checkpoint.configs, checkpoint.prediction_from
@@ -117,7 +119,7 @@ def inspect_base(recipe: Recipe) -> BaseFacts:
     family, note = family_of(configs["unet"], recipe.base)
     _, told = prediction.settle(recipe, configs["scheduler"], origin, recipe.base)
     return BaseFacts(f"{note or FAMILIES[family]}; {told}" + (f"; VAE of {recipe.vae}" if recipe.vae else ""), read_tokenizer,
-                     configs["unet"])
+                     configs["unet"], configs["text_encoder"])
 
 
 FAMILIES = {SD_V1: "Stable Diffusion 1.5", SCRIBBLE_MINIATURE: "the embedded miniature",
@@ -178,12 +180,12 @@ def _packed_tokenizer(recipe: Recipe) -> Tokenizer:
     return clip_tokenizer(recipe.tokenizer, max_positions=77, vocabulary=TOKENS)
 
 
-def _narrow_unet() -> Config:
-    """The narrow miniature's UNet configuration."""
-    from trainer.miniature.narrow import narrow_unet
+def _narrow_configs() -> tuple[Config, Config]:
+    """The configurations of the narrow miniature's UNet and text encoder."""
+    from trainer.miniature.narrow import narrow_text_encoder, narrow_unet
 
     with torch.device("meta"):
-        return dict(narrow_unet().config)
+        return dict(narrow_unet().config), narrow_text_encoder().config.to_dict()
 
 
 def _is_packed(path: Path) -> bool:

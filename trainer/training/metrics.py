@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from convert.errors import JobError
 from convert.files import write_text
 from convert.files.json_file import parse
+from trainer.plan import in_words
 from trainer.terminal import Say, say_nothing
 from trainer.training.deferred import Report
 
@@ -28,14 +30,20 @@ class Metrics:
     ones.
     """
 
+    every = 30.0
+    """seconds between lines of progress where there is no terminal for a bar"""
+
     def __init__(self, path: Path, *, first: int, total: int, tracker: Any = None, say: Say = say_nothing) -> None:
         from tqdm import tqdm
 
-        self.path, self.tracker = path, tracker
+        self.path, self.tracker, self._say = path, tracker, say
         kept = [line for line in read_lines(path, say) if line["step"] <= first]
         write_text(path, "".join(_encode(line) for line in kept))
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
         self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=None)
+        self._first, self._total, self._began, self._spoke = first, total, time.monotonic(), time.monotonic()
+        if self._bar.disable:
+            say(f"every step's numbers are written to {path}")
 
     def report(self, report: Report) -> None:
         """Write an optimizer step's numbers."""
@@ -45,6 +53,10 @@ class Metrics:
         self._bar.set_postfix(loss=f"{report.loss:.4f}", lr=f"{report.learning_rate:.1e}", pictures_s=f"{pace:.1f}",
                               refresh=False)
         self._bar.update()
+        if self._bar.disable and time.monotonic() - self._spoke >= self.every:
+            self._spoke = time.monotonic()
+            left = (self._spoke - self._began) / (report.step - self._first) * (self._total - report.step)
+            self._say(f"step {report.step} of {self._total}, loss {report.loss:.4f}, {pace:.1f} pictures/s, {in_words(left)} left")
 
     def held_out(self, step: int, loss: float) -> None:
         self._write({"step": step, "held_out_loss": loss})
