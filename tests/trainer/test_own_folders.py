@@ -322,3 +322,23 @@ def test_the_table_fits_the_terminal(tmp_path: Path, columns: int) -> None:
     save(tmp_path / "a rather long name for a picture which nobody would type.png", (900, 100))
     lines = format_table(load(tmp_path).table, columns).split("\n")
     assert max(map(len, lines)) <= columns and any(line.startswith("! ") for line in lines)
+
+
+def test_captions_that_are_not_used_are_said(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a.png")
+    save(tmp_path / "test" / "b.png")
+    (tmp_path / "train" / "a.txt").write_text("near")
+    (tmp_path / "train" / "a.caption").write_text("also")
+    lines = [{"file_name": f"{name}.png", "text": "far"} for name in ("train/a", "test/b")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = refuse_problems(load(tmp_path))
+    assert captions(data) == {"train/a.png": ("near",)}
+    assert "1 entries of metadata.jsonl for pictures with a nearer caption (first metadata.jsonl)" in told(data)
+    assert "1 .caption beside another caption of the picture (first train/a.caption)" in told(data)
+
+
+def test_copies_are_said(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.png")
+    save(tmp_path / "c.png", colour=(1, 2, 3))
+    assert "! copies                 1 (first b.png)" in told(decode(load(tmp_path)))

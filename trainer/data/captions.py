@@ -59,7 +59,10 @@ def own_captions(folder: Path, pictures: list[Path], others: list[Path], unused:
             else:
                 captions.problems.append(str(error))
             continue
+        name = file.relative_to(folder).as_posix()
         for picture, texts in found.items():
+            if picture in captions.of:
+                unused.add(f"entries of {file.name} for pictures with a nearer caption", name)
             captions.put(picture, texts, file.name, join=join)
     return captions
 
@@ -87,9 +90,11 @@ def _beside(folder: Path, pictures: list[Path], others: list[Path], unused: Unus
                 file = name if name in found else found[0] if len(found) == 1 else None
                 if file is None:
                     continue
-                used.add(file)
                 if picture not in captions.of:
                     _read_own(picture, file, captions, unused, folder, join)
+                elif file not in used:
+                    unused.add(f"{suffix} beside another caption of the picture", file.relative_to(folder).as_posix())
+                used.add(file)
     for same in files.values():
         for file in same:
             if file not in used:

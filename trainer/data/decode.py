@@ -30,6 +30,10 @@ def decode(dataset: Dataset) -> Dataset:
     started = time.perf_counter()
     problems, vanishing, black = _read_all(pictures)
     table = [Row("decoded", f"{len(pictures):,} pictures in {time.perf_counter() - started:.0f} s")]
+    first: dict[str, str] = {}
+    copies = [p.source for p in pictures if "digest" in p.__dict__ and first.setdefault(p.digest, p.source) != p.source]
+    if copies:
+        table.append(Row("copies", f"{count(copies)}: equal to another picture, so learnt more often", True))
     if vanishing:
         table.append(Row("white on transparent", f"{count(vanishing)}: they are laid on white, where they vanish: put "
                          "another colour behind them", True))

@@ -191,6 +191,8 @@ def resolve(file: Path, lines: Sequence[Line], resolver: Resolver) -> dict[Path,
     lost: list[Line] = []
     for line in lines:
         picture = resolver.find(line.name, file.parent)
+        if picture is None and (file.parent / line.name.replace("\\", "/")).is_file():
+            continue  # it is there and not learnt, which is said elsewhere
         if picture is None:
             lost.append(line)
         else:

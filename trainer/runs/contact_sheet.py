@@ -20,7 +20,7 @@ LINE, LINES = 30, 3  # characters and lines of a label
 
 
 def check_sheet(path: Path, *, overwrite: bool) -> None:
-    """Refuse a place that is no PNG's, or that holds somebody's file. UsageError."""
+    """Refuse a name that is not a PNG's, or a file of the user's. UsageError."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"--contact-sheet {path}: expected a name ending in .png")
     if not path.parent.is_dir() or path.is_dir():
@@ -46,7 +46,8 @@ def choose_examples(dataset: Dataset, seed: int) -> list[Example]:
 
 
 def write_contact_sheet(dataset: Dataset, path: Path, *, resolution: int, seed: int) -> None:
-    """A PNG: above, eight random examples as found, with their category; below, the same at `resolution` with captions.
+    """A PNG: above, eight random examples as found, with their category; below, the same as learnt at `resolution`, each in its
+    shape, with captions.
 
     Raises:
         JobError: there is nothing to show, a picture cannot be read, or `path` cannot be written.
@@ -63,7 +64,9 @@ def write_contact_sheet(dataset: Dataset, path: Path, *, resolution: int, seed: 
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(2, 1)
     above, below = parts
-    side = f"{resolution}\N{MULTIPLICATION SIGN}{resolution}"
+    shapes = {example.shape(resolution) for example in examples}
+    height, width = next(iter(shapes))
+    side = f"{width}\N{MULTIPLICATION SIGN}{height}" if len(shapes) == 1 else f"in {len(shapes)} shapes"
     _draw(above, "As found", examples, rows, columns, lambda e: e.raw(), lambda e: e.category or e.source)
     _draw(below, f"As learnt, {side}", examples, rows, columns, lambda e: e.pixels(resolution),
           lambda e: e.caption or "(no caption)")
