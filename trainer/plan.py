@@ -1,4 +1,4 @@
-"""What a run will cost, counted before it starts: steps, pictures, memory, time."""
+"""The cost of a run, counted before it starts: steps, pictures, memory, time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Plan:
 
 
 def side(recipe: Recipe) -> int:
-    """Side in pixels of a training picture, before the base is loaded and says its own."""
+    """Side in pixels of a training picture, before the base is loaded, which has its own."""
     return recipe.side
 
 
@@ -61,7 +61,7 @@ def in_words(duration: float) -> str:
 
 
 def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
-    """SD1.5 on a CPU takes weeks: only who says so gets it. UsageError otherwise."""
+    """SD1.5 on a CPU takes weeks: it must be asked for. Raises UsageError."""
     if recipe.base == MINIATURE:
         return
     raise UsageError(f"no GPU was found, and on this CPU the run would take about "

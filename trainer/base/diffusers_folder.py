@@ -20,13 +20,13 @@ OTHER_PIPELINES = {"StableDiffusionXL": "SDXL", "Inpaint": "an inpainting model"
                    "Flux": "Flux", "InstructPix2Pix": "instruct-pix2pix", "Upscale": "an upscaler",
                    "Depth2Img": "a depth model", "PixArt": "PixArt",
                    "Cascade": "Stable Cascade", "Kandinsky": "Kandinsky"}  # fmt: skip
-"""Pieces of pipelines' names in model_index.json -> what they are."""
+"""Part of a pipeline's name in model_index.json -> the kind of model."""
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What lies in a folder and will be used of it."""
+    """The parts of a folder that are used."""
 
     folder: Path
     files: list[str]  # relative to the folder, with forward slashes

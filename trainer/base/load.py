@@ -86,7 +86,7 @@ class Base:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What can be told of a base without loading its weights."""
+    """Facts about a base that need none of its weights."""
 
     description: str
     read_tokenizer: Callable[[], Tokenizer]

@@ -1,4 +1,4 @@
-"""What a base predicts, and where that is written: a flag, the file's header, a .yaml beside it, a config, a known tensor."""
+"""A base's prediction type: from a flag, the file's header, a .yaml beside it, a config or a known tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = {"epsilon": "noise", "v_prediction": "v"}
 
 
 def of_file(path: Path, metadata: Mapping[str, str], config: Config, marked: bool) -> tuple[Config, str]:
-    """The scheduler's config of a single file and what decided its prediction type.
+    """The scheduler's config of a single file and the source of its prediction type.
 
     marked: the file has the tensor by which fine-tunes mark v-prediction; `config` is made for it already.
     """
@@ -35,7 +35,7 @@ def of_file(path: Path, metadata: Mapping[str, str], config: Config, marked: boo
 
 
 def settle(recipe: Recipe, config: Config, origin: str, name: str) -> tuple[Config, str]:
-    """The scheduler's config with the recipe's flags on it, and what the user is told of it.
+    """The scheduler's config with the recipe's flags on it, and a description for the user.
 
     Raises:
         UsageError: the scheduler is one of flow matching.

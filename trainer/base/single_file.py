@@ -34,7 +34,7 @@ class Checkpoint:
     names: Mapping[str, str]  # LDM name -> name in the file
     configs: Mapping[str, Config]  # of diffusers' folders unet, vae, text_encoder, scheduler
     prediction_from: str = ""
-    """what says what it predicts; "" if nothing does"""
+    """where the prediction type was found; "" if nowhere"""
     has_vae: bool = True
 
 
@@ -43,7 +43,7 @@ def inspect(path: Path, *, own_vae: bool = True) -> Checkpoint:
 
     Raises:
         UsageError: it is something else (a LoRA, SDXL, an inpainting model, a VAE, …), named, with what to do.
-        JobError: it is damaged, or lacks a part or a tensor of what it claims to be.
+        JobError: it is damaged, or lacks a part or a tensor of the model it claims to be.
     """
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise UsageError(f"--base {path}: is a PyTorch pickle, which can run code when loaded: give the .safetensors "

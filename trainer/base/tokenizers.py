@@ -23,13 +23,13 @@ def own_tokenizer(folder: Path, max_positions: int) -> Tokenizer:
 
 
 def clip_tokenizer(path: str, *, max_positions: int, vocabulary: int) -> Tokenizer:
-    """CLIPTokenizer for a base that brings none, or whose own shall not be used. It pads with the end mark, as SD1.5's.
+    """CLIPTokenizer for a base without one, or in place of its own. It pads with the end mark, as SD1.5's.
 
     path: the user's `--tokenizer`, or "" for the vocabulary that ships.
     max_positions, vocabulary: the text encoder's; `model_max_length` becomes min(77, max_positions) whatever it says.
 
     Raises:
-        UsageError: `path` is no tokenizer, or not one for this text encoder.
+        UsageError: `path` is not a tokenizer, or not one for this text encoder.
     """
     tokenizer = read_tokenizer(home(path)) if path else from_byte_pairs(SHIPPED)
     marks = (tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -79,7 +79,7 @@ def _read_folder(folder: Path) -> Tokenizer:
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
         raise JobError(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from error
     if tokenizer.bos_token_id is None or [marks[0], marks[-1]] != [tokenizer.bos_token_id, tokenizer.eos_token_id]:
-        raise JobError(f"{folder}: is no CLIP tokenizer: it puts no start and end mark around a caption")
+        raise JobError(f"{folder}: is not a CLIP tokenizer: it puts no start and end mark around a caption")
     return tokenizer
 
 

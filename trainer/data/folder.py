@@ -22,7 +22,7 @@ MOST_BYTES = 2**30
 
 @dataclass
 class Unused:
-    """What is not learnt: by kind, how many and the first of them."""
+    """Files that are not learnt: by kind, how many and the first of them."""
 
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
 

@@ -37,7 +37,7 @@ PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**27  # 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a picture's first bytes tell."""
+    """Facts from a picture's header."""
 
     width: int
     """in pixels, upright"""
@@ -70,7 +70,7 @@ def formats() -> tuple[str, ...]:
 
 
 def lacking(suffix: str) -> str:
-    """What reads files of this suffix and is not installed; "" where it is read."""
+    """What reads files of this suffix and is not installed; "" if it can be read."""
     kind = {".heic": "HEIF", ".heif": "HEIF", ".jxl": "JXL", ".avif": "AVIF"}.get(suffix, "")
     if not kind or (kind in formats() and (kind != "AVIF" or features.check("avif"))):
         return ""
@@ -86,7 +86,7 @@ def _open(file: Path | IO[bytes], suffix: str) -> Image.Image:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a picture file. JobError, naming it, where it is no readable picture."""
+    """The header of a picture file. JobError, naming it, if it is not a readable picture."""
     try:
         with _open(path, path.suffix.lower()) as image:
             turned = _orientation(image) in (5, 6, 7, 8)
@@ -105,7 +105,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The picture in 8-bit RGB, see `to_rgb`. JobError, naming it, where it cannot be read."""
+    """The picture in 8-bit RGB, see `to_rgb`. JobError, naming it, if it cannot be read."""
     return rgb_of(path, read_bytes(path))
 
 
@@ -119,7 +119,7 @@ def rgb_of(path: Path, data: bytes) -> Image.Image:
 
 @contextmanager
 def open_whole(path: Path, data: IO[bytes]) -> Iterator[Image.Image]:
-    """A picture with its pixels decoded; very large ones one at a time. JobError, naming `path`, where it is damaged."""
+    """A picture with its pixels decoded; very large ones one at a time. JobError, naming `path`, if it is damaged."""
     try:
         with _open(data, path.suffix.lower()) as image, _bounded(image):
             image.load()
@@ -159,7 +159,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """The first frame of an opened picture as 8-bit RGB: turned as its EXIF says, transparency on white, in sRGB.
 
     16-bit greys are scaled by 255 / 65535, 32-bit floats from 0..1. An embedded ICC profile (RGB, CMYK or grey) is
-    converted to sRGB, one that cannot be used is passed over; without one, a PNG's gAMA is. ValueError: numbers outside
+    converted to sRGB, one that cannot be used is ignored; without one, a PNG's gAMA is converted. ValueError: numbers outside
     those ranges.
     """
     profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
@@ -237,7 +237,7 @@ _KINDS = ((b"%PDF", "a PDF"), (b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "a
 
 
 def sniff(path: Path) -> str:
-    """The kind of a file that is no picture, by its first bytes; "" where it is not known."""
+    """The kind of a file that is not a picture, by its first bytes; "" if unknown."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)

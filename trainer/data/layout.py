@@ -1,4 +1,4 @@
-"""What a folder's structure says: kohya's `10_sks dog` and `reg/`, OneTrainer's masks, Hugging Face's `train/` and `test/`."""
+"""The meaning of a folder's structure: kohya's `10_sks dog` and `reg/`, OneTrainer's masks, Hugging Face's splits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REGULARISATION = re.compile(r"reg(s|ulari[sz]ation)?([ _-].*|images?|imgs?|data|
                             re.IGNORECASE)
 GENERIC = re.compile(r"(train(ing)?([ _-]?data)?|data(set)?s?|images?|imgs?|pics?|pictures?|photos?|raw|source|input|instance"
                      r"([ _-](data|images?))?|new folder|untitled folder|\d+([ _-]?x[ _-]?\d+)?(px)?)", re.IGNORECASE)
-"""Names of folders that say nothing about what is in them: they are no captions."""
+"""Folder names that do not describe their content, so they are not captions."""
 SPLITS = {"test", "val", "valid", "validation", "dev"}
 MASK_FOLDERS = {"mask", "masks"}
 MASK, CONDITION = "-masklabel", "-condlabel"
@@ -27,7 +27,7 @@ MOST_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Place:
-    """What the folders over a picture say. repeats: 0 leaves it out."""
+    """What a picture gets from the folders above it. repeats: 0 leaves it out."""
 
     category: str = ""
     repeats: int = 1
@@ -38,7 +38,7 @@ class Place:
 
 @dataclass
 class Roles:
-    """The files of a listing by what they are for."""
+    """The files of a listing by their role."""
 
     pictures: list[Path] = field(default_factory=list)
     masks: dict[Path, Path] = field(default_factory=dict)
@@ -150,7 +150,7 @@ def _claim(pictures: list[Path], mask: Path, masks: dict[Path, Path], unused: Un
 
 
 def place_of(picture: Path, root: Path, source: Source, numbers: list[str]) -> Place:
-    """What the folders from `picture` up to `root` say; `root` itself may be a kohya folder."""
+    """The category, repeats and role from the folders between `picture` and `root`; `root` itself may be a kohya folder."""
     folders = [folder for folder in picture.parents if folder == root or root in folder.parents]
     below = [folder for folder in folders if folder != root]
     reg = source.reg if source.reg is not None else any(REGULARISATION.fullmatch(folder.name) for folder in below)

@@ -29,12 +29,12 @@ def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = N
                     held_out_rows: int = HELD_OUT_ROWS) -> Dataset:  # fmt: skip
     """Drawings of `recipe.categories` from `folder`; captions "a scribble of <category>" (section 2.3).
 
-    A number of categories above what the folder has takes all of them if it is the recipe's default, which is for
-    QuickDraw. attribution: None if it is not known; then files that all bear QuickDraw's names count as QuickDraw's.
+    If the folder has fewer categories than the recipe's default number, which is for QuickDraw, all are taken.
+    attribution: None if it is not known; then files that all bear QuickDraw's names count as QuickDraw's.
 
     Raises:
         UsageError: a category is unknown, more are asked for than there are, or two files are one category.
-        JobError: a file is no uint8 (N, 784) or (N, 1, 784) array.
+        JobError: a file is not a uint8 (N, 784) or (N, 1, 784) array.
     """
     files = categories_of(folder)
     seen, unseen = choose_of_folder(recipe.categories, list(files), recipe.data_seed_used)
@@ -75,7 +75,7 @@ def categories_of(folder: Path) -> dict[str, Path]:
 
 
 def open_bitmaps(path: Path) -> np.ndarray:
-    """The rows of a file, uint8 (N, 784), left on disk. JobError where it is anything else, or not of its header's length."""
+    """The rows of a file, uint8 (N, 784), left on disk. JobError if it is anything else or damaged."""
     try:
         with open(path, "rb") as file:
             head = file.read(LONGEST_HEADER)

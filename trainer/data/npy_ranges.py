@@ -74,7 +74,7 @@ class RangeReader:
         self._session.close()
 
     def layout(self, url: str) -> Layout:
-        """The header of a uint8 (N, 784) or (N, 1, 784) array. JobError where `url` is anything else."""
+        """The header of a uint8 (N, 784) or (N, 1, 784) array. JobError if `url` is anything else."""
         total, etag, (head,) = self._read(url, [(0, FIRST_BYTES)], None)
         if len(head) < (needed := header_length(url, head, MIRROR)):
             total, etag, (head,) = self._read(url, [(0, needed)], None)
@@ -86,7 +86,7 @@ class RangeReader:
         return layout
 
     def rows(self, url: str, layout: Layout, wanted: Iterable[int]) -> dict[int, bytes]:
-        """The 784 bytes of each wanted row. FileChanged where the file is no longer the one of `layout`."""
+        """The 784 bytes of each wanted row. FileChanged if the file no longer matches `layout`."""
         groups = _neighbours(wanted)
         spans = [(layout.offset + g[0] * ROW_BYTES, layout.offset + (g[-1] + 1) * ROW_BYTES) for g in groups]
         read = zip(groups, self._read(url, spans, layout)[2])
@@ -115,7 +115,7 @@ class RangeReader:
         return size, etag, got
 
     def _request(self, url: str, spans: Sequence[Span], known: Layout | None, got: list[bytes]) -> tuple[int | None, str]:
-        """Ask for the first span; append its bytes to `got`, or those of all spans where the server sends the whole file."""
+        """Ask for the first span; append its bytes to `got`, or those of all spans if the server sends the whole file."""
         if self._stop.is_set():
             raise JobError(f"{url}: was not read to the end: another file failed")
         start, stop = spans[0]
@@ -161,7 +161,7 @@ def _check_status(url: str, reply: requests.Response) -> None:
         raise JobError(f"{url}: the server answered {status}, expected 206 Partial Content: {MIRROR}")
     coding = reply.headers.get("Content-Encoding", "identity").lower()
     if coding not in ("", "identity"):
-        raise JobError(f"{url}: the server sends it as {coding}, though asked not to; byte ranges mean nothing then: {MIRROR}")
+        raise JobError(f"{url}: the server sends it as {coding}, though asked not to; byte ranges do not work then: {MIRROR}")
 
 
 def _part(url: str, reply: requests.Response, span: Span) -> tuple[int | None, int]:

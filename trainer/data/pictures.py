@@ -24,7 +24,7 @@ from trainer.rng import Stream
 
 @dataclass
 class Found:
-    """What the folders of `--data` gave, before captions are put in their last form."""
+    """Pictures found in the folders of `--data`, with facts for the table."""
 
     pictures: list[Picture] = field(default_factory=list)
     headers: list[Header] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Found:
 def load_pictures(recipe: Recipe, *, max_upscale: float = 1.0) -> Dataset:
     """The pictures of `recipe.data` and `more_data`, in the order of their paths; only the headers of their files are read.
 
-    What folders and files mean is said in layout.py and captions.py. `recipe.held_out` of the pictures, at least one and
+    layout.py and captions.py explain how folders and files are read. `recipe.held_out` of the pictures, at least one and
     never all, are drawn by the seed and kept from training; none of those for regularisation.
 
     Raises:

@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Fetched:
-    """What is known of one category's file: its layout and the 784 bytes of some of its rows."""
+    """The known part of one category's file: its layout and the 784 bytes of some rows."""
 
     layout: Layout
     rows: dict[int, bytes]
@@ -59,8 +59,8 @@ def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say, held_out_rows: int 
     cache: the folder under which fetched rows are kept. say: gets one-line notices, one at a time.
 
     Raises:
-        UsageError: a category is unknown, or --data-url is no web address.
-        JobError: a file cannot be had or is no uint8 (N, 784) or (N, 1, 784) array.
+        UsageError: a category is unknown, or --data-url is not a web address.
+        JobError: a file cannot be fetched or is not a uint8 (N, 784) or (N, 1, 784) array.
     """
     url = checked_url(recipe.data_url)
     seen, unseen = choose_categories(recipe.categories, list(QUICKDRAW), recipe.data_seed_used)
@@ -197,13 +197,13 @@ class Store:
         return self.folder / f"{category.replace(' ', '-')}-{key[:16]}.rows"
 
     def read(self, category: str) -> Fetched | None:
-        """What is kept, or None. A damaged file is said and counts as none."""
+        """The kept rows, or None. A damaged file is reported and counts as missing."""
         path = self.path(category)
         try:
             line, _, body = path.read_bytes().partition(b"\n")
             facts = json.loads(line)
             if facts.pop("sha256") != _checksum(facts, body) or facts["url"] != self.address(category):
-                raise ValueError("its checksum does not fit its bytes")
+                raise ValueError("its checksum does not match its bytes")
             if len(body) != ROW_BYTES * len(facts["rows"]):
                 raise ValueError("its size does not match its number of rows")
             rows = {row: body[i * ROW_BYTES : (i + 1) * ROW_BYTES] for i, row in enumerate(facts["rows"])}

@@ -1,4 +1,4 @@
-"""What training data is, whatever it came from: examples with a caption and pixels, gathered in a `Dataset`."""
+"""Training data, wherever it came from: examples with a caption and pixels, gathered in a `Dataset`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Example(Protocol):
 
     @property
     def category(self) -> str:
-        """The word for what is on it; "" where the data names none."""
+        """The word for what is on it; "" if the data has no word for it."""
 
     @property
     def source(self) -> str:
@@ -60,7 +60,7 @@ class Example(Protocol):
 
     @property
     def digest(self) -> str:
-        """sha256, in hex, of what decides `pixels()`: of content, never of a path."""
+        """sha256, in hex, of everything that affects `pixels()`: of content, never of a path."""
 
     @property
     def identity(self) -> str:

@@ -24,7 +24,7 @@ LABEL = 22  # characters
 
 @dataclass
 class Facts:
-    """What was seen while the pictures were found, by picture where a first one can be named."""
+    """Facts gathered while the pictures were found, mostly as lists of pictures, so that a first one can be named."""
 
     origins: dict[str, list[str]] = field(default_factory=dict)
     """where captions are from -> pictures"""

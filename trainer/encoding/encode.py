@@ -33,10 +33,10 @@ def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, d
                    say: Say) -> EncodedSet:  # fmt: skip
     """Encode `examples` with the base's VAE and text encoder on `device`, which the result lives on (`EncodedSet.to`).
 
-    What `cache` (a folder) already holds is not encoded again; `say` gets one-line notices. The base keeps its models.
+    Entries of `cache` (a folder) are not encoded again; `say` gets one-line notices. The base keeps its models.
 
     Raises:
-        UsageError: `--resolution` is none this base can learn.
+        UsageError: `--resolution` does not suit this base.
         JobError: a picture cannot be read, or its encoding is not finite.
     """
     device, pictures = torch.device(device), list(examples)

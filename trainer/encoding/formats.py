@@ -18,7 +18,7 @@ def storage_dtype(device: torch.device) -> torch.dtype:
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """What, besides the models and their input, decides an encoding's bits."""
+    """Everything besides the models and their input that affects an encoding's bits."""
     import diffusers
     import PIL
     import transformers
@@ -28,7 +28,7 @@ def versions(device: torch.device) -> dict[str, str]:
 
 
 def moved(model: M, device: torch.device, dtype: torch.dtype) -> M:
-    """`model` itself where it is so already, else a copy on `device` in `dtype`."""
+    """`model` itself if it is there already in `dtype`, else a copy on `device` in `dtype`."""
     here = next(model.parameters())
     if here.device == device and here.dtype == dtype:
         return model

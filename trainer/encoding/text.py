@@ -43,7 +43,7 @@ def tokenize(captions: Sequence[str], base: Base) -> Tensor:
 
 
 def skipped(base: Base) -> dict[str, object]:
-    """What a cache's key says of --clip-skip: nothing where there is none."""
+    """The part of a cache's key for --clip-skip; empty without one."""
     return {"clip_skip": base.clip_skip} if base.clip_skip > 1 else {}
 
 

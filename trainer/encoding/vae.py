@@ -53,7 +53,7 @@ class Posterior:
     def __call__(self, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
         """uint8 (B, height, width, 3), B at most `batch` -> mean and std, each (B, views, 4, h, w), on the CPU.
 
-        The batch is filled up: kernels are chosen by its size, and a picture's numbers must not depend on its company.
+        The batch is filled up: kernels are chosen by its size, and a picture's numbers must not depend on its batch.
         """
         count = len(pictures)
         whole = np.concatenate([pictures, np.repeat(pictures[-1:], self.batch - count, axis=0)])

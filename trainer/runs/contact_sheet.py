@@ -1,4 +1,4 @@
-"""Figures 1 and 2 of the paper for any data: examples as they were found, and as they are learnt."""
+"""Figures 1 and 2 of the paper for any data: examples as found and as learnt."""
 
 from __future__ import annotations
 

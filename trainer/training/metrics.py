@@ -56,7 +56,8 @@ class Metrics:
         if self._bar.disable and time.monotonic() - self._spoke >= self.every:
             self._spoke = time.monotonic()
             left = (self._spoke - self._began) / (report.step - self._first) * (self._total - report.step)
-            self._say(f"step {report.step} of {self._total}, loss {report.loss:.4f}, {pace:.1f} pictures/s, {in_words(left)} left")
+            self._say(f"step {report.step} of {self._total}, loss {report.loss:.4f}, {pace:.1f} pictures/s, "
+                      f"{in_words(left)} left")
 
     def held_out(self, step: int, loss: float) -> None:
         self._write({"step": step, "held_out_loss": loss})
