@@ -111,9 +111,9 @@ class RunFolder:
         for key in ("data", "base"):
             if stored.get(key, identity[key]) != identity[key]:
                 what = "pictures or captions" if key == "data" else "base's weights"
-                anew = ", or give --overwrite to train anew in this one" if key == "data" else ""
-                raise JobError(f"{self.path}: the {what} changed since this run began: put them back to go on with it, or give "
-                               f"--run another folder for a new one{anew}")
+                anew = " --overwrite to train anew in this one, or" if key == "data" else ""
+                raise JobError(f"{self.path}: the {what} changed since this run began: put them back to go on with it, or give"
+                               f"{anew} --run another folder for a new one")
         write_record(self.path / RECIPE, identity)
 
     def learnt_from(self, dataset: Dataset) -> bool:
