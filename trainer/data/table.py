@@ -77,7 +77,7 @@ def rows(dataset: Dataset, facts: Facts, recipe: Recipe, max_upscale: float) -> 
     through = [p.source for p in pictures if p.alpha_mask]
     table += [Row("masks", f"{count(masked)}: white learns, black does not")] if masked else []
     table += [Row("alpha as mask", f"{count(through)}: what is opaque learns")] if through else []
-    table += _captions(facts, recipe, own)
+    table += _captions(facts, own)
     table += _shapes(pictures, recipe, max_upscale)
     table += [Row("laid on white", f"{count(facts.transparent)}: they are partly transparent")] if facts.transparent else []
     table += [Row("first frame only", f"{count(facts.animations)}: animations or several pages")] if facts.animations else []
@@ -94,7 +94,7 @@ def _repeats(dataset: Dataset) -> str:
     return f"{', '.join(named)}{more}: an epoch is {dataset.per_epoch:,} pictures"
 
 
-def _captions(facts: Facts, recipe: Recipe, own: Sequence[Picture]) -> list[Row]:
+def _captions(facts: Facts, own: Sequence[Picture]) -> list[Row]:
     bare = facts.origins.pop("none", [])
     told = [f"{len(names):,} from {origin}" if origin != "the trigger alone" else f"{len(names):,} {origin}"
             for origin, names in sorted(facts.origins.items(), key=lambda item: -len(item[1]))]
@@ -107,7 +107,8 @@ def _captions(facts: Facts, recipe: Recipe, own: Sequence[Picture]) -> list[Row]
     if bare:
         table.append(Row("without a caption", f"{count(bare)}: learnt with the empty caption; --trigger adds one", True))
     if by_trigger := facts.origins.get("the trigger alone"):
-        table.append(Row("  trigger alone", f"{count(by_trigger)}: {recipe.trigger.strip()!r}"))
+        triggers = dict.fromkeys(repr(p.caption) for p in own if p.source in set(by_trigger))
+        table.append(Row("  trigger alone", f"{count(by_trigger)}: {', '.join(triggers)}"))
     if facts.several:
         table.append(Row("several captions", f"{count(facts.several)}: one of them is drawn each time; --caption-lines join "
                          "makes one of several lines"))
