@@ -91,7 +91,7 @@ def _save(figure: Any, path: Path) -> bytes:
 def _line(axes: Any, scales: list[float], curve: dict[str, Any], kind: str, against_base: bool) -> None:
     """A group's means with their interval; against the base, where levels differ for reasons that no scale changes."""
     colour, shown = COLOURS[kind], curve["against_base"] if against_base else curve
-    label = f"{kind} ({curve['n']} of {curve['categories']})"
+    label = f"{kind}: {curve['n']} of {curve['categories']} categories"
     axes.plot(scales, shown["mean"], "o-", color=colour, markersize=3.5, label=label)
     if None not in shown["low"]:
         axes.fill_between(scales, shown["low"], shown["high"], color=colour, alpha=0.16, linewidth=0)

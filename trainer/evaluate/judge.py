@@ -1,4 +1,4 @@
-"""The models that judge: unit features of pictures and texts by a CLIP, and of pictures by a DINOv2, which is no CLIP."""
+"""The models that judge: unit features of pictures and texts by a CLIP, and of pictures by a DINOv2."""
 
 from __future__ import annotations
 

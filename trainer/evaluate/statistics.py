@@ -112,8 +112,8 @@ def equals(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Estimate and 95 % interval, (S,) each, of a `statistic` of which of `count` categories to use, a bool (count,).
 
-    For what is no mean, as a distance between two sets: delete one category at a time (Tukey 1958; for U-statistics
-    Arvesen 1969) and take Student's t. Low and high are NaN below `FEWEST`.
+    For statistics that are not means, such as a distance between two sets: delete one category at a time (Tukey 1958; for
+    U-statistics Arvesen 1969) and take Student's t. Low and high are NaN below `FEWEST`.
     """
     estimate = np.asarray(statistic(np.ones(count, dtype=bool)))
     if count < FEWEST:
