@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
+from convert.files.json_file import read_object
 from trainer.base.models import Config
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -90,11 +90,10 @@ def inspect(folder: Path, *, half: bool) -> Parts:
     for part in (*STEMS, "scheduler"):
         path = folder / (SCHEDULER if part == "scheduler" else f"{part}/config.json")
         try:
-            configs[part] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise JobError(f"{path}: cannot be read as JSON ({error}): get it again") from error
-        if not isinstance(configs[part], dict):
-            raise JobError(f"{path}: is not a configuration (a JSON object was expected): get it again")
+            configs[part] = read_object(path)
+        except (OSError, JobError) as error:
+            why = str(error).removeprefix(f"{path}: ")
+            raise JobError(f"{path}: cannot be read as JSON ({why}): get it again") from error
     return Parts(folder, files, configs)
 
 
@@ -102,8 +101,8 @@ def _refuse_pipelines(folder: Path) -> None:
     """UsageError if the folder's model_index.json names a pipeline of another kind."""
     index = folder / "model_index.json"
     try:
-        name = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")) if index.is_file() else ""
-    except (OSError, ValueError, AttributeError):
+        name = str(read_object(index).get("_class_name", "")) if index.is_file() else ""
+    except (OSError, JobError):
         return  # it is not needed to load the parts
     for piece, kind in OTHER_PIPELINES.items():
         if piece in name:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import secrets
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from convert.errors import JobError
 from convert.files import write_json
+from convert.files.json_file import read_object
 from trainer.data.split import TRAIN_SHARE
 from trainer.miniature import doodles, shapes
 from trainer.recipe import Recipe
@@ -59,8 +59,8 @@ def _sums(folder: Path) -> dict[str, str]:
 def _sound(folder: Path) -> bool:
     """Whether the folder is there with the very bytes that were written."""
     try:
-        return bool(json.loads((folder / SUMS).read_text(encoding="utf-8")) == _sums(folder))
-    except (OSError, ValueError):
+        return read_object(folder / SUMS) == _sums(folder)
+    except (OSError, JobError):
         return False
 
 

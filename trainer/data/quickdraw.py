@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from convert.errors import JobError, UsageError
 from convert.files import write_bytes
+from convert.files.json_file import parse
 from trainer.data.categories import ATTRIBUTION, QUICKDRAW
 from trainer.data.npy_folder import TRIGGER, few_rows
 from trainer.data.npy_ranges import FileChanged, Layout, RangeReader
@@ -201,7 +202,7 @@ class Store:
         path = self.path(category)
         try:
             line, _, body = path.read_bytes().partition(b"\n")
-            facts = json.loads(line)
+            facts = parse(line.decode())
             if facts.pop("sha256") != _checksum(facts, body) or facts["url"] != self.address(category):
                 raise ValueError("its checksum does not match its bytes")
             if len(body) != ROW_BYTES * len(facts["rows"]):

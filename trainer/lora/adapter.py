@@ -15,6 +15,7 @@ from torch import Tensor
 
 from convert import sd15
 from convert.errors import JobError, UsageError
+from convert.files import atomic_path
 from trainer.base.models import Model, Network, TextEncoder, UNet
 from trainer.recipe import TARGETS, Recipe
 from trainer.rng import Stream, generator_of
@@ -118,6 +119,8 @@ def save(unet: UNet, folder: Path, text_encoder: TextEncoder | None = None) -> P
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "pytorch_lora_weights.safetensors"
     networks = {name: network for name, network in (("unet", unet), ("text_encoder", text_encoder)) if has_adapter(network)}
     weights = {}
     for name, network in networks.items():
@@ -126,11 +129,13 @@ def save(unet: UNet, folder: Path, text_encoder: TextEncoder | None = None) -> P
         # convolutions' may be channels_last
         weights[f"{name}_lora_layers"] = {spell(key): weight.contiguous() for key, weight in named.items()}
     try:
-        StableDiffusionPipeline.save_lora_weights(folder, **weights, **_collate_lora_metadata(networks))
+        with atomic_path(target) as temporary:
+            StableDiffusionPipeline.save_lora_weights(folder, weight_name=temporary.name, **weights,
+                                                      **_collate_lora_metadata(networks))
     except SafetensorError as error:
         raise JobError(f"{folder}: the LoRA cannot be written ({error}): make room on this disk; the same command goes on "
                        "from the last checkpoint") from error
-    return folder / "pytorch_lora_weights.safetensors"
+    return target
 
 
 def _diffusers_key(key: str) -> str:

@@ -182,8 +182,8 @@ def _with_paths(path: Path, recipe: Recipe | None) -> Recipe | None:
     """`recipe` with its full paths, which a LoRA does not carry, if the run folder that made it is where runs usually are."""
     for run in (path.parent / "run", path.parent / "runs" / path.stem, Path("runs") / path.stem):
         try:
-            whole = Recipe(**json.loads((run / RECIPE).read_text(encoding="utf-8"))["recipe"])
-        except (OSError, ValueError, KeyError, TypeError, UsageError):
+            whole = Recipe(**json_file.read_object(run / RECIPE)["recipe"])
+        except (OSError, KeyError, TypeError, JobError, UsageError):
             continue  # no run, or one that says nothing of this LoRA
         if recipe and whole.published() == recipe.as_dict():
             return whole

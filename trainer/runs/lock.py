@@ -55,7 +55,9 @@ def output_lock(target: Path, advice: str) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # while it is locked, so that nobody else's is removed; Windows keeps the empty file
+            if os.name == "nt":
+                file.close()  # an open file cannot be removed there; elsewhere it goes while it is locked, so it is ours
+            with suppress(OSError):
                 path.unlink()
 
 

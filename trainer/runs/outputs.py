@@ -14,7 +14,6 @@ from convert.container import Container, open_container
 from convert.errors import BadCard, JobError, UsageError
 from convert.files.card import card_path, read_card
 from trainer.runs.lock import output_lock
-from trainer.runs.record import file_sha256
 
 ANOTHER = "give another --out"
 
@@ -64,10 +63,8 @@ def claim(out: Path) -> Iterator[OutputClaim]:
 
 @dataclass(frozen=True)
 class Contents:
-    """Digests of a LoRA file."""
+    """Digests of what a LoRA file holds, its metadata apart."""
 
-    file: str
-    """sha256 of all its bytes"""
     data: str
     """sha256 of its tensors' bytes, in the order of the file: the `sshs_model_hash` that it should have"""
     tensors: str
@@ -83,7 +80,7 @@ class Contents:
             for tensor in ordered:
                 for chunk in tensor.chunks(file):
                     data.update(chunk)
-        return cls(file_sha256(lora), data.hexdigest(), _listing(container))
+        return cls(data.hexdigest(), _listing(container))
 
 
 def is_sound_card(out: Path) -> bool:

@@ -179,7 +179,7 @@ class RunFolder:
         """Note that everything is written, with digests to tell later whether it still is."""
         contents = Contents.of(out)
         write_record(self.path / FINISHED, {
-            "sshs_model_hash": contents.data, "tensors": contents.tensors, "file": contents.file,
+            "sshs_model_hash": contents.data, "tensors": contents.tensors, "file": file_sha256(out),
             "diffusers": file_sha256(self.path / DIFFUSERS), "run": dict(identity)})
 
     def _claimed(self, out: Path) -> bool:
@@ -187,6 +187,8 @@ class RunFolder:
 
     def _is_whole(self, out: Path, record: Mapping[str, Any]) -> bool:
         """Whether `out` has the tensors that `record` of finished.json notes."""
+        if not record:
+            return False
         try:
             found = Contents.of(out)
         except JobError:
