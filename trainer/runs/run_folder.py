@@ -177,10 +177,10 @@ class RunFolder:
 
     def finish(self, out: Path, identity: Mapping[str, Any]) -> None:
         """Note that everything is written, with digests to tell later whether it still is."""
-        contents = Contents.of(out)
+        contents, diffusers = Contents.of(out), self.path / DIFFUSERS
         write_record(self.path / FINISHED, {
             "sshs_model_hash": contents.data, "tensors": contents.tensors, "file": file_sha256(out),
-            "diffusers": file_sha256(self.path / DIFFUSERS), "run": dict(identity)})
+            "diffusers": file_sha256(diffusers) if diffusers.exists() else "", "run": dict(identity)})
 
     def _claimed(self, out: Path) -> bool:
         return (_sound(self.path / EXPORT) or {}).get("out") == str(out.resolve())
