@@ -71,7 +71,8 @@ def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
 
 def report(recipe: Recipe, counted: Plan, device: str, flops: float, *, modules: int = 0, numbers: int = 0) -> str:
     """The dry run's text; modules, numbers: that learn."""
-    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": side(recipe), "steps": counted.total_steps}
+    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": side(recipe), "steps": counted.total_steps,
+                                  "epochs": recipe.passes(counted.pictures)}
     lines = [f"{name:<16} {value}" for name, value in settled.items()]
     lines += ["", f"pictures         {counted.pictures}", f"optimizer steps  {counted.total_steps}",
               f"samples          {counted.samples}, each picture {counted.samples / counted.pictures:.4g} times",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.recipe import MINIATURE, Recipe, home
+from trainer.recipe import LENGTH, MINIATURE, Recipe, home
 
 PAPER, DEMO, STYLE = "paper", "demo", "style"
 MADE_OF_DRAWINGS = ("quickdraw", "doodles")
@@ -32,8 +32,6 @@ PRESETS: dict[str, dict[str, Any]] = {
                       per_category=20, rank=16, learning_rate=5e-3, batch=16, accumulation=1, steps=360, warmup=10,
                       noise_offset=0.3, min_snr_gamma=5.0),
 }  # fmt: skip
-LENGTH = ("steps", "epochs", "samples")
-"""Fields that each decide how long a run is: one that is given replaces a preset's others."""
 PRODIGY_RATE = 1.0
 """Prodigy's own default: a factor of the step that it finds."""
 
@@ -50,7 +48,7 @@ def settled(preset: str, given: dict[str, Any]) -> dict[str, Any]:
     values = dict(PRESETS[preset])
     if "data" in given:
         values.pop("categories", None)  # the demo's are the doodles'
-    if any(name in given for name in LENGTH):
+    if any(name in given for name in LENGTH):  # the one that is given replaces the preset's
         values = {name: value for name, value in values.items() if name not in LENGTH}
     if given.get("debiased"):
         values.pop("min_snr_gamma", None)  # the other weighting of the loss

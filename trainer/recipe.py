@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ OPTIMIZERS = ("adamw", "prodigy")
 LOSSES = ("l2", "huber")
 PREDICTIONS = ("base", "epsilon", "v")
 DTYPES = ("fp32", "fp16", "bf16")
+LENGTH = ("steps", "epochs", "samples")
+"""Fields that each decide how long a run is. A run goes on if they change: nothing of what it has learnt does."""
 LEAST_PASSES = 10
 """over the pictures where `samples` decides: a large folder would else be seen too seldom"""
 _ATTENTION, _FEED_FORWARD = r".*\.attn[12]\.to_(q|k|v|out\.0)", r".*\.ff\.net\.(0\.proj|2)"
@@ -264,6 +267,11 @@ def _last_name(text: str) -> str:
     settings = re.sub(r"(masks\s*=\s*)[^,]*?([^/\\,]+)[/\\]?(?=,|$)", r"\1\2", settings)
     local = path.startswith((".", "/", "~")) or "\\" in path or home(path).exists()
     return (re.split(r"[/\\]", path.rstrip("/\\"))[-1] if local else path) + comma + settings
+
+
+def apart_from_length(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's stored form without what decides how long the run is."""
+    return {name: value for name, value in stored.items() if name not in LENGTH}
 
 
 def home(path: str) -> Path:

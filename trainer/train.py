@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from convert.errors import JobError
+from convert.errors import JobError, UsageError
 from trainer import plan
 from trainer.base.load import Base, inspect_base, load_base
 from trainer.cli import DEMO_OUT, Job
@@ -57,7 +57,8 @@ def run(recipe: Recipe, job: Job) -> int:
         return _contact_sheet(recipe, job, tell)
     compute = devices.choose(job.device, processes.local_rank)
     folder = RunFolder(job.run)
-    if folder.finished(job.out, tell) and pictures is not None:  # the recipe alone decides drawings; a folder may have changed
+    # the recipe alone decides drawings; a folder may have changed
+    if folder.finished(recipe, job.out, tell) and pictures is not None:
         return _nothing_to_do(recipe, job, tell)
     _check_device(recipe, job, compute, pictures)
     with folder.lock() if processes.main else nullcontext(), claim(job.out) if processes.main else nullcontext() as claimed:
@@ -69,7 +70,7 @@ def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, clai
     """Train, with the run folder and `--out` to this job alone; returns the exit status."""
     assert job.out is not None
     started, folder = time.time(), RunFolder(job.run)
-    finished = folder.finished(job.out, say_nothing)
+    finished = folder.finished(recipe, job.out, say_nothing)
     with processes.main_first():
         dataset = inspect(recipe, job, tell, decoding=processes.main and not finished)
     if finished and folder.learnt_from(dataset):
@@ -148,6 +149,9 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
     record = checkpoints.restore(job.run / "checkpoints", state, identity, tell)
     if processes.all_reduce_min(state.step, compute.device) != state.step:
         raise JobError(f"--run {job.run}: the processes see different checkpoints there: give a folder that all of them share")
+    if state.step > training.total:
+        raise UsageError(f"--run {job.run}: has {state.step} steps, more than the {training.total} of this command: give more "
+                         "--steps, or another --run")
     state.micro_batch = choose_micro_batch(training, job.micro_batch, record)
     if recipe.init and not record:
         start_from(factors, read_lora(home(recipe.init)).fitting(base))

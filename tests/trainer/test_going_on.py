@@ -64,6 +64,23 @@ def test_files_and_samples_on_the_way(tmp_path: Path, common: list[str], capsys:
     assert "mystyle-000002.safetensors is not from this run" in capsys.readouterr().err
 
 
+def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path, common: list[str], capsys: pytest.CaptureFixture) -> None:
+    """With a constant rate it becomes the run that was longer from the start, to the bit."""
+    more = ["--lr-schedule", "constant", "--save-every", "2"]
+    out = trained(tmp_path, common, "a", *more, "--steps", "4")
+    first = out.read_bytes()
+    assert trained(tmp_path, common, "a", *more, "--steps", "4").read_bytes() == first  # nothing to do
+    capsys.readouterr()
+    trained(tmp_path, common, "a", *more, "--steps", "7")
+    said = capsys.readouterr().out
+    assert "goes on with another length (--steps was 4, now 7)" in said and "going on after step 4" in said
+    straight = trained(tmp_path, common, "b", *more, "--steps", "7")
+    digests = [convert.read(path).metadata["sshs_model_hash"] for path in (out, straight)]
+    assert digests[0] == digests[1] and out.read_bytes() != first
+    assert main([*common, *more, "--out", str(out), "--run", str(tmp_path / "run-a"), "--steps", "5"]) == 2
+    assert "has 7 steps, more than the 5" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_from_any_form_of_a_lora(tmp_path: Path, common: list[str], capsys: pytest.CaptureFixture) -> None:
     more = ["--targets", "locon", "--rank", "3", "--alpha", "1.5", "--conv-rank", "2", "--conv-alpha", "1", "--text-encoder"]
     first = trained(tmp_path, common, "first", *more, "--steps", "2")

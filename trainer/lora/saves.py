@@ -6,13 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base.load import Base
 from trainer.data.records import Dataset
 from trainer.lora import export
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, apart_from_length
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,16 @@ class PeriodicSaves:
 
 
 def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
-    """UsageError where files of that name are there that another recipe made: they would be replaced."""
-    mine = json.dumps(recipe.published(), ensure_ascii=False, sort_keys=True)  # as convert writes a mapping into a header
+    """UsageError where files of that name are there that another recipe made, apart from its length: they would be replaced."""
+    mine = apart_from_length(json.loads(json.dumps(recipe.published())))
     for path in sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors")):
         if _recipe_in(path) != mine:
             raise UsageError(f"--save-to {folder}: {path.name} is not from this run: give another folder or --overwrite")
 
 
-def _recipe_in(path: Path) -> str:
+def _recipe_in(path: Path) -> dict[str, Any]:
+    """The recipe that a file names, apart from its length; empty where it names none."""
     try:
-        return open_container(path).metadata.get("scribble_recipe", "")
-    except JobError:
-        return ""
+        return apart_from_length(json.loads(open_container(path).metadata.get("scribble_recipe", "{}")))
+    except (JobError, ValueError, AttributeError):
+        return {}

@@ -16,7 +16,7 @@ from convert.files.json_file import read_object
 from trainer.base.load import Base
 from trainer.data.ours import METRICS, RECIPE
 from trainer.data.records import Dataset, fingerprint
-from trainer.recipe import Recipe, flag
+from trainer.recipe import LENGTH, Recipe, flag
 from trainer.runs.lock import LOCK, lock
 from trainer.runs.outputs import Contents, is_sound_card, is_sound_png, outputs
 from trainer.runs.record import NO_CHECKSUM, file_sha256, read_record, write_record
@@ -95,11 +95,14 @@ class RunFolder:
         if not self.begun or not stored:
             return
         mine, theirs = json.loads(json.dumps(recipe.values())), Recipe().values() | stored["recipe"]
-        changed = [f"{flag(k)} was {theirs.get(k)!r}, now {mine.get(k)!r}"
-                   for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
-        if changed:
-            raise UsageError(f"{self.path} holds a run with another recipe ({'; '.join(changed)}): give the same flags to "
-                             "go on with it, or --run another folder for a new one")
+        changed = {k: f"{flag(k)} was {theirs.get(k)!r}, now {mine.get(k)!r}"
+                   for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)}
+        what = "; ".join(changed.values())
+        if changed and changed.keys() <= set(LENGTH):
+            say(f"{self.path}: goes on with another length ({what}); from here the learning rate is that of a run planned so")
+        elif changed:
+            raise UsageError(f"{self.path} holds a run with another recipe ({what}): give the same flags to go on with it, or "
+                             "--run another folder for a new one")
 
     def bind(self, identity: Mapping[str, Any]) -> None:
         """Make the folder that of a run of this `identity`, or make sure that data and base are still those it began with.
@@ -127,10 +130,14 @@ class RunFolder:
         for name in (FINISHED, METRICS, EXPORT):
             (self.path / name).unlink(missing_ok=True)
 
-    def finished(self, out: Path, say: Say) -> bool:
-        """Whether the run is finished and its outputs are what it wrote; `say` gets a line for each that is not."""
+    def finished(self, recipe: Recipe, out: Path, say: Say) -> bool:
+        """Whether the run is finished, of this recipe, and its outputs are what it wrote; `say` gets a line for each that is
+        not."""
         record = _sound(self.path / FINISHED)
         if not record or not out.exists():
+            return False
+        mine = json.loads(json.dumps(recipe.as_dict()))
+        if record.get("run", {}).get("recipe", mine) != mine:  # it goes on, see `check`
             return False
         if not self._is_whole(out, record):
             say(f"{out}: its tensors are not those that this run wrote: it is written again")

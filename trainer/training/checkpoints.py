@@ -21,6 +21,7 @@ from safetensors.torch import load, save_file
 from convert.errors import Damaged, FileError, JobError
 from convert.files import flush_folder
 from trainer.lora.adapter import load_factors
+from trainer.recipe import apart_from_length
 from trainer.runs.record import NO_CHECKSUM, file_sha256, read_record, write_record
 from trainer.terminal import Say
 from trainer.training.state import Named, State
@@ -115,10 +116,14 @@ def read(place: Path, run: Mapping[str, Any] | None = None) -> Checkpoint:
         FileError: a file cannot be read.
     """
     record = _read_record(place)
-    if run is not None and record["run"] != run:
+    if run is not None and _without_length(record["run"]) != _without_length(run):
         raise Damaged(place, "belongs to another run")
     factors, optimizer = (_read_tensors(place / name, record["files"][name]) for name in (FACTORS, OPTIMIZER))
     return Checkpoint(record, factors, optimizer)
+
+
+def _without_length(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {**run, "recipe": apart_from_length(run.get("recipe", {}))}
 
 
 def read_factors(place: Path) -> dict[str, torch.Tensor]:
