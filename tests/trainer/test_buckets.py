@@ -173,7 +173,7 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
         if step.done == 3:  # as kill -9 would: the newest checkpoint is of step 2
             break
     again, second = training(tmp_path / "cut")
-    assert checkpoints.restore(tmp_path / "cut" / "checkpoints", second) == 2
+    assert checkpoints.restore(tmp_path / "cut" / "checkpoints", second, {}, pytest.fail) and second.step == 2
     for _ in train(again, second):
         pass
     assert all(torch.equal(a, b) for a, b in zip(state.parameters, second.parameters, strict=True))
