@@ -154,7 +154,7 @@ def test_write_puts_the_scale_where_hosts_look_and_keeps_the_rest(
     now = read(lora).metadata
     assert now["scribble_scale"] == "0.5" and json.loads(now["scribble_scale_interval"]) == [0.5, 1.0]
     assert {key: now[key] for key in said} == said | {"scribble_scale": "0.5"}
-    assert json.loads(lora.with_suffix(".json").read_text()) == card | {"preferred weight": 0.5, "negative text": ""}
+    assert json.loads(lora.with_suffix(".json").read_text()) == card | {"preferred weight": 0.5}
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(lora).items())
     report["recommended"] |= {"scale": None, "verdict": "noise"}
     (tmp_path / "report" / "report.json").write_text(json.dumps(report))
