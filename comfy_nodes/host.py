@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import NodeError
-from .types import Clip, Hooks, KeyMap, Model, Network
+from .types import Clip, KeyMap, Model, Network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,19 +52,6 @@ def with_text_encoder(clip: C | None, adapter: Adapter, scale: float) -> C | Non
     weights = network.state_dict()
     keys = text_encoder_keys(network, weights)
     return patched(clip, weights, keys, adapter.text_encoder, adapter, scale, comfy.lora.load_lora)
-
-
-def hooks_of(adapter: Adapter, scale: float, clip_scale: float, previous: Hooks | None) -> Hooks:
-    """HOOKS: `previous` and one that applies the adapter while its conditioning is sampled. Raises `NodeError`."""
-    try:
-        import comfy.hooks
-    except ModuleNotFoundError:
-        raise NodeError("Scribble LoRA Hook needs a ComfyUI that has hooks (since December 2024): update ComfyUI") from None
-    from .weight_hook import AdapterHook
-
-    group: Hooks = comfy.hooks.HookGroup()
-    group.add(AdapterHook.of(adapter, scale, clip_scale))
-    return group if previous is None else previous.clone_and_combine(group)
 
 
 def unet_keys(network: Network) -> KeyMap:

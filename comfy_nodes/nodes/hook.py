@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from .. import host, lora_files, scales
-from ..errors import reported
+from .. import lora_files, scales
+from ..errors import NodeError, reported
 from ..types import Hooks, InputTypes
 from . import inputs
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+
+
+def hooks_of(adapter: Adapter, scale: float, clip_scale: float, previous: Hooks | None) -> Hooks:
+    """HOOKS: `previous` and one that applies the adapter while its conditioning is sampled. Raises `NodeError`."""
+    try:
+        import comfy.hooks
+    except ModuleNotFoundError:
+        raise NodeError("Scribble LoRA Hook needs a ComfyUI that has hooks (since December 2024): update ComfyUI") from None
+    from ..weight_hook import AdapterHook
+
+    group: Hooks = comfy.hooks.HookGroup()
+    group.add(AdapterHook.of(adapter, scale, clip_scale))
+    return group if previous is None else previous.clone_and_combine(group)
 
 
 class ScribbleLoraHook(inputs.LoraFileInput):
@@ -55,5 +71,5 @@ class ScribbleLoraHook(inputs.LoraFileInput):
         """`clip_scale` None is the same as `scale`. Raises `NodeError`."""
         advice = lora_files.advice(lora_name)
         scale, clip_scale = scales.used(scale, clip_scale, advice.scale if use_recommended_scale else None)
-        hooks = host.hooks_of(lora_files.load(lora_name), scale, clip_scale, prev_hooks)
+        hooks = hooks_of(lora_files.load(lora_name), scale, clip_scale, prev_hooks)
         return hooks, advice.trigger_words, scale
