@@ -15,7 +15,6 @@ from pathlib import Path
 
 from .api import refuse_target
 from .commands import Parser, guarded, print_report
-from .container import Container
 from .errors import DoesNotFit, FileError, UsageError
 from .files import atomic_folder, atomic_path
 from .matrix.arrays import WEIGHTS, decode, encode
@@ -24,6 +23,7 @@ from .matrix.checkpoint import Checkpoint, network_files, open_checkpoint
 from .matrix.network import Network, NetworkModule, read_network
 from .sd15 import TEXT_ENCODER, UNET
 from .stream import CHECKPOINT_HASHES, Output, write_container
+from .tensors import Container
 
 EXAMPLES = """examples:
   python -m convert.bake lora.safetensors --into model.safetensors --scale 0.8 --out merged.safetensors

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from . import dtypes, names, write
-from .container import open_container, open_source
+from .container import open_container
 from .errors import JobError, NotFinite, UnknownKeys, WrongHash, quote
 from .lora import SD15, Lora
 from .read import read
 from .sd15 import TEXT_ENCODER, UNET, modules
+from .tensors import open_source
 
 HASH_KEYS = ("sshs_model_hash", "modelspec.hash_sha256")
 """Metadata that holds the sha256 of all bytes after the header."""

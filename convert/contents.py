@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import identify, names
-from .container import Container, Tensor, open_container
+from .container import open_container
 from .errors import FileError, quote
 from .peft_config import Config, configs_of_metadata, read_config
 from .sd15 import TEXT_ENCODER, UNET, modules
+from .tensors import Container, Tensor
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The two files of a peft adapter folder."""

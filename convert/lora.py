@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .container import Tensor
 from .sd15 import Module, fits
+from .tensors import Tensor
 
 SD15 = "sd_v1"
 """What kohya writes as `ss_base_model_version` for Stable Diffusion 1.x."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from . import dtypes
-from .container import Container, Tensor, open_source, stamp_of
 from .errors import Damaged, FileError, NotALora, quote
+from .tensors import Container, Tensor, open_source, stamp_of
 
 LARGEST = 64 << 20
 """Bytes of a pickle; that of a LoRA has some 50 KB."""

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import dtypes, identify
-from .container import Tensor
 from .contents import Contents, Grouped, open_contents
 from .errors import DoesNotFit, FileError, UsageError, WrongBase, quote
 from .lora import SD15, Lora, LoraModule
 from .metadata import BASE_KEY, merged, says_sd15
 from .sd15 import SPECIAL_INPUTS, Module, fits, modules
 from .shapes import WrongShape, canonical_parts, implied_shape
+from .tensors import Tensor
 
 LARGEST_ALPHA = 1e30
 """Far from any that is used, and within float32."""

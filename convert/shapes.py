@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from .container import Tensor
 from .dtypes import FLOATS
 from .lora import FULL_PARTS
 from .sd15 import Module
+from .tensors import Tensor
 
 Shape = tuple[int, ...]
 

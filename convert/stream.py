@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 from . import dtypes
-from .container import HEADER_LIMIT, Tensor, open_source
+from .container import HEADER_LIMIT
 from .errors import FileError, JobError, quote
+from .tensors import Tensor, open_source
 
 SHOWN_HEADER = 1 << 20
 """Bytes; ComfyUI loads a file with a longer header, but does not show its metadata."""

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from . import dtypes, names
-from .container import Tensor
 from .errors import FileError, FormLacks, quote
 from .lora import FULL_PARTS, Lora, LoraModule
 from .metadata import complete
 from .peft_config import METADATA_KEY
 from .sd15 import TEXT_ENCODER, UNET
 from .stream import Output
+from .tensors import Tensor
 
 _DORA_REFUSED = {
     ("kohya", "peft"): (

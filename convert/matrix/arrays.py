@@ -7,8 +7,8 @@ from typing import Any
 import numpy
 
 from .. import dtypes
-from ..container import Tensor
 from ..errors import JobError
+from ..tensors import Tensor
 
 Array = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import names
-from ..container import Container, Tensor, open_container
+from ..container import open_container
 from ..errors import DoesNotFit, FileError
 from ..sd15 import TEXT_ENCODER, UNET, modules
+from ..tensors import Container, Tensor
 from .arrays import Array, to_array
 
 WEIGHTS = {

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..container import Tensor
 from ..contents import Contents, open_contents
 from ..errors import DoesNotFit, NotFinite
 from ..lora import FULL_PARTS, LoraModule
@@ -16,6 +15,7 @@ from ..metadata import merged
 from ..read import alpha_of, base_of, notes_of
 from ..sd15 import Module, modules
 from ..shapes import WrongShape, canonical_parts, implied_shape
+from ..tensors import Tensor
 from .arrays import Array, all_finite, to_array
 
 KINDS = {

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy
 
 from ..api import Report, write_lora
-from ..container import Tensor
 from ..dtypes import CASTS
 from ..errors import UsageError
 from ..lora import Lora, LoraModule
 from ..sd15 import Module, modules
+from ..tensors import Tensor
 from .arrays import WEIGHTS, decode, encode, to_array, to_tensor
 from .change import Change, Product
 from .low_rank import Limit, distance, norm, reduced

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convert import names
-from convert.container import Tensor, stamp_of
 from convert.sd15 import UNET, modules
 from convert.stream import Output, write_container
+from convert.tensors import Tensor, stamp_of
 
 COPY = """
 import os, shutil, sys

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from convert.container import Container, open_container
+from convert.container import open_container
 from convert.errors import JobError, UsageError, quote
+from convert.tensors import Container
 from trainer.base import prediction
 from trainer.base.models import Config
 from trainer.base.sd15 import TEXT, UNET, VAE, configs

@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from convert.container import Tensor as Bytes
 from convert.errors import JobError
 from convert.lora import SD15, Lora, LoraModule
 from convert.sd15 import UNET, Module
 from convert.stream import write_container
+from convert.tensors import Tensor as Bytes
 from convert.write import metadata, outputs
 from trainer.miniature import widen
 from trainer.miniature.widen import Factors, Rule

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from convert.container import Tensor as Bytes
 from convert.errors import JobError, UsageError
 from convert.files import atomic_path, write_json
 from convert.stream import CHECKPOINT_HASHES, Output, write_container
+from convert.tensors import Tensor as Bytes
 from trainer.miniature import vocabulary, widen
 from trainer.miniature.ldm import PREFIXES, ldm_name
 from trainer.miniature.packed import EMBEDDING, PARTS, Narrow

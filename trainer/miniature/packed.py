@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert.container import Tensor as Bytes
 from convert.errors import JobError
 from convert.files import write_bytes
 from convert.stream import Output, write_container
+from convert.tensors import Tensor as Bytes
 from trainer.miniature.narrow import narrow_text_encoder, narrow_unet, narrow_vae
 from trainer.miniature.tokens import token_table
 

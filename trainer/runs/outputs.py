@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.container import Container, open_container
+from convert.container import open_container
 from convert.errors import BadCard, JobError, UsageError
 from convert.files.card import card_path, read_card
+from convert.tensors import Container
 from trainer.runs.lock import output_lock
 
 ANOTHER = "give another --out"

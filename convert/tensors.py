@@ -1,0 +1,85 @@
+"""Where the tensors of a file lie: no number is read until it is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from . import dtypes
+from .errors import Damaged, FileError, quote
+
+CHUNK = 1 << 17
+"""Bytes copied at a time; a multiple of every dtype's size."""
+
+
+class Tensor(NamedTuple):
+    """Where a tensor's bytes lie: `size` bytes at `offset` of `file`, or in `data` itself."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    file: Path | None = None
+    offset: int = 0
+    data: bytes = b""
+    stamp: tuple[int, ...] = ()
+    """of the file when its header was read (see `stamp_of`)"""
+
+    @classmethod
+    def scalar(cls, value: float) -> Tensor:
+        """A float32 of shape ()."""
+        return cls("F32", (), 4, data=dtypes.encode([value], "F32"))
+
+    def read(self) -> bytes:
+        """All bytes of the tensor."""
+        if self.file is None:
+            return self.data
+        with open_source(self.file) as file:
+            self.demand_unchanged(file)
+            return b"".join(self.chunks(file))
+
+    def demand_unchanged(self, file: BinaryIO) -> None:
+        """Raise `Damaged` if the file is not the one whose header was read: its offsets would mean nothing."""
+        if self.file is not None and stamp_of(file) != self.stamp:
+            raise Damaged(self.file, "was replaced while it was read", "run this again")
+
+    def chunks(self, file: BinaryIO | None) -> Iterator[bytes]:
+        """The tensor's bytes, at most `CHUNK` at a time, from its already open file."""
+        if file is None:
+            yield self.data
+            return
+        file.seek(self.offset)
+        left = self.size
+        while left:
+            chunk = file.read(min(CHUNK, left))
+            if not chunk:
+                raise Damaged(self.file or "", "became shorter while it was read", "is another program writing it?")
+            left -= len(chunk)
+            yield chunk
+
+
+@dataclass(frozen=True)
+class Container:
+    """A read header: every tensor by name, in file order, and the metadata."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    size: int
+    """bytes of the whole file"""
+
+
+def stamp_of(file: BinaryIO) -> tuple[int, ...]:
+    """Changes when an open file is written to, and differs from that of a file that takes its place."""
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def open_source(path: Path) -> BinaryIO:
+    """Open a file to read bytes; `JobError` where that fails."""
+    try:
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise FileError(quote(str(path)), f"cannot be read: {getattr(error, 'strerror', error)}") from error
