@@ -190,7 +190,10 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_the_same_
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with it ignored
+for name in {"SIGHUP", "SIGTERM"} & set(dir(signal)):
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
 from convert import cli, stream
 real = stream._stream
 def slow(outputs):

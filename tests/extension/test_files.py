@@ -98,7 +98,7 @@ def test_a_card_keeps_what_it_does_not_know(core, folder) -> None:
     card.write_text(json.dumps({"notes": "mine", "sd version": "Unknown", "description": "old"}))
     core.cards.write(lora, base="SD1", trigger_words=" words ", scale=0.5, description="new")
     assert json.loads(card.read_text()) == {
-        "notes": "mine", "sd version": "Unknown", "description": "new", "negative text": "", "activation text": "words",
+        "notes": "mine", "sd version": "Unknown", "description": "new", "activation text": "words",
         "preferred weight": 0.5,
     }  # fmt: skip
     card.write_text("{")

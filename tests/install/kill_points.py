@@ -63,6 +63,9 @@ def install(repository: Path, arguments: list[str], kill_at: int = 0, links: boo
 
         if not links:
             Path.symlink_to = no_link  # type: ignore[method-assign,assignment]
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("convert", "installer")]:
+            del sys.modules[name]  # of another checkout, if a test of this process imported them
+        sys.path.insert(0, str(repository))  # as `python install.py` does
         sys.argv = ["install.py", *arguments]
         sys.addaudithook(hook)
         try:
