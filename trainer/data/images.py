@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import IO
@@ -52,19 +53,15 @@ class Header:
 def formats() -> tuple[str, ...]:
     """What Pillow reads here, with the plugins that are installed."""
     found = list(FORMATS)
-    try:
+    if find_spec("pillow_heif"):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
         found.append("HEIF")
-    except ImportError:
-        pass
-    try:
+    if find_spec("pillow_jxl"):
         import pillow_jxl  # noqa: F401 - registers itself
 
         found.append("JXL")
-    except ImportError:
-        pass
     Image.init()
     return tuple(name for name in found if name in Image.OPEN)
 
