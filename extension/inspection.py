@@ -9,13 +9,14 @@ from enum import Enum
 from pathlib import Path
 
 from ..convert.check import check
-from ..convert.container import Container, open_container
+from ..convert.container import open_container
 from ..convert.errors import Damaged, FileError, JobError, NotALora, UnknownKeys, WrongBase, quote
 from ..convert.files.card import card_path
 from ..convert.lora import SD15, Lora
 from ..convert.names import BUNDLED
 from ..convert.read import read
 from ..convert.sd15 import TEXT_ENCODER, UNET
+from ..convert.tensors import Container
 from ..convert.write import what_is_lacking
 from . import cards
 from .cards import Card
