@@ -112,11 +112,6 @@ def kind_of_keys(keys: Iterable[str]) -> Kind | None:
     return _first(tuple((kind.pattern, kind) for kind in (*KINDS, CHECKPOINT)), keys)
 
 
-def base_of_keys(keys: Iterable[str]) -> str | None:
-    """The base other than Stable Diffusion 1 that these tensor names are of."""
-    return _first(BASES, keys)
-
-
 def _first(rows: Sequence[tuple[str, T]], keys: Iterable[str]) -> T | None:
     names = [key[:KEY_LENGTH] for key in islice(keys, LOOKED_AT)]
     return next((found for pattern, found in rows if any(re.search(pattern, name) for name in names)), None)

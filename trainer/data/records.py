@@ -170,13 +170,3 @@ def fingerprint(dataset: Dataset) -> str:
             digest.update(example.identity.encode())
         digest.update(b"\1")
     return digest.hexdigest()
-
-
-def count_long_captions(examples: Sequence[Example], tokenizer: object, limit: int = 77) -> list[Example]:
-    """The examples whose caption is cut off by CLIP's context of `limit` tokens, the start and end marks counted.
-
-    `tokenizer` is a transformers tokenizer. Equal captions are tokenized once.
-    """
-    captions = sorted({example.caption for example in examples})
-    lengths = {c: len(tokenizer(c, truncation=False, verbose=False).input_ids) for c in captions}  # type: ignore[operator]
-    return [example for example in examples if lengths[example.caption] > limit]
