@@ -16,9 +16,8 @@ UNET, TEXT_ENCODER = "unet", "text_encoder"
 WIDTHS = (320, 640, 1280, 1280)
 """Channels of the four resolutions; all but the last have attention."""
 
-TIME = 1280
 CONTEXT = 768
-"""Width of the time embedding and of the prompt embedding."""
+"""Width of the prompt embedding."""
 
 TEXT_LAYERS, TEXT_WIDTH = 12, 768
 
@@ -104,7 +103,7 @@ _TEXT_LAYER = tuple((name, name, shape) for name, shape in _TEXT_LAYERS)
 @cache
 def modules() -> dict[str, Module]:
     """Every module by its diffusers name: the UNet's in the order of its forward pass, then the text encoder's."""
-    return {module.name: module for module in (*_unet(), *_text_encoder())}
+    return {module.name: module for module in (*unet(), *_text_encoder())}
 
 
 def _expand(rows: Sequence[Row], scope: str, name: str, ldm: str, widths: dict[str, int]) -> Iterator[Module]:
@@ -113,45 +112,47 @@ def _expand(rows: Sequence[Row], scope: str, name: str, ldm: str, widths: dict[s
         yield Module(scope, f"{name}.{row_name}", f"{ldm}.{row_ldm}", numbers)
 
 
-def _resnet(name: str, ldm: str, i: int, o: int) -> Iterator[Module]:
+def _resnet(name: str, ldm: str, i: int, o: int, time: int) -> Iterator[Module]:
     rows = _RESNET if i != o else _RESNET[:-1]  # the shortcut is convolved only where the width changes
-    return _expand(rows, UNET, name, ldm, {"i": i, "o": o, "time": TIME})
+    return _expand(rows, UNET, name, ldm, {"i": i, "o": o, "time": time})
 
 
-def _transformer(name: str, ldm: str, c: int) -> Iterator[Module]:
-    return _expand(_TRANSFORMER, UNET, name, ldm, {"c": c, "4c": 4 * c, "8c": 8 * c, "context": CONTEXT})
+def _transformer(name: str, ldm: str, c: int, context: int) -> Iterator[Module]:
+    return _expand(_TRANSFORMER, UNET, name, ldm, {"c": c, "4c": 4 * c, "8c": 8 * c, "context": context})
 
 
 def _conv(name: str, ldm: str, o: int, i: int) -> Module:
     return Module(UNET, name, ldm, (o, i, 3, 3))
 
 
-def _unet() -> Iterator[Module]:
-    first, last, deep = WIDTHS[0], len(WIDTHS) - 1, WIDTHS[-1]
-    yield Module(UNET, "time_embedding.linear_1", "time_embed.0", (TIME, first))
-    yield Module(UNET, "time_embedding.linear_2", "time_embed.2", (TIME, TIME))
+def unet(widths: Sequence[int] = WIDTHS, context: int = CONTEXT) -> Iterator[Module]:
+    """The UNet's modules in the order of its forward pass; of one of SD1.5's layout with other widths, if they are given."""
+    first, last, deep = widths[0], len(widths) - 1, widths[-1]
+    time = 4 * first
+    yield Module(UNET, "time_embedding.linear_1", "time_embed.0", (time, first))
+    yield Module(UNET, "time_embedding.linear_2", "time_embed.2", (time, time))
     yield _conv("conv_in", "input_blocks.0.0", first, 4)
     width, skips = first, [first]
-    for block, c in enumerate(WIDTHS):
+    for block, c in enumerate(widths):
         for layer in range(2):
             name, ldm = f"down_blocks.{block}", f"input_blocks.{3 * block + layer + 1}"
-            yield from _resnet(f"{name}.resnets.{layer}", f"{ldm}.0", width, c)
+            yield from _resnet(f"{name}.resnets.{layer}", f"{ldm}.0", width, c, time)
             if block != last:
-                yield from _transformer(f"{name}.attentions.{layer}", f"{ldm}.1", c)
+                yield from _transformer(f"{name}.attentions.{layer}", f"{ldm}.1", c, context)
             width = c
             skips.append(c)
         if block != last:
             yield _conv(f"down_blocks.{block}.downsamplers.0.conv", f"input_blocks.{3 * block + 3}.0.op", c, c)
             skips.append(c)
-    yield from _resnet("mid_block.resnets.0", "middle_block.0", deep, deep)
-    yield from _transformer("mid_block.attentions.0", "middle_block.1", deep)
-    yield from _resnet("mid_block.resnets.1", "middle_block.2", deep, deep)
-    for block, c in enumerate(reversed(WIDTHS)):
+    yield from _resnet("mid_block.resnets.0", "middle_block.0", deep, deep, time)
+    yield from _transformer("mid_block.attentions.0", "middle_block.1", deep, context)
+    yield from _resnet("mid_block.resnets.1", "middle_block.2", deep, deep, time)
+    for block, c in enumerate(reversed(widths)):
         for layer in range(3):
             name, ldm = f"up_blocks.{block}", f"output_blocks.{3 * block + layer}"
-            yield from _resnet(f"{name}.resnets.{layer}", f"{ldm}.0", width + skips.pop(), c)
+            yield from _resnet(f"{name}.resnets.{layer}", f"{ldm}.0", width + skips.pop(), c, time)
             if block != 0:
-                yield from _transformer(f"{name}.attentions.{layer}", f"{ldm}.1", c)
+                yield from _transformer(f"{name}.attentions.{layer}", f"{ldm}.1", c, context)
             width = c
         if block != last:
             place = 2 if block else 1  # after the resnet and, where there is one, the attention

@@ -14,6 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         recipe, job = parse(argv)
+        if job.dry_run:
+            from trainer.dry_run import dry_run
+
+            return dry_run(recipe, job)
         from trainer.train import run
 
         return run(recipe, job)

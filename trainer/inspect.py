@@ -5,24 +5,52 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from convert.errors import UsageError
 from trainer import plan
 from trainer.base.load import BaseFacts, inspect_base
-from trainer.cli import Job
-from trainer.data import load_dataset, refuse_problems
+from trainer.base.tokenizers import CONTEXT
+from trainer.cli import DEMO_OUT, Job
+from trainer.data import check_data, load_dataset, refuse_problems
 from trainer.data.decode import decode
 from trainer.data.records import Dataset, Row
-from trainer.data.table import count, format_table
-from trainer.lora import adapter
+from trainer.data.table import count as pictures_of
+from trainer.data.table import format_table
+from trainer.lora.saves import check_saves
+from trainer.lora.targets import count
 from trainer.recipe import Recipe
+from trainer.runs.contact_sheet import check_sheet
+from trainer.runs.outputs import check_out
+from trainer.runs.run_folder import RunFolder
+from trainer.sample.prompts import read_prompts
+from trainer.terminal import Say
+from trainer.training.metrics import check_tracker
 
 
-def inspect(recipe: Recipe, job: Job, say: Callable[[str], None], *, decoding: bool = True) -> Dataset:
+def check_job(recipe: Recipe, job: Job, say: Say) -> int | None:
+    """Look for all mistakes that show before anything is fetched or computed. Raises UsageError and JobError.
+
+    Returns the number of pictures in an epoch if the recipe alone decides it; None for a folder.
+    """
+    folder = RunFolder(job.run)
+    if job.contact_sheet:
+        check_sheet(job.contact_sheet, overwrite=job.overwrite)
+    if job.out is not None:
+        if job.out == DEMO_OUT:
+            job.out.parent.mkdir(exist_ok=True)
+        folder.check(recipe, say)
+        if (job.save_every or job.save_every_epochs) and not job.overwrite:
+            check_saves(job.save_to or job.run / "loras", job.out.stem, recipe)
+        check_out(job.out, overwrite=job.overwrite, mine=folder.owns(job.out))
+    if job.sample_prompts:
+        read_prompts(job.sample_prompts)
+    check_tracker(job.track)
+    inspect_base(recipe)
+    return check_data(recipe)
+
+
+def inspect(recipe: Recipe, job: Job, say: Say, *, decoding: bool = True) -> Dataset:
     """Look at all that a job needs, print the table of it, and return the data. `decoding`: own pictures' pixels too.
 
     Raises:
@@ -49,23 +77,6 @@ def inspect(recipe: Recipe, job: Job, say: Callable[[str], None], *, decoding: b
     return refuse_problems(dataset)
 
 
-def count_adapter(recipe: Recipe) -> tuple[int, int]:
-    """Modules and numbers that learn. Raises UsageError for a bad `--targets`."""
-    from diffusers import UNet2DConditionModel
-
-    base = inspect_base(recipe)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(base.unet))
-    weights = [layer.weight for layer in adapter.layers(unet, recipe).values()]
-    # down is (rank, in, k, k) and up (out, rank)
-    numbers = sum(recipe.rank_of(adapter.kernel_of(w)) * (w[0].numel() + w.shape[0]) for w in weights)
-    if not recipe.text_encoder:
-        return len(weights), numbers
-    depth, width, inner = (base.text[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size"))
-    depth -= recipe.clip_skip - 1
-    return len(weights) + 6 * depth, numbers + depth * recipe.rank * (8 * width + 2 * (width + inner))  # q, k, v, out; fc1, fc2
-
-
 def check_writable(path: Path, name: str) -> None:
     """Try to write beside `path`, before hours are spent. UsageError if that fails."""
     folder = path.parent
@@ -81,10 +92,13 @@ def check_writable(path: Path, name: str) -> None:
 
 def _long_captions(dataset: Dataset, base: BaseFacts) -> list[Row]:
     """Captions of several chunks, and those that are cut."""
+    captions = sorted({text for example in dataset.train for text in example.captions})
+    letters = min(CONTEXT, base.text.get("max_position_embeddings", CONTEXT)) - 2
+    if all(text.isascii() and len(text) <= letters for text in captions):
+        return []  # a token has at least one letter, and loading the tokenizer takes seconds
     from trainer.encoding.text import MOST_CHUNKS, count_tokens
 
     tokenizer = base.read_tokenizer()
-    captions = sorted({text for example in dataset.train for text in example.captions})
     room = tokenizer.model_max_length - 2
     tokens = dict(zip(captions, count_tokens(captions, tokenizer), strict=True))
     longest = {example.source: max(tokens[text] for text in example.captions) for example in dataset.train}
@@ -92,10 +106,10 @@ def _long_captions(dataset: Dataset, base: BaseFacts) -> list[Row]:
     cut = [source for source, number in longest.items() if number > MOST_CHUNKS * room]
     rows = []
     if several:
-        rows.append(Row("long captions", f"{count(several)}: over {room} tokens, learnt in up to {MOST_CHUNKS} parts, as the "
-                        "web UI reads them"))
+        rows.append(Row("long captions", f"{pictures_of(several)}: over {room} tokens, learnt in up to {MOST_CHUNKS} parts, as "
+                        "the web UI reads them"))
     if cut:
-        rows.append(Row("cut captions", f"{count(cut)}: over {MOST_CHUNKS * room} tokens, the rest is not learnt", True))
+        rows.append(Row("cut captions", f"{pictures_of(cut)}: over {MOST_CHUNKS * room} tokens, the rest is not learnt", True))
     return rows
 
 
@@ -107,7 +121,7 @@ def _places(recipe: Recipe, job: Job, base: BaseFacts, dataset: Dataset) -> list
     examples = len(dataset.train) + len(dataset.held_out)
     needed = {job.cache: plan.plan(recipe, dataset.per_epoch, encoded=examples).latent_bytes}
     if job.out is not None:
-        numbers = count_adapter(recipe)[1]
+        numbers = count(recipe, base)[1]
         checkpoints = -(-recipe.total_steps(dataset.per_epoch) // job.checkpoint_every)
         needed[job.run] = 4 * numbers * (3 * checkpoints + 2)  # fp32: factors and AdamW's two moments; the two LoRA files
     for place, size in needed.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from convert.errors import UsageError
@@ -50,6 +51,22 @@ def seconds(recipe: Recipe, samples: int, device: str, flops: float) -> float:
     gflop, side = (MINIATURE_GFLOP, 64) if recipe.base == MINIATURE else (TRAIN_GFLOP, 512)
     work = gflop * 1e9 * (recipe.side / side) ** 2
     return samples * work / (flops * EFFICIENCY[device])
+
+
+def cpu_flops_per_second() -> float:
+    """The rate of a large float32 matrix product on this CPU, operations per second, measured without torch.
+
+    By the time that this thread works, not by the clock on the wall: other programs may be busy.
+    """
+    import numpy as np
+
+    a = np.ones((1024, 1024), np.float32)
+    a @ a  # the first product starts the library's threads
+    products, start = 0, time.thread_time()
+    while (spent := time.thread_time() - start) < 0.2:  # Windows' clock ticks every 15.6 ms
+        a @ a
+        products += 1
+    return products * 2 * len(a) ** 3 / spent
 
 
 def in_words(duration: float) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # data is looked at without torch
+    import torch
 
 
 class Stream(IntEnum):
@@ -31,5 +34,7 @@ class Stream(IntEnum):
 
 def generator_of(*key: int) -> torch.Generator:
     """A CPU generator of its own for every `key`."""
+    import torch
+
     low, high = np.random.SeedSequence(key).generate_state(2)
     return torch.Generator().manual_seed((int(high) << 32 | int(low)) & (2**63 - 1))

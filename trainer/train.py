@@ -9,31 +9,27 @@ from typing import Any
 
 from convert.errors import JobError, UsageError
 from trainer import plan
-from trainer.base.load import Base, inspect_base, load_base
-from trainer.cli import DEMO_OUT, Job
-from trainer.data import check_data
+from trainer.base.load import Base, load_base
+from trainer.cli import Job
 from trainer.data.records import Dataset
 from trainer.encoding.encode import encode_dataset
-from trainer.inspect import count_adapter, inspect
+from trainer.inspect import check_job, inspect
 from trainer.kernels.compile import training_forward
 from trainer.lora import adapter, export
 from trainer.lora.lora_file import read_lora, start_from
-from trainer.lora.saves import check_saves
 from trainer.recipe import MINIATURE, Recipe, home
-from trainer.runs.contact_sheet import check_sheet
 from trainer.runs.loss_curve import draw_curve
-from trainer.runs.outputs import OutputClaim, check_out, claim, is_sound_png, outputs
+from trainer.runs.outputs import OutputClaim, claim, is_sound_png, outputs
 from trainer.runs.run_folder import RunFolder, identity_of
 from trainer.sample.during_run import choose_actions
 from trainer.sample.preview import write_preview
-from trainer.sample.prompts import read_prompts
 from trainer.sample.sampler import Sampler
 from trainer.terminal import Say, say, say_nothing
 from trainer.training import checkpoints, devices
 from trainer.training.devices import Compute
 from trainer.training.loop import train
 from trainer.training.low_memory import choose_checkpointing
-from trainer.training.metrics import Metrics, check_tracker, open_tracker, read_lines
+from trainer.training.metrics import Metrics, open_tracker, read_lines
 from trainer.training.micro_batch import choose_micro_batch
 from trainer.training.objective import choose_objective
 from trainer.training.processes import Processes, join
@@ -50,27 +46,25 @@ def run(recipe: Recipe, job: Job) -> int:
     tell = say if processes.main else say_nothing
     if job.note:
         tell(job.note)
-    pictures = _check(recipe, job, tell)
-    if job.dry_run:
-        return _dry_run(recipe, job, pictures, tell)
+    pictures = check_job(recipe, job, tell)
     if job.out is None:
         return _contact_sheet(recipe, job, tell)
     compute = devices.choose(job.device, processes.local_rank)
     folder = RunFolder(job.run)
-    # the recipe alone decides drawings; a folder may have changed
-    if folder.finished(recipe, job.out, tell) and pictures is not None:
-        return _nothing_to_do(recipe, job, tell)
-    _check_device(recipe, job, compute, pictures)
     with folder.lock() if processes.main else nullcontext(), claim(job.out) if processes.main else nullcontext() as claimed:
         processes.wait()
-        return _work(recipe, job, compute, processes, claimed, tell)
+        return _work(recipe, job, pictures, compute, processes, claimed, tell)
 
 
-def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, claimed: OutputClaim | None, tell: Say) -> int:
-    """Train, with the run folder and `--out` to this job alone; returns the exit status."""
+def _work(recipe: Recipe, job: Job, pictures: int | None, compute: Compute, processes: Processes, claimed: OutputClaim | None,
+          tell: Say) -> int:  # fmt: skip
+    """Train, with the run folder and `--out` to this job alone; returns the exit status. pictures: see `check_job`."""
     assert job.out is not None
     started, folder = time.time(), RunFolder(job.run)
-    finished = folder.finished(recipe, job.out, say_nothing)
+    finished = folder.finished(recipe, job.out, tell)
+    if finished and pictures is not None:  # a folder's pictures may have changed, and are looked at
+        return _nothing_to_do(recipe, job, tell)
+    _check_device(recipe, job, compute, pictures)
     with processes.main_first():
         dataset = inspect(recipe, job, tell, decoding=processes.main and not finished)
     if finished and folder.learnt_from(dataset):
@@ -93,28 +87,6 @@ def _work(recipe: Recipe, job: Job, compute: Compute, processes: Processes, clai
 def _nothing_to_do(recipe: Recipe, job: Job, tell: Say) -> int:
     tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
     return _contact_sheet(recipe, job, tell) if job.contact_sheet else 0
-
-
-def _check(recipe: Recipe, job: Job, tell: Say) -> int | None:
-    """What can be seen to be wrong before anything is fetched or computed. Raises UsageError and JobError.
-
-    Returns the number of pictures in an epoch where the recipe alone decides it; None for a folder.
-    """
-    folder = RunFolder(job.run)
-    if job.contact_sheet:
-        check_sheet(job.contact_sheet, overwrite=job.overwrite)
-    if job.out is not None:
-        if job.out == DEMO_OUT:
-            job.out.parent.mkdir(exist_ok=True)
-        folder.check(recipe, tell)
-        if (job.save_every or job.save_every_epochs) and not job.overwrite:
-            check_saves(job.save_to or job.run / "loras", job.out.stem, recipe)
-        check_out(job.out, overwrite=job.overwrite, mine=folder.owns(job.out))
-    if job.sample_prompts:
-        read_prompts(job.sample_prompts)
-    check_tracker(job.track)
-    inspect_base(recipe)
-    return check_data(recipe)
 
 
 def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | None) -> None:
@@ -221,14 +193,3 @@ def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Say) 
     assert job.contact_sheet
     write_contact_sheet(dataset, job.contact_sheet, resolution=plan.side(recipe), seed=recipe.seed)
     tell(f"wrote {job.contact_sheet}")
-
-
-def _dry_run(recipe: Recipe, job: Job, pictures: int | None, tell: Say) -> int:
-    if recipe.data != "quickdraw":  # which would be downloaded
-        pictures = inspect(recipe, job, tell).per_epoch
-    assert pictures is not None
-    compute = devices.choose(job.device)
-    modules, numbers = count_adapter(recipe)
-    tell(plan.report(recipe, plan.plan(recipe, pictures), compute.device.type, devices.flops_per_second(compute),
-                     modules=modules, numbers=numbers))
-    return 0

@@ -278,19 +278,3 @@ def test_sd15_on_a_cpu_asks_first(arguments: list[str], capsys: pytest.CaptureFi
         pytest.skip("this machine has a GPU")
     assert main([*arguments[:-2], "--base", "stable-diffusion-v1-5/stable-diffusion-v1-5"]) == 2
     assert "--device cpu" in capsys.readouterr().err
-
-
-def test_dry_run_counts_without_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["--dry-run", "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "optimizer steps  4410" in said and "samples          140000" in said
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("wrong", [
-    ["--base", "nowhere.safetensors"], ["--data-url", "ftp://x"], ["--categories", "nothing"], ["--out", "lora.pt"],
-    ["--data", "nowhere"], ["--demo", "--categories", "101"],
-])
-def test_dry_run_says_what_would_fail(wrong: list[str], capsys: pytest.CaptureFixture) -> None:
-    assert main(["--dry-run", "--device", "cpu", *wrong]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

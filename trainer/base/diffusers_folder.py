@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
 from convert.files.json_file import read_object
 from trainer.base.models import Config
+
+if TYPE_CHECKING:  # a folder is judged without torch
+    import torch
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Folder of a part -> how its weights are called there."""
@@ -114,6 +115,7 @@ def load(parts: Parts, dtype: torch.dtype) -> dict[str, Any]:
 
     Raises JobError if weights and configuration do not fit together.
     """
+    import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel
 

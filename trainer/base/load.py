@@ -12,20 +12,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base import diffusers_folder, hub, prediction, single_file
 from trainer.base.models import Config, Scheduler, Tokenizer, UNet
-from trainer.base.sd15 import SCHEDULER_CONFIG, SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1, TEXT_CONFIG, UNET_CONFIG, family_of
+from trainer.base.sd15 import (
+    NARROW_TEXT_CONFIG,
+    NARROW_UNET_CONFIG,
+    SCHEDULER_CONFIG,
+    SCRIBBLE_MINIATURE,
+    SCRIBBLE_NARROW,
+    SD_V1,
+    TEXT_CONFIG,
+    UNET_CONFIG,
+    family_of,
+)
 from trainer.base.tokenizers import clip_tokenizer, own_tokenizer
 from trainer.base.vae_file import check_vae, load_vae
 from trainer.miniature.vocabulary import TOKENS
 from trainer.recipe import MINIATURE, Recipe, home
 from trainer.terminal import quiet
+
+if TYPE_CHECKING:  # a base is looked at without torch
+    import torch
 
 Say = Callable[[str], None]
 
@@ -56,6 +67,8 @@ class Base:
     """side in pixels of the pictures it was made for"""
     words: tuple[str, ...] = ()
     """the things it can draw, where it has a list of them: the narrow miniature has"""
+    clip_skip: int = 1
+    """the text encoder's layer, from its end, whose output is read; later ones are not there"""
 
     def without_words(self, prompts: Sequence[str]) -> list[str]:
         """Those of `prompts` that name nothing it can draw; none where it has no list."""
@@ -63,9 +76,6 @@ class Base:
             return []
         known = re.compile(r"\b(?:" + "|".join(re.escape(word) for word in self.words) + r")s?\b", re.IGNORECASE)
         return [prompt for prompt in dict.fromkeys(prompts) if not known.search(prompt)]
-    clip_skip: int = 1
-    """the text encoder's layer, from its end, whose output is read; later ones are not there"""
-
     def skip_layers(self, clip_skip: int) -> None:
         """Leave out the text encoder's last `clip_skip` - 1 layers: its output then is what hosts read at that setting, the
         final norm of hidden_states[-clip_skip]. UsageError where it does not have that many."""
@@ -78,6 +88,8 @@ class Base:
 
     def release_encoders(self) -> None:
         """Drop the VAE and the text encoder from memory; the `EncodedSet` holds what they computed."""
+        import torch
+
         self.vae = self.text_encoder = None
         gc.collect()
         if torch.cuda.is_available():
@@ -107,7 +119,7 @@ def inspect_base(recipe: Recipe) -> BaseFacts:
     if path is None:
         return BaseFacts("from the hub or its cache", lambda: _packed_tokenizer(recipe), UNET_CONFIG, TEXT_CONFIG)
     if path.is_file() and _is_packed(path):
-        return BaseFacts(FAMILIES[SCRIBBLE_NARROW], lambda: _packed_tokenizer(recipe), *_narrow_configs())
+        return BaseFacts(FAMILIES[SCRIBBLE_NARROW], lambda: _packed_tokenizer(recipe), NARROW_UNET_CONFIG, NARROW_TEXT_CONFIG)
     if path.is_file():
         checkpoint = single_file.inspect(path, own_vae=not recipe.vae)
         configs, origin = checkpoint.configs, checkpoint.prediction_from
@@ -180,14 +192,6 @@ def _packed_tokenizer(recipe: Recipe) -> Tokenizer:
     return clip_tokenizer(recipe.tokenizer, max_positions=77, vocabulary=TOKENS)
 
 
-def _narrow_configs() -> tuple[Config, Config]:
-    """The configurations of the narrow miniature's UNet and text encoder."""
-    from trainer.miniature.narrow import narrow_text_encoder, narrow_unet
-
-    with torch.device("meta"):
-        return dict(narrow_unet().config), narrow_text_encoder().config.to_dict()
-
-
 def _is_packed(path: Path) -> bool:
     """Whether `path` is the narrow miniature's file. A pickle is not; it is refused later by name."""
     return path.suffix == ".safetensors" and {"text_encoder.rows", "text_encoder.tokens"} <= set(open_container(path).tensors)
@@ -219,6 +223,8 @@ def _with_vae(recipe: Recipe, identity: str, models: dict[str, Any]) -> tuple[st
 
 
 def _from_folder(recipe: Recipe, folder: Path, identity: str, dtype: torch.dtype, say: Say) -> Base:
+    import torch
+
     parts = diffusers_folder.inspect(folder, half=dtype != torch.float32)
     family = _family(parts.configs["unet"], recipe.base, say)
     scheduler, told = prediction.settle(recipe, parts.configs["scheduler"], _scheduler_says(parts), recipe.base)
@@ -229,6 +235,8 @@ def _from_folder(recipe: Recipe, folder: Path, identity: str, dtype: torch.dtype
 
 
 def _from_hub(recipe: Recipe, dtype: torch.dtype, say: Say) -> Base:
+    import torch
+
     half = dtype != torch.float32
 
     def choose(names: list[str]) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # a base is looked at without torch
+    import torch
+    from torch import Tensor
 
 Config = dict[str, Any]
 """A model's, tokenizer's or scheduler's configuration, as its JSON file has it."""

@@ -99,6 +99,12 @@ SCRIBBLE_NARROW = "scribble_narrow"
 """The miniature that widens to SD1.5's shapes, in its narrow shape; its LoRAs are written wide, as SD1.5's."""
 NARROW_CONTEXT, NARROW_LATENT = 64, 16
 
+NARROW_UNET_CONFIG: Config = UNET_CONFIG | {
+    "block_out_channels": [64, 128, 256, 256], "cross_attention_dim": NARROW_CONTEXT, "sample_size": NARROW_LATENT}
+NARROW_TEXT_CONFIG: Config = TEXT_CONFIG | {
+    "hidden_size": NARROW_CONTEXT, "intermediate_size": 4 * NARROW_CONTEXT, "num_attention_heads": 4, "num_hidden_layers": 2}
+"""The narrow networks, of which trainer/miniature/narrow.py makes the modules."""
+
 WANTED = "a Stable Diffusion 1.5 was expected"
 
 

@@ -10,9 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError, quote
@@ -21,7 +19,10 @@ from trainer.base import prediction
 from trainer.base.models import Config
 from trainer.base.sd15 import TEXT, UNET, VAE, configs
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+if TYPE_CHECKING:  # a file is judged without torch
+    import torch
+
+FLOATS = {"F32", "F16", "BF16", "F64"}
 WANTED = "a Stable Diffusion 1.5 checkpoint was expected"
 
 _OLD_TEXT = TEXT + "embeddings."  # of checkpoints saved with an early transformers, without `text_model.`
@@ -72,6 +73,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
 
     diffusers' own conversion does the renaming. Raises JobError for a missing or misshapen tensor, before reading any.
     """
+    import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
     from transformers import CLIPTextModel
@@ -158,6 +160,8 @@ def _refuse_dtypes(container: Container, names: Mapping[str, str]) -> None:
 
 def _verify(checkpoint: Checkpoint) -> None:
     """Run diffusers' conversion on shapes without memory and compare with the models' own. Raises JobError."""
+    import torch
+
     container = open_container(checkpoint.path)
     for prefix, (model, convert) in _converters(checkpoint).items():
         if prefix == VAE and not checkpoint.has_vae:
@@ -177,6 +181,7 @@ def _verify(checkpoint: Checkpoint) -> None:
 
 def _converters(checkpoint: Checkpoint) -> dict[str, tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]]:
     """For each part's prefix a model without memory and the conversion of its names."""
+    import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.loaders import single_file_utils as ldm
     from transformers import CLIPTextConfig, CLIPTextModel

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base.sd15 import VAE, VAE_CONFIG
+
+if TYPE_CHECKING:  # a file is judged without torch
+    import torch
 
 WANTED = "a VAE of Stable Diffusion 1.5 was expected, .safetensors"
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -17,7 +17,8 @@ from convert import sd15
 from convert.errors import JobError, UsageError
 from convert.files import atomic_path
 from trainer.base.models import Model, Network, TextEncoder, UNet
-from trainer.recipe import TARGETS, Recipe
+from trainer.lora.targets import kernel_of, no_match
+from trainer.recipe import Recipe
 from trainer.rng import Stream, generator_of
 from trainer.terminal import quiet
 
@@ -38,8 +39,7 @@ def layers(unet: UNet, recipe: Recipe) -> dict[str, Layer]:
     """
     found = _matching(unet, recipe.target_pattern)
     if not found:
-        raise UsageError(f"--targets {recipe.targets!r} matches none of the UNet's layers: use one of "
-                         f"{', '.join(TARGETS)} or an expression for names like 'down_blocks.0.attentions.0.….to_q'")
+        raise no_match(recipe)
     placeless = sorted(set(found) - {module.name for module in sd15.modules().values()})
     if placeless:
         raise UsageError(f"--targets {recipe.targets!r} matches {placeless[0]} ({len(placeless)} such), which has no name in a "
@@ -68,7 +68,7 @@ def _matching(network: Model, pattern: str) -> dict[str, Layer]:
 def _attach(network: Network, found: Mapping[str, Layer], recipe: Recipe, generator: torch.Generator) -> list[Factor]:
     from peft import LoraConfig
 
-    kernels = {name: kernel_of(module.weight) for name, module in found.items()}
+    kernels = {name: kernel_of(module.weight.shape) for name, module in found.items()}
     other = {re.escape(name): kernel for name, kernel in kernels.items()
              if (recipe.rank_of(kernel), recipe.alpha_of(kernel)) != (recipe.rank, recipe.true_alpha)}
     # the list, not the expression: peft would also wrap what it cannot train, and fail on it
@@ -83,11 +83,6 @@ def _attach(network: Network, found: Mapping[str, Layer], recipe: Recipe, genera
         if ".lora_A." in name:  # peft's Gaussian, std 1 / rank, from our own seed
             factor.data.copy_(torch.randn(factor.shape, generator=generator) / factor.shape[0])
     return factors
-
-
-def kernel_of(weight: Tensor) -> int:
-    """Side in pixels of a layer's filter: 1 for a linear layer, (out, in)."""
-    return weight.shape[-1] if weight.ndim == 4 else 1
 
 
 def set_scale(unet: UNet, scale: float) -> None:

@@ -12,7 +12,6 @@ from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base.load import Base
 from trainer.data.records import Dataset
-from trainer.lora import export
 from trainer.recipe import Recipe, apart_from_length
 
 
@@ -31,6 +30,8 @@ class PeriodicSaves:
     def __call__(self, step: int) -> None:
         if step == self.total:
             return  # that is --out
+        from trainer.lora import export  # loads torch, and the check below needs none
+
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"{self.name}-{step:06d}.safetensors"
         with TemporaryDirectory() as folder:

@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from convert.errors import JobError, UsageError
 from trainer.sample.grid import draw_grid, write_png
-from trainer.sample.sampler import Sampler
+
+if TYPE_CHECKING:  # prompts are read without torch
+    from trainer.sample.sampler import Sampler
 
 CELL = 256  # pixels of a picture on the sheet
 SHEET = "sheet.png"

@@ -10,7 +10,7 @@ import torch
 
 from convert import convert_file, read
 from convert.errors import Damaged, JobError
-from trainer.lora.adapter import kernel_of
+from trainer.lora.targets import kernel_of
 from trainer.recipe import Recipe
 from trainer.training.checkpoints import read_factors
 
@@ -32,7 +32,7 @@ def checkpoint_lora(run: Path, step: int, recipe: Recipe, final: Path, target: P
     for name, factor in factors.items():
         module, _, part = name.partition(".lora_A.")
         if part:
-            peft[f"base_model.model.{module}.alpha"] = torch.tensor(recipe.alpha_of(kernel_of(factor)))
+            peft[f"base_model.model.{module}.alpha"] = torch.tensor(recipe.alpha_of(kernel_of(factor.shape)))
     said = {key: value for key, value in read(final).metadata.items() if key.startswith(("ss_", "modelspec.", "scribble_"))}
     said |= {"ss_steps": str(step), "scribble_recipe": json.dumps(recipe.as_dict())}
     with tempfile.TemporaryDirectory() as folder:

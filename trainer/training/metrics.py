@@ -9,14 +9,16 @@ import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convert.errors import JobError
 from convert.files import write_text
 from convert.files.json_file import parse
 from trainer.plan import in_words
 from trainer.terminal import Say, say_nothing
-from trainer.training.deferred import Report
+
+if TYPE_CHECKING:  # metrics are read without torch
+    from trainer.training.deferred import Report
 
 CHECKSUM = "crc32"
 Values = Mapping[str, float | None]

@@ -1,0 +1,43 @@
+"""`--dry-run`: what a run would learn, from what, and its cost, without starting it and without loading torch for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from trainer import plan
+from trainer.base.load import inspect_base
+from trainer.cli import Job
+from trainer.inspect import check_job, inspect
+from trainer.lora.targets import count
+from trainer.recipe import Recipe
+from trainer.terminal import say, say_nothing
+
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Linux has one of these where a driver is loaded: NVIDIA's, AMD's, Windows' under WSL."""
+
+
+def dry_run(recipe: Recipe, job: Job) -> int:
+    """Print it; returns the exit status. Raises JobError and UsageError for what would stop the run."""
+    tell = say if os.environ.get("RANK", "0") == "0" else say_nothing  # the first of a launcher's processes
+    if job.note:
+        tell(job.note)
+    pictures = check_job(recipe, job, tell)
+    if recipe.data != "quickdraw":  # which would be downloaded
+        pictures = inspect(recipe, job, tell).per_epoch
+    assert pictures is not None
+    modules, numbers = count(recipe, inspect_base(recipe))
+    device, flops = _speed(job.device)
+    tell(plan.report(recipe, plan.plan(recipe, pictures), device, flops, modules=modules, numbers=numbers))
+    return 0
+
+
+def _speed(name: str) -> tuple[str, float]:
+    """The kind of device that `--device` stands for and its rate in a matrix product, operations per second."""
+    if name == "cpu" or (name == "auto" and sys.platform == "linux" and not any(Path(p).exists() for p in GPU_DRIVERS)):
+        return "cpu", plan.cpu_flops_per_second()
+    from trainer.training import devices
+
+    compute = devices.choose(name)
+    return compute.device.type, devices.flops_per_second(compute)
