@@ -44,16 +44,16 @@ def open_container(path: Path, *, pickles: bool = False) -> Container:
             return open_pickle(path)
         file.seek(8)
         raw = file.read(length)
-    with _no_garbage_collection():
+    with no_garbage_collection():
         header = _parse(path, raw)
         metadata = _metadata(path, header.pop("__metadata__", {}))
         tensors = {name: _tensor(path, name, entry, 8 + length, stamp) for name, entry in header.items()}
-    _no_gaps(path, tensors, 8 + length, size)
+        _no_gaps(path, tensors, 8 + length, size)
     return Container(path, tensors, metadata, size)
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """A long header is a million small objects without a cycle; looking for one again and again takes a third of the time."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import identify, names
-from .container import open_container
+from .container import no_garbage_collection, open_container
 from .errors import FileError, quote
 from .peft_config import Config, configs_of_metadata, read_config
 from .sd15 import TEXT_ENCODER, UNET, modules
@@ -50,6 +50,7 @@ class Contents:
         return self.configs.get(scope, self.configs.get(""))
 
 
+@no_garbage_collection()
 def open_contents(path: Path | str, *, skip_unknown: bool = False, pickles: bool = False) -> Contents:
     """Open a .safetensors file, or a folder: one with `adapter_config.json`, one with `unet/` and `text_encoder/` that each
     have one, or one with a single .safetensors file. Recognised by content alone.

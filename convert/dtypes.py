@@ -18,6 +18,9 @@ SIZES = {
     "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 
+Data = bytes | bytearray
+"""The bytes of numbers; a buffer that is used again is a bytearray."""
+
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """What factors may be: integers and complex numbers are none, and an F8_E8M0 is a power of two, a scale."""
 
@@ -34,7 +37,7 @@ class Unrepresentable(Exception):
     """A number is outside of what the wanted dtype can hold, or the dtype cannot be decoded here."""
 
 
-def decode(data: bytes, dtype: str) -> Sequence[float]:
+def decode(data: Data, dtype: str) -> Sequence[float]:
     """Little-endian bytes -> numbers. Raises `Unrepresentable` for complex numbers."""
     if dtype == "BF16":
         return struct.unpack(f"<{len(data) // 2}f", _widen_bf16(data))
@@ -62,7 +65,7 @@ def encode(values: Sequence[float], dtype: str) -> bytes:
         raise Unrepresentable(f"a value as large as {largest:g} does not fit {dtype}") from None
 
 
-def recode(data: bytes, source: str, target: str, scale: float = 1.0) -> bytes:
+def recode(data: Data, source: str, target: str, scale: float = 1.0) -> Data:
     """`data` cast from one dtype to another, each number multiplied by `scale` in double precision."""
     if scale == 1.0:
         if source == target:
@@ -73,7 +76,7 @@ def recode(data: bytes, source: str, target: str, scale: float = 1.0) -> bytes:
     return encode([value * scale for value in decode(data, source)], target)
 
 
-def all_finite(data: bytes, dtype: str) -> bool:
+def all_finite(data: Data, dtype: str) -> bool:
     """Whether no number is NaN or infinite. A dtype without either is always finite."""
     if not dtype.startswith(("F", "BF")):
         return True
@@ -92,7 +95,7 @@ _LAST_BYTES = {
 """The last byte of every NaN and infinity; beside them, only of numbers near the largest."""
 
 
-def _widen_bf16(data: bytes) -> bytes:
+def _widen_bf16(data: Data) -> bytes:
     wide = bytearray(2 * len(data))  # a bfloat16 is the upper half of a float32
     wide[2::4] = data[0::2]
     wide[3::4] = data[1::2]

@@ -74,13 +74,15 @@ BASES = (
 )
 """Names that only another base's LoRA has."""
 
-_CLAIMS = (
-    (r"^sdxl|stable-diffusion-xl", "SDXL"),
-    (r"^sd_v2|stable-diffusion-v2", "SD2"),
-    (r"^sd3|stable-diffusion-3", "SD3"),
-    (r"^flux", "Flux"),
-    (r"^(wan|hunyuan|lumina|chroma|qwen|auraflow|pixart|ltx|cosmos|anima|z-image|hidream)", "another architecture"),
-)
+_CLAIMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("SDXL", ("sdxl",), ("stable-diffusion-xl",)),
+    ("SD2", ("sd_v2",), ("stable-diffusion-v2",)),
+    ("SD3", ("sd3",), ("stable-diffusion-3",)),
+    ("Flux", ("flux",), ()),
+    ("another architecture", ("wan", "hunyuan", "lumina", "chroma", "qwen", "auraflow", "pixart", "ltx", "cosmos", "anima",
+                              "z-image", "hidream"), ()),
+)  # fmt: skip
+"""Base, how a word for it in the metadata begins, what it holds somewhere."""
 
 KNOWN_BY_WORD = ("scribble_miniature",)
 """Bases with Stable Diffusion 1.5's modules that only `ss_base_model_version` tells apart."""
@@ -122,7 +124,8 @@ def base_of_metadata(metadata: Mapping[str, str]) -> str | None:
     if metadata.get("ss_v2") == "True":
         return "SD2"
     for claim in (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")):
-        for pattern, base in _CLAIMS:
-            if re.search(pattern, claim[:100].lower()):
+        word = claim[:100].lower()
+        for base, starts, parts in _CLAIMS:
+            if word.startswith(starts) or any(part in word for part in parts):
                 return base
     return None

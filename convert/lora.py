@@ -7,12 +7,15 @@ or (out, rank, 1, 1), and the change is (alpha / rank) · up · down. Tensors st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from .sd15 import Module, fits
 from .tensors import Tensor
+
+T = TypeVar("T")
 
 SD15 = "sd_v1"
 """What kohya writes as `ss_base_model_version` for Stable Diffusion 1.x."""
@@ -82,12 +85,12 @@ class Lora:
     @property
     def rank(self) -> int:
         """The commonest rank, 0 without factors."""
-        return Counter(module.rank for module in self.factors).most_common(1)[0][0] if self.factors else 0
+        return commonest(module.rank for module in self.factors) if self.factors else 0
 
     @property
     def alpha(self) -> float:
         """The commonest alpha, 0 without factors."""
-        return Counter(module.alpha for module in self.factors).most_common(1)[0][0] if self.factors else 0.0
+        return commonest(module.alpha for module in self.factors) if self.factors else 0.0
 
     @property
     def dtypes(self) -> list[str]:
@@ -108,3 +111,9 @@ class Lora:
     def in_scope(self, scope: str) -> list[LoraModule]:
         """The modules of the UNet or of the text encoder (`sd15.UNET`, `sd15.TEXT_ENCODER`)."""
         return [module for module in self.modules.values() if module.module.scope == scope]
+
+
+def commonest(values: Iterable[T]) -> T:
+    """The value that occurs most often, the first of several; `ValueError` for none."""
+    counts = Counter(values)
+    return max(counts, key=counts.__getitem__)  # `Counter.most_common` imports heapq for this

@@ -12,7 +12,6 @@ Parts of other networks are called as LyCORIS calls them (`hada_w1_a`, `lokr_w1`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -88,16 +87,14 @@ def _short_underscored(module: Module) -> str:
 
 def _processor(module: Module) -> str | None:
     """diffusers < 0.22 kept the factors in the attention processor: `attn1.processor.to_q_lora`, `…to_out_lora`."""
-    if ".attn" not in module.name:
-        return None
-    return re.sub(r"\.(attn\d)\.", r".\1.processor.", module.name).replace("to_out.0", "to_out")
+    before, attention, projection = module.name.rpartition(".to_")
+    return f"{before}.processor.to_{projection.removesuffix('.0')}" if attention else None
 
 
 def _text_processor(module: Module) -> str | None:
     """The same time's text encoder: `self_attn.to_q_lora`."""
-    if ".self_attn." not in module.name:
-        return None
-    return re.sub(r"\.(q|k|v|out)_proj$", r".to_\1", module.name)
+    before, attention, projection = module.name.rpartition(".self_attn.")
+    return f"{before}.self_attn.to_{projection.removesuffix('_proj')}" if attention else None
 
 
 _KOHYA, _PEFT, _DOTS, _PROCESSOR = "lora_down/lora_up", "lora_A/lora_B", "lora.down/lora.up", "to_q_lora"
@@ -259,12 +256,16 @@ def parts_of(form: str, scope: str) -> dict[str, str]:
 def _spelled() -> dict[str, tuple[Module, Spelling]]:
     """Every spelling of every module -> the module and the row of the table."""
     table: dict[str, tuple[Module, Spelling]] = {}
-    for row in SPELLINGS:
-        for module in modules().values():
-            name = row.name(module) if module.scope == row.scope else None
-            if name is not None:
-                table.setdefault(row.prefix + name, (module, row))
+    for row in reversed(SPELLINGS):  # so that of two equal spellings the first row's stays
+        table.update((row.prefix + name, (module, row)) for name, module in _named(row.name, row.scope).items())
     return table
+
+
+@cache
+def _named(name: Callable[[Module], str | None], scope: str) -> dict[str, Module]:
+    """A scope's modules by one of the functions above."""
+    named = ((name(module), module) for module in modules().values() if module.scope == scope)
+    return {text: module for text, module in named if text is not None}
 
 
 @cache

@@ -42,15 +42,23 @@ class Output:
         return math.prod(self.shape) * dtypes.SIZES[self.dtype]
 
 
-def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    position = 0
+def _entries(outputs: Sequence[Output]) -> bytes:
+    """The header's part about the tensors, from the first one's name to the brace that closes the header."""
+    entries, position = {}, 0
     for output in outputs:
-        offsets = [position, position + output.size]
-        header[output.name] = {"dtype": output.dtype, "shape": list(output.shape), "data_offsets": offsets}
-        position += output.size
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        end = position + output.size
+        entries[output.name] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": (position, end)}
+        position = end
+    return _json(entries)[1:]
+
+
+def _header(metadata: Mapping[str, str], entries: bytes) -> bytes:
+    text = b'{"__metadata__":' + _json(dict(sorted(metadata.items()))) + (b"," if entries != b"}" else b"") + entries
     return text + b" " * (-len(text) % 8)
+
+
+def _json(found: Mapping[str, Any]) -> bytes:
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
 HASHES = {"sshs_model_hash": 64, "sshs_legacy_hash": 8, "modelspec.hash_sha256": 66}
@@ -69,7 +77,7 @@ class _Digest:
         self._position = training_start
         self._all, self._window = hashlib.sha256(), hashlib.sha256()
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, chunk: dtypes.Data) -> None:
         self._all.update(chunk)
         first, last = LEGACY_HASH_AT - self._position, LEGACY_HASH_AT + LEGACY_HASH_BYTES - self._position
         if last > 0 and first < len(chunk):
@@ -132,11 +140,12 @@ def write_container(
     """
     outputs = sorted(outputs, key=lambda output: (-dtypes.SIZES[output.dtype], output.name))
     full = {**metadata, **{name: "0" * length for name, length in hashes.items()}}
-    header = _header(outputs, full)
+    entries = _entries(outputs)
+    header = _header(full, entries)
     if len(header) > HEADER_LIMIT:
         raise JobError(f"the header would be {len(header):,} bytes and at most {HEADER_LIMIT:,} are read; {_drop(metadata)}")
     training_only = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    digest = _Digest(8 + len(_header(outputs, training_only)), hashes)
+    digest = _Digest(8 + len(_header(training_only, entries)), hashes)
     target.seek(8 + len(header))
     not_finite: dict[str, None] = {}
     for output, chunk in _stream(outputs):
@@ -146,11 +155,11 @@ def write_container(
             not_finite[output.name] = None
     full.update(digest.found())
     target.seek(0)
-    target.write(len(header).to_bytes(8, "little") + _header(outputs, full))
+    target.write(len(header).to_bytes(8, "little") + _header(full, entries))
     return Written(full, list(not_finite), len(header))
 
 
-def _stream(outputs: Sequence[Output]) -> Iterator[tuple[Output, bytes]]:
+def _stream(outputs: Sequence[Output]) -> Iterator[tuple[Output, dtypes.Data]]:
     """The bytes of all tensors, one after another, in chunks; each source file is opened once."""
     with ExitStack() as stack:
         paths = {output.source.file for output in outputs if output.source.file is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -38,26 +39,26 @@ class Tensor(NamedTuple):
             return self.data
         with open_source(self.file) as file:
             self.demand_unchanged(file)
-            return b"".join(self.chunks(file))
+            return b"".join(map(bytes, self.chunks(file)))
 
     def demand_unchanged(self, file: BinaryIO) -> None:
         """Raise `Damaged` if the file is not the one whose header was read: its offsets would mean nothing."""
         if self.file is not None and stamp_of(file) != self.stamp:
             raise Damaged(self.file, "was replaced while it was read", "run this again")
 
-    def chunks(self, file: BinaryIO | None) -> Iterator[bytes]:
-        """The tensor's bytes, at most `CHUNK` at a time, from its already open file."""
+    def chunks(self, file: BufferedReader | None) -> Iterator[dtypes.Data]:
+        """The tensor's bytes, at most `CHUNK` at a time, from its already open file. The next chunk overwrites the last."""
         if file is None:
             yield self.data
             return
         file.seek(self.offset)
-        left = self.size
+        left, buffer = self.size, bytearray(min(CHUNK, self.size))
         while left:
-            chunk = file.read(min(CHUNK, left))
-            if not chunk:
+            del buffer[left:]
+            if file.readinto(buffer) < len(buffer):
                 raise Damaged(self.file or "", "became shorter while it was read", "is another program writing it?")
-            left -= len(chunk)
-            yield chunk
+            left -= len(buffer)
+            yield buffer
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def stamp_of(file: BinaryIO) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def open_source(path: Path) -> BinaryIO:
+def open_source(path: Path) -> BufferedReader:
     """Open a file to read bytes; `JobError` where that fails."""
     try:
         return open(path, "rb")

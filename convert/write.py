@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import dtypes, names
 from .errors import FileError, FormLacks, quote
-from .lora import FULL_PARTS, Lora, LoraModule
+from .lora import FULL_PARTS, Lora, LoraModule, commonest
 from .metadata import complete
 from .peft_config import METADATA_KEY
 from .sd15 import TEXT_ENCODER, UNET
@@ -124,8 +123,8 @@ def peft_config(modules: Iterable[LoraModule]) -> dict[str, Any]:
     if not found:
         return {}
     by_name = {_target(module): module for module in found}
-    rank = _commonest([module.rank for module in found])
-    alpha = _commonest([module.alpha for module in found])
+    rank = commonest([module.rank for module in found])
+    alpha = commonest([module.alpha for module in found])
     return {
         "peft_type": "LORA",
         "r": rank,
@@ -145,10 +144,6 @@ def _target(module: LoraModule) -> str:
     """What ends the module's name in transformers 4, which has a `text_model.` level, and in 5, which has none."""
     name = module.module.name
     return name[len("text_model.") :] if module.module.scope == TEXT_ENCODER else name
-
-
-def _commonest(values: Sequence[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
 
 
 def _whole(value: float) -> float:

@@ -88,12 +88,13 @@ def _marked(place: Path) -> str:
 
 def _remove_leftovers(place: Path) -> None:
     """Remove temporary files of processes that have ended. One that cannot be removed does no harm and stays."""
-    pattern = re.compile(rf"{re.escape(_marked(place))}{_MACHINE}-(\d{{1,9}})-[0-9a-f]{{6}}\.part")
+    start = f"{_marked(place)}{_MACHINE}-"
     with suppress(OSError):
         for name in os.listdir(place.parent):
-            match = pattern.fullmatch(name)
-            if match and not _is_running(int(match[1])):
-                _remove(place.with_name(name))
+            if name.startswith(start):
+                match = re.fullmatch(r"(\d{1,9})-[0-9a-f]{6}\.part", name.removeprefix(start))
+                if match and not _is_running(int(match[1])):
+                    _remove(place.with_name(name))
 
 
 def _remove(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from ..contents import Contents, open_contents
 from ..errors import DoesNotFit, NotFinite
-from ..lora import FULL_PARTS, LoraModule
+from ..lora import FULL_PARTS, LoraModule, commonest
 from ..metadata import merged
 from ..read import alpha_of, base_of, notes_of
 from ..sd15 import Module, modules
@@ -80,7 +79,7 @@ class Network:
     def dtype(self) -> str:
         """The commonest dtype of its tensors."""
         tensors = (tensor for module in self.modules.values() for tensor in module.parts.values())
-        return Counter(tensor.dtype for tensor in tensors).most_common(1)[0][0]
+        return commonest(tensor.dtype for tensor in tensors)
 
 
 def read_network(path: Path | str, *, alpha: float | None = None) -> Network:
