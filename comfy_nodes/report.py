@@ -45,4 +45,4 @@ def _info(path: Path, name: str, _: tuple[int, ...]) -> Info:
         ("AutoV3 hash", digest or "none"),
     ]
     use = "\n".join(f"{label:<14}{value}" for label, value in rows)
-    return Info(f"{use}\n{table(audit)}", tag, digest, found.trigger_words)
+    return Info(f"{use}\n{table(audit, advice=False)}", tag, digest, found.trigger_words)

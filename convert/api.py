@@ -14,11 +14,12 @@ from .container import open_container
 from .contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .errors import FileError, UsageError, quote
 from .files import atomic_path, write_json
-from .lora import Lora
+from .lora import Lora, base_in_words
 from .metadata import merged
 from .read import read
-from .sd15 import TEXT_ENCODER, UNET
+from .sd15 import TEXT_ENCODER, UNET, patchable
 from .stream import HASHES, Output, Written, write_container
+from .words import Note, counted
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Report:
     to: str
     base: str
     unet: int
-    """modules of the UNet"""
+    """modules of the UNet, without norms"""
     text_encoder: int
     rank: int
     alpha: float
@@ -42,25 +43,42 @@ class Report:
     """bytes written"""
     model_hash: str
     """`sshs_model_hash`; of a peft folder with two adapters, the UNet's"""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     embeddings: tuple[Path, ...] = ()
     """files that were written beside it, one for each bundled embedding"""
+    computed_from: str = ""
+    """what it is the sum, the difference or the best approximation of, where it was computed"""
 
     def describe(self) -> str:
         """One line of what was done, and one for each note."""
         counts = ((self.unet, "UNet"), (self.text_encoder, "text encoder"))
-        scopes = " and ".join(f"{count} {name}" for count, name in counts if count)
+        scopes = " and ".join(counted(count, f"{name} module") for count, name in counts if count)
         done = (
-            f"{self.source} -> {self.target}: {self.form} -> {self.to}, {scopes} modules, "
+            f"{self.source} -> {self.target}: {self.form} -> {self.to}, {scopes}, "
             f"rank {self.rank}, alpha {self.alpha:g} (from {self.alpha_from}), {self.size:,} bytes"
         )
         embeddings = [f"  embedding: {path}" for path in self.embeddings]
         return "\n".join([done, *embeddings, *(f"  note: {note}" for note in self.notes)])
 
+    def rows(self) -> list[tuple[str, str]]:
+        """What was written, in the words of `check.table`."""
+        counts = {UNET: self.unet, TEXT_ENCODER: self.text_encoder}
+        return [
+            ("file", str(self.target)),
+            ("source", self.computed_from or str(self.source)),
+            ("form", f"{self.form} -> {self.to}"),
+            ("base", base_in_words(self.base)),
+            *((scope.replace("_", " "), f"{count} of {patchable(scope)} modules") for scope, count in counts.items()),
+            ("size", f"{self.size:,} bytes"),
+            ("hash", f"{self.model_hash[:16]}…"),
+            *(("embedding", str(path)) for path in self.embeddings),
+            *(("note", str(note)) for note in self.notes),
+        ]
+
     def to_json(self) -> dict[str, object]:
         """Plain data for `json.dumps`."""
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
-        return {**plain, "embeddings": [str(path) for path in self.embeddings]}
+        return {**plain, "notes": [str(note) for note in self.notes], "embeddings": [str(path) for path in self.embeddings]}
 
 
 def convert_file(
@@ -109,7 +127,7 @@ def convert_file(
     for path, output in embeddings.items():
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             write_container(file, [output], {}, hashes={})
-    cast = [f"cast from {', '.join(lora.dtypes)} to {stored}"] if stored and lora.dtypes != [stored] else []
+    cast = [Note(f"cast from {', '.join(lora.dtypes)} to {stored}")] if stored and lora.dtypes != [stored] else []
     return replace(report, notes=(*report.notes, *cast), embeddings=tuple(embeddings))
 
 
@@ -119,13 +137,13 @@ def write_lora(lora: Lora, target: Path, *, to: str, dtype: str | None = None, f
     outputs = write.outputs(lora, to, dtype=stored, fold=fold_alpha)
     notes = write.notes(lora, to, fold=fold_alpha)
     if to == "kohya" and target.suffix.lower() != ".safetensors":
-        notes.append("hosts list only files whose name ends in .safetensors")
+        notes.append(Note("hosts list only files whose name ends in .safetensors"))
     final = write.folded(lora) if fold_alpha else lora
     if to == "peft":
         size, written = _write_folder(final, outputs, target)
     else:
         size, written = _write_file(final, outputs, target, to)
-    counts = [len(lora.in_scope(scope)) for scope in (UNET, TEXT_ENCODER)]
+    counts = [lora.patched(scope) for scope in (UNET, TEXT_ENCODER)]
     return Report(
         lora.path, target, lora.form, to, lora.base, counts[0], counts[1], final.rank, final.alpha, lora.alpha_from,
         size, written[0].metadata["sshs_model_hash"], (*notes, *(note for one in written for note in one.notes())),

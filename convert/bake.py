@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .api import refuse_target
-from .commands import Parser, guarded, print_report
+from .commands import ADAPTER, CHECKPOINT, Parser, guarded, print_report
 from .errors import DoesNotFit, FileError, UsageError
 from .files import atomic_folder, atomic_path
 from .matrix.arrays import WEIGHTS, decode, encode
 from .matrix.change import changed_weight
 from .matrix.checkpoint import Checkpoint, network_files, open_checkpoint
 from .matrix.network import Network, NetworkModule, read_network
-from .sd15 import TEXT_ENCODER, UNET
+from .sd15 import TEXT_ENCODER, UNET, patchable
 from .stream import CHECKPOINT_HASHES, Output, write_container
 from .tensors import Container
+from .words import Note, counted
 
 EXAMPLES = """examples:
   python -m convert.bake lora.safetensors --into model.safetensors --scale 0.8 --out merged.safetensors
@@ -45,27 +46,34 @@ class BakeReport:
     into: Path
     target: Path
     scale: float
-    modules: int
+    unet: int
+    """modules of the UNet that were merged"""
+    text_encoder: int
     tensors: int
     """of the checkpoint, patched or copied"""
     size: int
     """bytes of weights written"""
+    notes: tuple[Note, ...] = ()
     left_out: tuple[str, ...] = ()
     """files of a folder that were not copied, as they hold the old weights in another format"""
 
-    def describe(self) -> str:
-        """One line, and one for what was left out."""
-        done = (
-            f"{self.source} into {self.into} at {self.scale:g} -> {self.target}: "
-            f"{self.modules} modules of the LoRA, {self.tensors} tensors, {self.size:,} bytes"
-        )
-        notes = [f"  note: not copied, as it holds the old weights: {name}" for name in self.left_out]
-        return "\n".join([done, *notes])
+    def rows(self) -> list[tuple[str, str]]:
+        """What was written, in the words of `check.table`."""
+        counts = {UNET: self.unet, TEXT_ENCODER: self.text_encoder}
+        return [
+            ("file", str(self.target)),
+            ("source", f"{self.source} at scale {self.scale:g}"),
+            ("checkpoint", f"{self.into}, {counted(self.tensors, 'tensor')}"),
+            *((scope.replace("_", " "), f"{count} of {patchable(scope)} modules") for scope, count in counts.items()),
+            ("size", f"{self.size:,} bytes"),
+            *(("note", str(note)) for note in self.notes),
+            *(("note", f"{name} was not copied: it holds the old weights in another format") for name in self.left_out),
+        ]
 
     def to_json(self) -> dict[str, object]:
         """Plain data for `json.dumps`."""
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
-        return {**plain, "left_out": list(self.left_out)}
+        return {**plain, "notes": [str(note) for note in self.notes], "left_out": list(self.left_out)}
 
 
 def bake(
@@ -98,7 +106,7 @@ def bake(
     checkpoint = open_checkpoint(into)
     patches = _patches(chosen, checkpoint, scale)
     size = _write(checkpoint.containers[0], patches[0], target, _origin(into, scale, lora))
-    return BakeReport(lora, into, target, scale, len(chosen), len(checkpoint.containers[0].tensors), size)
+    return BakeReport(lora, into, target, scale, *_counts(chosen), len(checkpoint.containers[0].tensors), size, network.notes)
 
 
 def _bake_folder(network: Network, chosen: Mapping[str, NetworkModule], into: Path, target: Path, scale: float) -> BakeReport:
@@ -122,7 +130,13 @@ def _bake_folder(network: Network, chosen: Mapping[str, NetworkModule], into: Pa
                 with atomic_path(place) as temporary:
                     shutil.copyfile(file, temporary)
     tensors = sum(len(container.tensors) for container in checkpoint.containers)
-    return BakeReport(network.path, into, target, scale, len(chosen), tensors, size, tuple(left_out))
+    return BakeReport(network.path, into, target, scale, *_counts(chosen), tensors, size, network.notes, tuple(left_out))
+
+
+def _counts(chosen: Mapping[str, NetworkModule]) -> tuple[int, int]:
+    """How many modules of the UNet, of the text encoder, without norms."""
+    scopes = [module.module.scope for module in chosen.values() if not module.module.is_norm]
+    return scopes.count(UNET), scopes.count(TEXT_ENCODER)
 
 
 def _origin(into: Path, scale: float, lora: Path) -> str:
@@ -185,9 +199,9 @@ def _patch(checkpoint: Checkpoint, module: NetworkModule, part: str, scale: floa
 def parser() -> Parser:
     """The options of `python -m convert.bake`."""
     p = Parser("python -m convert.bake", "Merge a LoRA, or another network, into a checkpoint.", EXAMPLES)
-    p.add_argument("lora", type=Path, metavar="LORA", help="a file or peft folder with any network that convert knows")
-    p.add_argument("--into", type=Path, required=True, metavar="CHECKPOINT", help="the file or diffusers folder to merge into")
-    p.add_argument("--out", type=Path, required=True, metavar="OUT", help="what to write: a file, or for a folder a folder")
+    p.add_argument("lora", type=Path, metavar="LORA", help=f"{ADAPTER}, of any network")
+    p.add_argument("--into", type=Path, required=True, metavar="CHECKPOINT", help=f"the checkpoint to merge into: {CHECKPOINT}")
+    p.add_argument("--out", type=Path, required=True, metavar="OUT", help="what to write; for a folder a folder")
     p.add_argument("--scale", type=float, default=1.0, help="0 is the base, 1 (default) the full LoRA")
     p.add_only()
     p.add_alpha()

@@ -11,10 +11,11 @@ from typing import Any
 from . import dtypes, names, write
 from .container import open_container
 from .errors import JobError, NotFinite, UnknownKeys, WrongHash, quote
-from .lora import SD15, Lora
+from .lora import SD15, Lora, base_in_words
 from .read import read
-from .sd15 import TEXT_ENCODER, UNET, modules
+from .sd15 import TEXT_ENCODER, UNET, patchable
 from .tensors import open_source
+from .words import Note, aligned
 
 HASH_KEYS = ("sshs_model_hash", "modelspec.hash_sha256")
 """Metadata that holds the sha256 of all bytes after the header."""
@@ -54,12 +55,13 @@ class Audit:
     """tensors with NaN or infinite numbers"""
     cannot_become: dict[str, str] = field(default_factory=dict)
     """form -> why not"""
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
-        return {key: value for key, value in vars(self).items() if key != "error"}
+        plain = {key: value for key, value in vars(self).items() if key != "error"}
+        return {**plain, "notes": [str(note) for note in self.notes]}
 
 
 def check(path: Path | str, *, alpha: float | None = None, skip_unknown: bool = False, pickles: bool = False) -> Audit:
@@ -78,8 +80,7 @@ def check(path: Path | str, *, alpha: float | None = None, skip_unknown: bool = 
 def _describe(audit: Audit, lora: Lora) -> None:
     audit.form, audit.base, audit.size = lora.form, lora.base, lora.size
     for scope in (UNET, TEXT_ENCODER):
-        patchable = [module for module in modules().values() if module.scope == scope and not module.is_norm]
-        audit.modules[scope] = [len(lora.in_scope(scope)), len(patchable)]
+        audit.modules[scope] = [lora.patched(scope), patchable(scope)]
     audit.rank, audit.alpha, audit.alpha_from = lora.rank, lora.alpha, lora.alpha_from
     audit.ranks = sorted({module.rank for module in lora.factors})
     audit.scale = lora.alpha / lora.rank if lora.rank else None
@@ -125,13 +126,13 @@ def _scan(audit: Audit, lora: Lora) -> None:
         raise wrong
 
 
-def table(audit: Audit) -> str:
-    """The audit as aligned lines for a terminal."""
+def table(audit: Audit, *, advice: bool = True) -> str:
+    """The audit as aligned lines; `advice` is for a command line, and a host leaves it out."""
     rows: list[tuple[str, str]] = [("file", audit.file)]
     if audit.form is not None:
         rows += [
             ("form", audit.form),
-            ("base", "Stable Diffusion 1.x" if audit.base == SD15 else f"{audit.base} (not Stable Diffusion 1.5)"),
+            ("base", base_in_words(audit.base or SD15)),
             *((scope.replace("_", " "), f"{hit} of {of} modules") for scope, (hit, of) in audit.modules.items()),
             ("rank", ", ".join(map(str, audit.ranks)) or "no factors"),
             (
@@ -148,11 +149,11 @@ def table(audit: Audit) -> str:
             ("NaN or Inf", ", ".join(audit.not_finite) or "none"),
         ]
     rows += [("cannot become", f"{form}: {reason}") for form, reason in audit.cannot_become.items()]
-    rows += [("note", note) for note in audit.notes]
+    rows += [("note", str(note) if advice else note.text) for note in audit.notes]
     rows += [("unknown key", ascii(key)[1:-1]) for key in audit.unknown_keys]
     rows += [("metadata", f"{key} = {_short(value)}") for key, value in sorted(audit.metadata.items())]
     rows.append(("verdict", "sound" if audit.sound else audit.problem or ""))
-    return "\n".join(f"{name:<14}{value}" for name, value in rows)
+    return aligned(rows)
 
 
 def _stored(audit: Audit) -> str:

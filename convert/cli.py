@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .api import Report, convert_file
 from .check import check, table
-from .commands import Parser, clear_progress, guarded, progress
+from .commands import ADAPTER, OUT, Parser, clear_progress, guarded, progress
 from .errors import JobError, UsageError
 
 EXAMPLES = """examples:
@@ -21,7 +21,12 @@ EXAMPLES = """examples:
   python -m convert lora.safetensors out.safetensors --to diffusers --dtype fp16
   python -m convert *.safetensors --out-dir converted    many at once
   python -m convert lora.safetensors --check             what is in it, and is it sound?
-  python -m convert.bake lora.safetensors --into model.safetensors --scale 0.8 --out merged.safetensors
+
+others, each with --help:
+  python -m convert.reduce       a smaller LoRA, or a plain LoRA of a LoHa, LoKr, OFT, …
+  python -m convert.merge        several LoRAs into one
+  python -m convert.extract      what a fine-tuning changed, as a LoRA
+  python -m convert.bake         a LoRA into a checkpoint
 """
 
 
@@ -29,7 +34,7 @@ def parser() -> Parser:
     """The options of `python -m convert`."""
     what = "Read a Stable Diffusion 1.5 LoRA in any form and write it in another, losing nothing."
     p = Parser("python -m convert", what, EXAMPLES)
-    p.add_argument("paths", nargs="+", metavar="IN [OUT]", help="a file (.safetensors, .bin, .pt) or peft folder, and where to")
+    p.add_argument("paths", nargs="+", metavar="IN [OUT]", help=f"{ADAPTER}, and {OUT}")
     p.add_output(out=False)
     p.add_alpha()
     p.add_argument("--fold-alpha", action="store_true", help="multiply alpha / rank into the factors, so that alpha = rank")

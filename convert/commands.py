@@ -18,8 +18,14 @@ from .dtypes import CASTS
 from .errors import JobError, UsageError, exit_status
 from .names import FORMS
 from .sd15 import TEXT_ENCODER, UNET
+from .words import aligned
 
 T = TypeVar("T", covariant=True)
+
+ADAPTER = "a file (.safetensors, .bin, .pt) or peft folder"
+CHECKPOINT = "a file or diffusers folder"
+OUT = "what to write; with --to peft a folder"
+"""The same things in every command's help."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def add_output(self, out: bool = True) -> None:
         """The options of whatever writes a LoRA."""
         if out:
-            self.add_argument("--out", type=Path, required=True, metavar="OUT", help="what to write; with --to peft a folder")
+            self.add_argument("--out", type=Path, required=True, metavar="OUT", help=OUT)
         self.add_argument("--to", default="kohya", metavar="FORM", help=f"form to write: {', '.join(FORMS)} (default kohya)")
         self.add_argument("--dtype", metavar="TYPE", help=f"{', '.join(CASTS)} (default: as in the input)")
         self.add_overwrite()
@@ -53,11 +59,12 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--sv-ratio", type=float, metavar="N", help="drop singular values below the largest / N")
 
     def add_base(self) -> None:
-        self.add_argument("--base", type=Path, metavar="CHECKPOINT", help="the base, where a change depends on it: DoRA, OFT, "
-                          "IA3, GLoRA")  # fmt: skip
+        what = f"the base, where a change depends on it (DoRA, OFT, IA3, GLoRA): {CHECKPOINT}"
+        self.add_argument("--base", type=Path, metavar="CHECKPOINT", help=what)
 
     def add_only(self) -> None:
-        self.add_argument("--only", choices=(UNET, TEXT_ENCODER), help="only this network (default: both)")
+        networks = (UNET, TEXT_ENCODER)
+        self.add_argument("--only", choices=networks, metavar="NETWORK", help=f"{' or '.join(networks)} alone (default: both)")
 
     def add_alpha(self) -> None:
         self.add_argument("--alpha", type=float, metavar="A", help="alpha of a file that keeps none (default: its rank)")
@@ -66,16 +73,17 @@ class Parser(argparse.ArgumentParser):
 class Described(Protocol):
     """What a command reports."""
 
-    def describe(self) -> str: ...
+    def rows(self) -> list[tuple[str, str]]: ...
     def to_json(self) -> dict[str, object]: ...
 
 
 def print_report(*reports: Described, as_json: bool) -> None:
-    """What was written, and how exact it is: as lines, or as one JSON object."""
+    """What was written, and how exact it is: as one table, notes last, or as one JSON object."""
     if as_json:
         print(json.dumps({key: value for report in reports for key, value in report.to_json().items()}, indent=2))
     else:
-        print("\n".join(filter(None, (report.describe() for report in reports))))
+        rows = [row for report in reports for row in report.rows()]
+        print(aligned(sorted(rows, key=lambda row: row[0] == "note")))
 
 
 class Terminated(KeyboardInterrupt):

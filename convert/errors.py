@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .words import counted
+
 
 class JobError(Exception):
     """The request was understood and could not be done: a broken file, a full disk, a module that fits nothing.
@@ -85,9 +87,9 @@ class UnknownKeys(FileError):
         self.keys = list(keys)
         """all of them, as the file has them: quote them before they are shown"""
         shown = ", ".join(quote(key) for key in self.keys[:5])
-        more = f" and {len(self.keys) - 5} more (--check lists them)" if len(self.keys) > 5 else ""
-        are = "1 tensor is" if len(self.keys) == 1 else f"{len(self.keys)} tensors are"
-        super().__init__(path, f"{are} no part of a LoRA of Stable Diffusion 1.5: {shown}{more}")
+        more, advice = (f" and {len(self.keys) - 5} more", "--check lists them") if len(self.keys) > 5 else ("", "")
+        are = f"{counted(len(self.keys), 'tensor')} {'is' if len(self.keys) == 1 else 'are'}"
+        super().__init__(path, f"{are} not part of a LoRA of Stable Diffusion 1.5: {shown}{more}", advice)
 
 
 class DoesNotFit(FileError):
@@ -119,7 +121,7 @@ class NotFinite(FileError):
     def __init__(self, path: Path | str, tensors: Sequence[str]):
         self.tensors = list(tensors)
         """each as "<module> <part>" """
-        hold = "1 tensor holds" if len(self.tensors) == 1 else f"{len(self.tensors)} tensors hold"
+        hold = f"{counted(len(self.tensors), 'tensor')} {'holds' if len(self.tensors) == 1 else 'hold'}"
         super().__init__(path, f"{hold} NaN or infinite numbers: {self.tensors[0]}", "take another checkpoint of its training")
 
 

@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .api import Report, check_arguments, check_target
-from .commands import Parser, guarded, print_report, progress
+from .commands import CHECKPOINT, Parser, guarded, print_report, progress
 from .errors import DoesNotFit, FileError
 from .lora import LoraModule
 from .matrix.arrays import Array, all_finite, decode, encode, to_array
 from .matrix.checkpoint import Checkpoint, open_checkpoint
 from .matrix.low_rank import Limit, norm
-from .matrix.result import Losses, lora_module, stored_dtype, write_result
+from .matrix.result import ORIGIN_KEY, Losses, lora_module, stored_dtype, write_result
 from .metadata import BASE_KEY
 from .read import base_of
 from .sd15 import TEXT_ENCODER, UNET, Module, modules
+from .words import Note
 
 EXAMPLES = """examples:
   python -m convert.extract tuned.safetensors --from v1-5-pruned.safetensors --rank 16 --out lora.safetensors
@@ -76,8 +77,9 @@ def _write(
     whole = math.sqrt(left_out + sum(value**2 for value in losses.norms.values()))
     notes = []
     if left_out:
-        notes.append(f"norms and biases changed too, by {math.sqrt(left_out) / whole:.3g} of the whole: a LoRA leaves them out")
-    metadata = {"scribble_computed_from": f"{tuned.name} - {base.name}", BASE_KEY: word}
+        share = math.sqrt(left_out) / whole
+        notes.append(Note(f"norms and biases changed too, by {share:.3g} of the whole: a LoRA leaves them out"))
+    metadata = {ORIGIN_KEY: f"{tuned.name} - {base.name}", BASE_KEY: word}
     return write_result(tuned, target, to, f"a checkpoint less {base.name}", word, found, losses, metadata, tuple(notes))
 
 
@@ -136,8 +138,9 @@ def _shape(module: Module, array: Array) -> tuple[int, ...]:
 def parser() -> Parser:
     """The options of `python -m convert.extract`."""
     p = Parser("python -m convert.extract", "Write what a fine-tuning changed as a LoRA.", EXAMPLES)
-    p.add_argument("tuned", type=Path, metavar="TUNED", help="the fine-tuned checkpoint: a file, or a diffusers folder")
-    p.add_argument("--from", type=Path, required=True, dest="base", metavar="CHECKPOINT", help="the base it was tuned from")
+    p.add_argument("tuned", type=Path, metavar="TUNED", help=f"the fine-tuned checkpoint: {CHECKPOINT}")
+    base = f"the base it was tuned from: {CHECKPOINT}"
+    p.add_argument("--from", type=Path, required=True, dest="base", metavar="CHECKPOINT", help=base)
     p.add_only()
     p.add_limits()
     p.add_output()

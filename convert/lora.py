@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from .sd15 import Module, fits
 from .tensors import Tensor
+from .words import Note
 
 T = TypeVar("T")
 
@@ -72,8 +73,7 @@ class Lora:
     """where alpha was found, in words"""
     size: int
     """bytes on disk"""
-    notes: tuple[str, ...] = ()
-    """what the user should know, one line each"""
+    notes: tuple[Note, ...] = ()
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     """key (`bundle_emb.<token>.<vector>`) -> vectors of a textual inversion that OneTrainer bundled"""
 
@@ -108,9 +108,18 @@ class Lora:
         """Whether any module has a DoRA magnitude."""
         return any(module.dora for module in self.modules.values())
 
+    def patched(self, scope: str) -> int:
+        """How many of a network's `sd15.patchable` modules it patches."""
+        return sum(not module.module.is_norm for module in self.in_scope(scope))
+
     def in_scope(self, scope: str) -> list[LoraModule]:
         """The modules of the UNet or of the text encoder (`sd15.UNET`, `sd15.TEXT_ENCODER`)."""
         return [module for module in self.modules.values() if module.module.scope == scope]
+
+
+def base_in_words(base: str) -> str:
+    """A `Lora.base` for a table."""
+    return "Stable Diffusion 1.x" if base == SD15 else f"{base} (not Stable Diffusion 1.5)"
 
 
 def commonest(values: Iterable[T]) -> T:

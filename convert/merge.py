@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .api import Report, check_arguments, check_target
-from .commands import Parser, guarded, print_report, progress
+from .commands import ADAPTER, Parser, guarded, print_report, progress
 from .errors import FileError, UsageError
 from .lora import LoraModule
 from .matrix.arrays import Array, to_tensor
@@ -21,10 +21,11 @@ from .matrix.change import Change, Product, change, needs_base
 from .matrix.checkpoint import Checkpoint
 from .matrix.low_rank import Limit, joined
 from .matrix.network import DIFFERENCE, Network, NetworkModule, differences, read_network
-from .matrix.result import Losses, lora_module, stored_dtype, write_result
+from .matrix.result import ORIGIN_KEY, Losses, lora_module, stored_dtype, write_result
 from .metadata import BASE_KEY
 from .reduce import needed_base
 from .sd15 import modules
+from .words import Note
 
 EXAMPLES = """examples:
   python -m convert.merge style.safetensors=0.8 character.safetensors=0.5 --out both.safetensors
@@ -59,7 +60,7 @@ def merge(
     for source, weight in sources:
         check_target(Path(source), target, to, overwrite)
         if not math.isfinite(weight):
-            raise UsageError(f"{source}={weight}: the weight must be a number")
+            raise UsageError(f"{source}={weight}: the scale must be a number")
     networks = [(read_network(source, alpha=alpha), weight) for source, weight in sources]
     first = networks[0][0]
     for network, _ in networks[1:]:
@@ -76,8 +77,9 @@ def merge(
         name: _merged(by_module[name], limit or Limit(), stored, losses)
         for name in progress([name for name in modules() if name in by_module], str)
     }
-    form = f"{len(networks)} networks"
-    report = write_result(first.path, target, to, form, first.base, merged, losses, _metadata(networks), first.notes)
+    form = " + ".join(dict.fromkeys(f"{network.form} ({network.kinds})" for network, _ in networks))
+    notes = tuple(Note(f"{network.path.name}: {text}", advice) for network, _ in networks for text, advice in network.notes)
+    report = write_result(first.path, target, to, form, first.base, merged, losses, _metadata(networks), notes)
     return report, losses
 
 
@@ -120,7 +122,7 @@ def _metadata(networks: Sequence[tuple[Network, float]]) -> dict[str, str]:
     first = networks[0][0].metadata
     phrases = dict.fromkeys(network.metadata[TRIGGER_KEY] for network, _ in networks if network.metadata.get(TRIGGER_KEY))
     metadata = {
-        "scribble_computed_from": " + ".join(f"{weight:g} * {network.path.name}" for network, weight in networks),
+        ORIGIN_KEY: " + ".join(f"{weight:g} * {network.path.name}" for network, weight in networks),
         **{key: first[key] for key in (BASE_KEY,) if key in first},
     }
     return {**metadata, TRIGGER_KEY: ", ".join(phrases)} if phrases else metadata
@@ -128,8 +130,9 @@ def _metadata(networks: Sequence[tuple[Network, float]]) -> dict[str, str]:
 
 def parser() -> Parser:
     """The options of `python -m convert.merge`."""
-    p = Parser("python -m convert.merge", "Merge several LoRAs into one, exactly, and reduce it if asked to.", EXAMPLES)
-    p.add_argument("sources", nargs="+", metavar="LORA[=SCALE]", help="a file or peft folder, and its scale (default 1)")
+    what = "Merge several LoRAs, or other networks, into one: exactly, or within a limit."
+    p = Parser("python -m convert.merge", what, EXAMPLES)
+    p.add_argument("sources", nargs="+", metavar="LORA[=SCALE]", help=f"{ADAPTER}, and its scale (default 1)")
     p.add_limits()
     p.add_base()
     p.add_output()

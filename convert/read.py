@@ -15,6 +15,7 @@ from .metadata import BASE_KEY, merged, says_sd15
 from .sd15 import SPECIAL_INPUTS, Module, fits, modules
 from .shapes import WrongShape, canonical_parts, implied_shape
 from .tensors import Tensor
+from .words import Note, counted
 
 LARGEST_ALPHA = 1e30
 """Far from any that is used, and within float32."""
@@ -60,7 +61,7 @@ def read(
     found = " and ".join(sorted(origin for origin in origins if origin)) or "no factors, so none"
     lora = Lora(
         contents.path, contents.form, base, adapters, merged_metadata, found, contents.size,
-        (*_notes_of_alpha(origins, alpha, merged_metadata), *notes_of(contents, shapes, base)), contents.embeddings,
+        (*notes_of_alpha(origins, alpha, merged_metadata), *notes_of(contents, shapes, base)), contents.embeddings,
     )  # fmt: skip
     return lora
 
@@ -140,30 +141,33 @@ def _scalar(path: Path, module: Module, tensor: Tensor) -> float:
     return value
 
 
-def _notes_of_alpha(origins: Mapping[str, int], given: float | None, metadata: Mapping[str, str]) -> list[str]:
+def notes_of_alpha(origins: Mapping[str, int], given: float | None, metadata: Mapping[str, str]) -> list[Note]:
+    """Notes on the alphas. `origins` are where the modules' were found (see `alpha_of`), `given` is the caller's."""
     notes = []
     if "the rank" in origins:
         stated = metadata.get("ss_network_alpha")
         aside = f" although the metadata says {quote(stated)}" if stated else ""
-        notes.append(
-            f"{origins['the rank']} modules have no alpha: their rank is taken, so a scale of 1, "
-            f"as every loader does{aside}; --alpha sets another"
-        )
+        bare = origins["the rank"]
+        have = f"{counted(bare, 'module')} {'has' if bare == 1 else 'have'}"
+        text = f"{have} no alpha: the rank is taken, so a scale of 1, as every loader does{aside}"
+        notes.append(Note(text, "--alpha sets another"))
     if given is not None and "--alpha" not in origins:
-        notes.append(f"--alpha {given:g} was not needed: the file has its own alpha")
+        notes.append(Note(f"--alpha {given:g} was not needed: the file has its own alpha"))
     return notes
 
 
-def notes_of(contents: Contents, shapes: Mapping[str, tuple[tuple[int, ...], int]], base: str) -> list[str]:
-    """Notes on the contents for the user, one line each."""
+def notes_of(contents: Contents, shapes: Mapping[str, tuple[tuple[int, ...], int]], base: str) -> list[Note]:
+    """Notes on the contents."""
     notes = []
     if base != SD15:
-        notes.append(f"it was trained on {quote(base)}, not on Stable Diffusion 1.5: it is of no use with another base")
+        text = f"it was trained on {quote(base)}, not on Stable Diffusion 1.5: it is of no use with another base"
+        notes.append(Note(text))
     channels = shapes["conv_in"][0][1] if base == SD15 and "conv_in" in shapes else 0
     if channels in SPECIAL_INPUTS:
-        notes.append(f"it changes a conv_in with {channels} channels: it is for {SPECIAL_INPUTS[channels]}, and no other model")
+        text = f"it changes a conv_in with {channels} channels: it is for {SPECIAL_INPUTS[channels]}, and no other model"
+        notes.append(Note(text))
     if contents.skipped:
         shown = ", ".join(quote(key) for key in contents.skipped[:20])
         more = f" and {len(contents.skipped) - 20} more" if len(contents.skipped) > 20 else ""
-        notes.append(f"left out {len(contents.skipped)} unknown tensors: {shown}{more}")
+        notes.append(Note(f"left out {counted(len(contents.skipped), 'unknown tensor')}: {shown}{more}"))
     return notes

@@ -106,6 +106,11 @@ def modules() -> dict[str, Module]:
     return {module.name: module for module in (*unet(), *_text_encoder())}
 
 
+def patchable(scope: str) -> int:
+    """How many modules of a network a LoRA can patch: all but the norms."""
+    return sum(module.scope == scope and not module.is_norm for module in modules().values())
+
+
 def _expand(rows: Sequence[Row], scope: str, name: str, ldm: str, widths: dict[str, int]) -> Iterator[Module]:
     for row_name, row_ldm, shape in rows:
         numbers = tuple(widths[n] if isinstance(n, str) else n for n in shape)

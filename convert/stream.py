@@ -16,6 +16,7 @@ from . import dtypes
 from .container import HEADER_LIMIT
 from .errors import FileError, JobError, quote
 from .tensors import Tensor, open_source
+from .words import Note, counted
 
 SHOWN_HEADER = 1 << 20
 """Bytes; ComfyUI loads a file with a longer header, but does not show its metadata."""
@@ -104,23 +105,22 @@ class Written(NamedTuple):
     header: int
     """bytes"""
 
-    def notes(self) -> list[str]:
-        """What the user should know of the file, one line each."""
+    def notes(self) -> list[Note]:
+        """What the user should know of the file."""
         notes = []
         if self.not_finite:
-            hold = "1 tensor holds" if len(self.not_finite) == 1 else f"{len(self.not_finite)} tensors hold"
-            notes.append(f"{hold} NaN or infinite numbers, so every picture would be black: {quote(self.not_finite[0])}")
+            hold = f"{counted(len(self.not_finite), 'tensor')} {'holds' if len(self.not_finite) == 1 else 'hold'}"
+            text = f"{hold} NaN or infinite numbers, so every picture would be black: {quote(self.not_finite[0])}"
+            notes.append(Note(text))
         if self.header > SHOWN_HEADER:
-            notes.append(
-                f"the header has {self.header:,} bytes, and ComfyUI shows no metadata of more than {SHOWN_HEADER:,}; "
-                f"{_drop(self.metadata)}"
-            )
+            text = f"the header has {self.header:,} bytes, and ComfyUI shows no metadata of more than {SHOWN_HEADER:,}"
+            notes.append(Note(text, _drop(self.metadata)))
         return notes
 
 
 def _drop(metadata: Mapping[str, str]) -> str:
     longest = quote(max(metadata, key=lambda key: len(metadata[key]), default=""))
-    return f"its longest metadata is {longest}: --drop {longest} removes it"
+    return f"--drop {longest} removes its longest metadata"
 
 
 def write_container(

@@ -18,6 +18,7 @@ from .peft_config import METADATA_KEY
 from .sd15 import TEXT_ENCODER, UNET
 from .stream import Output
 from .tensors import Tensor
+from .words import Note, counted
 
 _DORA_REFUSED = {
     ("kohya", "peft"): (
@@ -169,25 +170,22 @@ def embedding_files(lora: Lora, target: Path) -> dict[Path, Output]:
     return files
 
 
-def notes(lora: Lora, form: str, *, fold: bool) -> list[str]:
-    """What the user should know of this conversion, one line each."""
+def notes(lora: Lora, form: str, *, fold: bool) -> list[Note]:
+    """What the user should know of this conversion."""
     result = list(lora.notes)
     scaled = any(module.scale != 1.0 for module in lora.factors)
     if form == "diffusers" and scaled and not fold:
-        result.append(
-            f"alpha is kept in the metadata ({METADATA_KEY}), which diffusers older than 0.34 ignores: "
-            "for those, --fold-alpha bakes it into the factors"
-        )
+        text = f"alpha is kept in the metadata ({METADATA_KEY}), which diffusers older than 0.34 ignores"
+        result.append(Note(text, "for those, --fold-alpha multiplies it into the factors"))
     if fold and any(math.frexp(module.scale)[0] != 0.5 for module in lora.factors if module.scale):
-        result.append("the scale is no power of two, so folding it in rounded the factors once")
+        result.append(Note("the scale is not a power of two, so folding it in rounded the factors once"))
     if form == "kohya" and any(module.dora == "rows" for module in lora.modules.values()):
-        result.append(
-            "its DoRA scales are one per output row, which the web UI and ComfyUI do not apply as LyCORIS trained them"
-        )
+        text = "its DoRA scales are one per output row, which the web UI and ComfyUI do not apply as LyCORIS trained them"
+        result.append(Note(text))
     differences = sum(part in FULL_PARTS for module in lora.modules.values() for part in module.parts)
     if differences:
-        result.append(f"{differences} whole differences (.diff and the like) were carried over as they are")
+        result.append(Note(f"{counted(differences, 'whole difference')} (.diff and the like) carried over unchanged"))
     if lora.embeddings:
-        result.append(f"{len(lora.embeddings)} bundled embeddings were carried over: the web UI reads them, --split-embeddings "
-                      "writes them apart")
+        text = f"{counted(len(lora.embeddings), 'bundled embedding')} carried over; the web UI reads them"
+        result.append(Note(text, "--split-embeddings writes each to a file of its own"))
     return result

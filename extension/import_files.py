@@ -38,7 +38,7 @@ def describe(path: Path, shown: str) -> tuple[bool, str]:
     """Whether the file is sound, and `convert --check`'s table of it, under the name `shown`."""
     audit = check(path)
     problem = f"{shown}: {in_words(audit.error)}" if audit.error is not None else audit.problem
-    return audit.sound, table(replace(audit, file=shown, problem=problem))
+    return audit.sound, table(replace(audit, file=shown, problem=problem), advice=False)
 
 
 def convert_beside(path: Path, taken: Collection[str]) -> Report:

@@ -92,7 +92,7 @@ def convert_file(name: str | None) -> tuple[object, ...]:
         host.tell(text)
         return gr.update(), *look(name, panel.message(text))
     host.rescanned()
-    notes = "".join(f"<br>{escape(note)}" for note in report.notes)
+    notes = "".join(f"<br>{escape(note.text)}" for note in report.notes)
     done = f"written: {report.target.name}, {report.size:,} bytes: {_use(report.target)}"
     return _show(name, report.target, panel.message(done, good=True) + notes)
 

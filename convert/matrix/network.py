@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +12,11 @@ from ..contents import Contents, open_contents
 from ..errors import DoesNotFit, NotFinite
 from ..lora import FULL_PARTS, LoraModule, commonest
 from ..metadata import merged
-from ..read import alpha_of, base_of, notes_of
+from ..read import alpha_of, base_of, notes_of, notes_of_alpha
 from ..sd15 import Module, modules
 from ..shapes import WrongShape, canonical_parts, implied_shape
 from ..tensors import Tensor
+from ..words import Note
 from .arrays import Array, all_finite, to_array
 
 KINDS = {
@@ -22,6 +24,9 @@ KINDS = {
     "down": "LoRA",
 }  # fmt: skip
 """A part that only this kind of network has -> the kind."""
+
+SCALED = ("LoHa", "LoKr", "GLoRA")
+"""Beside LoRA, the kinds whose change is multiplied by alpha / rank."""
 
 DIFFERENCE = "difference"
 """The kind of a module with nothing but `.diff` and the like."""
@@ -68,7 +73,7 @@ class Network:
     metadata: Mapping[str, str]
     embeddings: Mapping[str, Tensor]
     size: int
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
     @property
     def kinds(self) -> str:
@@ -85,28 +90,38 @@ class Network:
 def read_network(path: Path | str, *, alpha: float | None = None) -> Network:
     """Read a network of any kind that is known here. Raises `FileError` as `read` does."""
     contents = open_contents(path, pickles=True)
-    found = {name: _module(contents, modules()[name], parts, alpha) for name, parts in contents.groups.items()}
+    origins: Counter[str] = Counter()
+    found = {name: _module(contents, modules()[name], parts, alpha, origins) for name, parts in contents.groups.items()}
     metadata = merged(contents.metadata, {})
     shapes = {name: module.shape for name, module in found.items()}
     base = base_of(contents.path, shapes, metadata)
+    notes = (
+        *notes_of_alpha(origins, alpha, metadata),
+        *notes_of(contents, {name: (shape, 0) for name, shape in shapes.items()}, base),
+    )
     return Network(
-        contents.path, contents.form, base, found, metadata, contents.embeddings, contents.size,
-        tuple(notes_of(contents, {name: (shape, 0) for name, shape in shapes.items()}, base)),
+        contents.path, contents.form, base, found, metadata, contents.embeddings, contents.size, notes
     )  # fmt: skip
 
 
-def _module(contents: Contents, module: Module, parts: Mapping[str, Tensor], alpha: float | None) -> NetworkModule:
+def _module(
+    contents: Contents, module: Module, parts: Mapping[str, Tensor], alpha: float | None, origins: Counter[str]
+) -> NetworkModule:
+    """One module; `origins` counts where its alpha was found."""
     kind = next((kind for part, kind in KINDS.items() if part in parts), DIFFERENCE)
     if kind == "OFT" and len(parts["oft_blocks"].shape) == 4:
         kind = "BOFT"
     if kind not in ("LoRA", DIFFERENCE):
-        given = alpha_of(contents, module, 1, alpha)[0] if "alpha" in parts else None
-        return NetworkModule(contents.path, module, kind, module.shape, given, parts)
+        scaled = kind in SCALED and alpha is not None
+        value, origin = alpha_of(contents, module, 1, alpha) if scaled or "alpha" in parts else (None, "the rank")
+        origins[origin] += kind in SCALED or "alpha" in parts
+        return NetworkModule(contents.path, module, kind, module.shape, value, parts)
     try:
         shape, rank = implied_shape(module, parts)
     except WrongShape as error:
         raise DoesNotFit(contents.path, module.name, f"{module.name}: {error}") from error
-    value = alpha_of(contents, module, rank, alpha)[0] if rank else None
+    value, origin = alpha_of(contents, module, rank, alpha) if rank else (None, "")
+    origins[origin] += 1
     return NetworkModule(contents.path, module, kind, shape, value, canonical_parts(parts, shape, rank))
 
 

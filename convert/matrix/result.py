@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy
@@ -15,9 +15,13 @@ from ..errors import UsageError
 from ..lora import Lora, LoraModule
 from ..sd15 import Module, modules
 from ..tensors import Tensor
+from ..words import Note, counted
 from .arrays import WEIGHTS, decode, encode, to_array, to_tensor
 from .change import Change, Product
 from .low_rank import Limit, distance, norm, reduced
+
+ORIGIN_KEY = "scribble_computed_from"
+"""Metadata: the files that it was computed from, and how."""
 
 ERROR_KEY = "scribble_relative_error"
 """Metadata: the norm of the error over the norm of the whole change."""
@@ -58,17 +62,16 @@ class Losses:
             "modules": {name: {"rank": self.ranks[name], "relative_error": self.relative(name)} for name in self.norms},
         }
 
-    def describe(self) -> str:
-        """For a terminal: the whole, and the worst modules."""
-        ranks = sorted(self.ranks.values())
-        if not ranks:
-            return ""
-        spread = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
-        lines = [f"  relative error of the change: {self.total:.3g} in all, {len(ranks)} modules of {spread}"]
-        worst = sorted(self.norms, key=self.relative, reverse=True)[:3]
-        if self.total > 1e-6:
-            lines += [f"    {self.relative(name):.3g}  {name} (rank {self.ranks[name]})" for name in worst]
-        return "\n".join(lines)
+    def rows(self) -> list[tuple[str, str]]:
+        """For a table: the ranks, the error in all, and that of the worst modules."""
+        if not self.ranks:
+            return []
+        rows = [
+            ("rank", ", ".join(map(str, sorted(set(self.ranks.values()))))),
+            ("error", f"{self.total:.3g} of the whole change, in {counted(len(self.ranks), 'module')}"),
+        ]
+        worst = sorted(self.norms, key=self.relative, reverse=True)[: 3 if self.total > 1e-6 else 0]
+        return rows + [("worst", f"{self.relative(name):.3g} in {name}, rank {self.ranks[name]}") for name in worst]
 
 
 def lora_module(module: Module, shape: tuple[int, ...], change: Change, limit: Limit, dtype: str, losses: Losses) -> LoraModule:
@@ -111,18 +114,18 @@ def stored_dtype(wanted: str | None, source: str) -> str:
 
 def write_result(
     path: Path, target: Path, to: str, form: str, base: str, found: Mapping[str, LoraModule], losses: Losses,
-    metadata: Mapping[str, str], notes: tuple[str, ...] = (), embeddings: Mapping[str, Tensor] | None = None,
+    metadata: Mapping[str, str], notes: tuple[Note, ...] = (), embeddings: Mapping[str, Tensor] | None = None,
 ) -> Report:  # fmt: skip
     """Write modules that were computed as a LoRA. `path` and `form` describe the source."""
     ordered = {name: found[name] for name in modules() if name in found}
     size = sum(tensor.size for module in ordered.values() for tensor in module.parts.values())
     full = {**metadata, ERROR_KEY: f"{losses.total:.6g}"}
     lora = Lora(path, form, base, ordered, full, "the computation", size, notes, embeddings or {})
-    return write_lora(lora, target, to=to)
+    return replace(write_lora(lora, target, to=to), computed_from=full[ORIGIN_KEY])
 
 
 def own_metadata(metadata: Mapping[str, str], source: str) -> dict[str, str]:
     """The part of a network's metadata that is still true of a LoRA computed from it, and its source."""
     stale = ("ss_network_module", "ss_network_args", "ss_network_dim", "ss_network_alpha", ERROR_KEY)
     kept = {key: value for key, value in metadata.items() if key not in stale and key != "ss_output_name"}
-    return {**kept, "scribble_computed_from": source}
+    return {**kept, ORIGIN_KEY: source}

@@ -38,7 +38,7 @@ def test_ldm_checkpoint(dtype, scale, maker, tmp_path):
     lora = maker.write(tmp_path / "lora.safetensors", "diffusers", chosen)
     report = bake(lora, base, tmp_path / "out.safetensors", scale=scale, alpha=2)
     before, after, factors = load_file(base), load_file(tmp_path / "out.safetensors"), load_file(lora)
-    assert (report.modules, report.tensors) == (4, len(before))
+    assert (report.unet + report.text_encoder, report.tensors) == (4, len(before))
     for module in chosen:
         key = next(k for k in before if k.endswith(f"{module.ldm}.weight"))
         down, up = (factors[maker.spellings["diffusers"](module, part)] for part in ("down", "up"))

@@ -67,7 +67,7 @@ def test_pefts_magnitudes_pass_to_diffusers_and_are_refused_for_kohya(suffix, ma
 def test_lycoris_magnitudes_per_row_become_pefts_and_stay_in_kohya_with_a_word(maker, tmp_path):
     source = _write(maker, tmp_path / "in.safetensors", "kohya", "dora_scale", _rows)
     report = convert.convert_file(source, tmp_path / "out.safetensors")
-    assert any("one per output row" in note for note in report.notes)
+    assert any("one per output row" in str(note) for note in report.notes)
     convert.convert_file(source, tmp_path / "p", to="peft")
     before, after = load_file(source), load_file(tmp_path / "p" / "adapter_model.safetensors")
     for module in (LINEAR, CONV):

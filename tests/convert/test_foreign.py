@@ -73,7 +73,7 @@ def test_unknown_keys_are_all_listed(maker, tmp_path):
 
     strange = {f"lora_unet_strange_{n}.lora_down.weight": torch.zeros(1) for n in range(9)}
     save_file({**maker.tensors("kohya", maker.attention("unet")[:2]), **strange}, tmp_path / "in.safetensors")
-    with pytest.raises(convert.JobError, match="9 tensors are no part .* and 4 more"):
+    with pytest.raises(convert.JobError, match="9 tensors are not part .* and 4 more"):
         convert.read(tmp_path / "in.safetensors")
     audit = check(tmp_path / "in.safetensors")
     assert sorted(audit.unknown_keys) == sorted(strange)

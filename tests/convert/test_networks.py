@@ -12,6 +12,8 @@ from convert import extract as extracting
 from convert import merge as merging
 from convert import reduce as reducing
 from convert.bake import bake
+from convert.bake import main as baking
+from convert.check import table
 from convert.matrix.change import Product, change
 from convert.matrix.low_rank import Limit, norm, reduced
 from convert.matrix.network import read_network
@@ -237,6 +239,27 @@ def test_extracting_finds_a_known_change_as_well_as_any_svd(tmp_path):
         moved = (tuned[key] - base[key]).flatten(1).double()
         best = torch.linalg.svdvals(moved)[8:].norm()
         assert (_matrix(written, module) - moved).norm() <= 1.01 * best
+
+
+def test_the_commands_report_in_the_words_of_check(tmp_path, capsys):
+    _checkpoints(tmp_path, known=8, noise=0.0)
+    base, tuned, lora, small = (f"{tmp_path}/{name}.safetensors" for name in ("base", "tuned", "lora", "small"))
+    bare = {key: tensor for key, tensor in _factors(4).items() if not key.endswith("alpha")}
+    save_file(bare, tmp_path / "bare.safetensors")
+    checked = {line[:14].strip() for line in table(convert.check(f"{tmp_path}/bare.safetensors")).splitlines()}
+    more = {"source", "checkpoint", "error", "worst"}
+    for main, arguments, source in [
+        (extracting.main, [tuned, "--from", base, "--rank", "8", "--out", lora], "tuned.safetensors - base.safetensors"),
+        (reducing.main, [lora, small, "--rank", "2"], "lora.safetensors (LoRA)"),
+        (merging.main, [f"{tmp_path}/bare.safetensors", f"{lora}=-0.5", "--out", f"{tmp_path}/sum.safetensors"],
+         "1 * bare.safetensors + -0.5 * lora.safetensors"),
+        (baking, [lora, "--into", base, "--out", f"{tmp_path}/baked.safetensors", "--scale", "0.5"], f"{lora} at scale 0.5"),
+    ]:  # fmt: skip
+        assert main(arguments) == 0
+        said = capsys.readouterr().out
+        assert {line[:14].strip() for line in said.splitlines()} <= checked | more
+        assert f"\n{'source':<14}{source}\n" in said
+        assert ("no alpha" in said) == (main == merging.main)
 
 
 def test_extracting_half_precision_takes_no_rounding_for_a_change(tmp_path, capsys):

@@ -1,0 +1,27 @@
+"""Notes, counts and tables, as a terminal or a host shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Note(NamedTuple):
+    """Something that the user should know. `str()` is one line for a command line; a host shows `text` alone."""
+
+    text: str
+    advice: str = ""
+    """what a person at a command line can do"""
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.advice}" if self.advice else self.text
+
+
+def counted(count: int, noun: str) -> str:
+    """The words "1 module" or "2 modules"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def aligned(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values in two columns, a line each."""
+    return "\n".join(f"{name:<14}{value}" for name, value in rows)
