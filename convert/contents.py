@@ -84,7 +84,7 @@ def open_contents(path: Path | str, *, skip_unknown: bool = False, pickles: bool
         if meaning.part not in names.LORA_PARTS:
             other.append(key)
     if not groups or (unknown and not (skip_unknown and identify.is_nothing_known(unknown))):
-        raise identify.refusal(path, unknown or list(embeddings))
+        raise identify.refusal(path, unknown or list(embeddings), others=bool(groups))
     if twice:
         raise FileError(path, f"{quote(twice[0])} names a tensor that another key of the file names too")
     form = " + ".join(form for form, count in forms.most_common() if count) or forms.most_common(1)[0][0]

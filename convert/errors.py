@@ -83,13 +83,15 @@ class NotALora(FileError):
 class UnknownKeys(FileError):
     """Some tensor names mean nothing here."""
 
-    def __init__(self, path: Path | str, keys: Sequence[str]):
+    def __init__(self, path: Path | str, keys: Sequence[str], *, others: bool = False):
+        """`others` tells whether the file has names that are understood."""
         self.keys = list(keys)
         """all of them, as the file has them: quote them before they are shown"""
         shown = ", ".join(quote(key) for key in self.keys[:5])
-        more, advice = (f" and {len(self.keys) - 5} more", "--check lists them") if len(self.keys) > 5 else ("", "")
+        more = f" and {len(self.keys) - 5} more" if len(self.keys) > 5 else ""
+        advice = ["--check lists them"] * bool(more) + ["--skip-unknown leaves them out"] * others
         are = f"{counted(len(self.keys), 'tensor')} {'is' if len(self.keys) == 1 else 'are'}"
-        super().__init__(path, f"{are} not part of a LoRA of Stable Diffusion 1.5: {shown}{more}", advice)
+        super().__init__(path, f"{are} not part of a LoRA of Stable Diffusion 1.5: {shown}{more}", ", ".join(advice))
 
 
 class DoesNotFit(FileError):

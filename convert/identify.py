@@ -41,7 +41,7 @@ KINDS = (
     Kind(r"motion_modules?[._]|temporal_transformer", "a motion LoRA or motion module (AnimateDiff)",
          "AnimateDiff's own extension or nodes load it, from their motion LoRA folder"),
     Kind(r"^(unet|text_encoder):\d+:(up|down)", "a LoRA of cloneofsimo's first trainer",
-         "its keys name no layers, only their order: convert it with that program (lora_diffusion) first"),
+         "its keys give the order of its layers and no names: convert it with that program (lora_diffusion) first"),
     Kind(r"^(image_proj|ip_adapter)\.|to_[kv]_ip\b", "an IP-Adapter, or a FaceID one",
          "load it with an IP-Adapter extension or nodes; its separate LoRA file, if it has one, can be converted"),
     Kind(r"lllite_", "a ControlLLLite", "ControlNet extensions and nodes load it, from their ControlNet folder"),
@@ -91,8 +91,11 @@ CONTEXT_WIDTHS = {1024: "SD2", 2048: "SDXL"}
 """Width of the prompt embedding -> the base that has it."""
 
 
-def refusal(path: Path, unknown: Sequence[str]) -> FileError:
-    """The error for a file in which these names are not understood; none at all are those of a file without tensors."""
+def refusal(path: Path, unknown: Sequence[str], *, others: bool = False) -> FileError:
+    """The error for a file in which these names are not understood; none at all are those of a file without tensors.
+
+    `others` tells whether it has names that are.
+    """
     if not unknown:
         return FileError(path, "holds no tensors, so it is not a LoRA")
     base = _first(BASES, unknown)
@@ -101,7 +104,7 @@ def refusal(path: Path, unknown: Sequence[str]) -> FileError:
         return NotALora(path, kind.name, kind.advice, kind.hosts_read, kind.comfyui_reads)
     if base is not None:
         return WrongBase(path, base, f"is a LoRA of {base}")
-    return UnknownKeys(path, unknown)
+    return UnknownKeys(path, unknown, others=others)
 
 
 def is_nothing_known(keys: Sequence[str]) -> bool:

@@ -186,6 +186,6 @@ def notes(lora: Lora, form: str, *, fold: bool) -> list[Note]:
     if differences:
         result.append(Note(f"{counted(differences, 'whole difference')} (.diff and the like) carried over unchanged"))
     if lora.embeddings:
-        text = f"{counted(len(lora.embeddings), 'bundled embedding')} carried over; the web UI reads them"
+        text = f"{counted(len(lora.embeddings), 'bundled embedding')} carried over, which the web UI reads"
         result.append(Note(text, "--split-embeddings writes each to a file of its own"))
     return result
