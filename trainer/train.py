@@ -22,8 +22,7 @@ from trainer.runs.loss_curve import draw_curve
 from trainer.runs.outputs import OutputClaim, claim, is_sound_png, outputs
 from trainer.runs.run_folder import RunFolder, identity_of
 from trainer.sample.during_run import choose_actions
-from trainer.sample.preview import write_preview
-from trainer.sample.sampler import Sampler
+from trainer.sample.preview import sampler_for, write_preview
 from trainer.terminal import Say, say, say_nothing
 from trainer.training import checkpoints, devices
 from trainer.training.devices import Compute
@@ -175,7 +174,7 @@ def _export(training: Training, folder: RunFolder, job: Job, base: Base, dataset
     export.write_card(job.out, recipe, base, dataset, tell, again=again)
     if job.preview and (job.overwrite or not again or not is_sound_png(picture)):
         tell("drawing the preview")
-        write_preview(Sampler(base, training.compute, resolution=recipe.resolution), dataset, picture)
+        write_preview(sampler_for(dataset, base, training.compute, recipe.resolution), dataset, picture)
     folder.finish(job.out, training.identity)
     tell(f"wrote {job.out} ({report.size / 1e6:.1f} MB, {report.unet} modules, sshs_model_hash {report.model_hash[:10]}); "
          f"beside it the card{' and the picture' if job.preview else ''}; run folder {job.run}")

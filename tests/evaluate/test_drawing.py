@@ -134,6 +134,11 @@ def test_sample_draws_one_picture_or_a_grid(lora: Path, tmp_path: Path, capsys: 
     assert sample([*common, "--out", str(tmp_path / "one.png")]) == 2
     told = f"trainer.sample: --out {tmp_path / 'one.png'}: exists: give another name or --overwrite\n"
     assert capsys.readouterr().err == told
+    assert sample([*common, "--scales", "1", "--width", "128", "--out", str(tmp_path / "wide.png")]) == 0
+    with Image.open(tmp_path / "wide.png") as wide:
+        assert wide.size == (128, 64)
+    assert sample([*common, "--out", str(tmp_path / "n.png"), "--height", "100"]) == 2
+    assert "--height 100: expected a multiple of 64" in capsys.readouterr().err
     assert sample([*common, "--out", str(tmp_path / "n.png"), "--seeds", "0"]) == 2
     capsys.readouterr()
     assert sample([*common, "--out", str(tmp_path / "no" / "n.png")]) == 2  # before anything is drawn

@@ -224,7 +224,8 @@ def test_references_are_those_that_training_held_out(recipe: Recipe, tmp_path: P
     """Also where the made-up doodles' number, and with it the border of the 30 %, follows from --per-category."""
     many = replace(recipe, data="doodles", categories="apple,sun", per_category=60)
     trained = {example.digest for example in load_dataset(many, cache=tmp_path, say=print).train}
-    plan = make_plan(Settings(per_scale=4, prompts=4).settled("scribble_miniature"), many, cache=tmp_path, say=print)
+    plan = make_plan(Settings(per_scale=4, prompts=4).settled("scribble_miniature"), many, side=64, cache=tmp_path,
+                     say=print)
     references = [example for group in plan.groups for found in group.references.values() for example in found]
     assert len(references) == 60 and not trained & {example.digest for example in references}
 
@@ -233,13 +234,16 @@ def test_own_pictures_are_judged_by_their_held_out_captions(lora: Path, clip: Pa
     own = tmp_path / "own"
     own.mkdir()
     for k in range(6):
-        Image.new("RGB", (64, 64), (40 * k, 90, 10)).save(own / f"{k}.png")
+        size = (64, 64) if k == 5 else (256, 64)  # drawn and judged in the shape of most of them
+        Image.new("RGB", size, (40 * k, 90, 10)).save(own / f"{k}.png")
         (own / f"{k}.txt").write_text(f"colour number {k}")
-    extra = ["--data", str(own), "--held-out", "0.5", "--trigger", "in mystyle", "--scales", "0,1"]
+    extra = ["--data", str(own), "--held-out", "0.5", "--trigger", "in mystyle", "--scales", "0,1",
+             "--resolution", "128"]
     assert main([*arguments(lora, tmp_path / "report", clip), *extra]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     group = report["groups"]["held-out captions"]
     assert all("in mystyle" not in subject["plain"] for subject in group["subjects"])
+    assert {Image.open(path).size for path in (tmp_path / "report" / "pictures").glob("*.png")} == {(256, 64)}
     assert report["recommended"]["verdict"] == "few"  # three held-out captions
     assert {len(found) for found in group["references"].values()} == {3}
     assert all(subject["prompt"].startswith("in mystyle colour number") for subject in group["subjects"])

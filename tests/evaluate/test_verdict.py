@@ -148,7 +148,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def measured(truth: Truth, recipe: Recipe, clip: Path, folder: Path, scales: list[float]) -> dict[str, Any]:
     """The verdict and its report on pictures as `truth` draws them."""
     settings = Settings(per_scale=12, prompts=6, seeds=3, scales=",".join(map(str, scales)), complex=("sun",), dino="none")
-    plan: Plan = make_plan(settings, recipe, cache=folder, say=print)
+    plan: Plan = make_plan(settings, recipe, side=64, cache=folder, say=print)
     gallery = Gallery(folder / "pictures", None, 8)  # type: ignore[arg-type]  # nothing is left to draw
     gallery.folder.mkdir()
     trained = {name: examples[0].pixels(64) for group in plan.groups for name, examples in group.training.items()}

@@ -12,6 +12,8 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from trainer.data.buckets import bucket_of, bucket_shapes, enlargement, kept_area
+from trainer.data.picture import Picture
+from trainer.data.records import common_shape
 from trainer.encoding.encoded_set import EncodedSet, packed, unpacked
 from trainer.encoding.text import BACKTRACK, split
 from trainer.lora import adapter
@@ -43,6 +45,18 @@ def test_a_picture_goes_where_least_is_cropped() -> None:
         assert kept_area(width, height, chosen) == max(kept_area(width, height, s) for s in bucket_shapes(512, 64, 4.0))
     assert bucket_of(1024, 512, 512, 64, 4.0) == (384, 640) or kept_area(1024, 512, bucket_of(1024, 512, 512, 64, 4.0)) > 0.83
     assert enlargement(256, 256, (512, 512)) == 2 and kept_area(1024, 512, (512, 512)) == 0.5
+
+
+def test_pictures_are_drawn_in_the_shape_that_most_are_learnt_in() -> None:
+    """Repeats count; of two shapes that are as frequent the larger."""
+    def picture(size: tuple[int, int], repeats: int) -> Picture:
+        return Picture(path=Path("a"), source="a", category="", captions=("",), caption="", size=size, repeats=repeats,
+                       bucket_step=64)
+
+    wide, high = picture((1000, 500), 3), picture((500, 1000), 1)
+    assert common_shape([high, high, wide], 512) == wide.shape(512) == (320, 768)
+    assert common_shape([picture((512, 512), 3), wide], 512) == (512, 512) == common_shape([], 512)
+    assert replace(wide, only_shape=(64, 128)).shape(512) == (64, 128)
 
 
 def test_an_epoch_holds_each_picture_as_often_as_its_repeats_say() -> None:

@@ -37,11 +37,15 @@ class Picture:
     bucket_step: int = 0
     """0: learnt as a square"""
     max_aspect: float = 4.0
+    only_shape: Shape | None = None
+    """height and width in pixels, in place of a bucket's"""
 
     def raw(self) -> np.ndarray:
         return np.asarray(read_rgb(self.path))
 
     def shape(self, resolution: int) -> Shape:
+        if self.only_shape:
+            return self.only_shape
         if not self.bucket_step:
             return resolution, resolution
         return bucket_of(*self.size, resolution, self.bucket_step, self.max_aspect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -160,6 +161,14 @@ class Dataset:
     def learnt(self) -> list[Example]:
         """Those that are not for regularisation."""
         return [example for example in self.train if not example.reg]
+
+
+def common_shape(examples: Sequence[Example], resolution: int) -> tuple[int, int]:
+    """Height and width in which most of the pictures are learnt, each counted as often as its repeats say."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for example in examples:
+        counts[example.shape(resolution)] += example.repeats
+    return max(counts, key=lambda shape: (counts[shape], shape[0] * shape[1], shape), default=(resolution, resolution))
 
 
 def fingerprint(dataset: Dataset) -> str:

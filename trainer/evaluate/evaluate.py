@@ -65,15 +65,15 @@ def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: 
     lora.attach(base)
     asked, settings = settings, settings.settled(base.family)
     judges = _judges(settings, base, compute.device)
-    plan = make_plan(settings, recipe, cache=job.cache, say=say)
+    side = recipe.resolution or base.resolution
+    plan = make_plan(settings, recipe, side=side, cache=job.cache, say=say)
     told = [*plan.notes, *_trained_on(lora, recipe, plan)]
     for note in told:
         say(note)
     claim(out, asked, recipe, lora.digest)  # only now: a start that fails leaves the folder free
     bind(out, {"base": base.identity, "drawings": plan.fingerprint(),
                **{key: next(reversed(found.values())) for key, found in judges.described().items()}})
-    side = recipe.resolution or base.resolution
-    sampler = Sampler(base, compute, resolution=side, steps=settings.sampling_steps, guidance=settings.guidance)
+    sampler = Sampler(base, compute, size=plan.shape[::-1], steps=settings.sampling_steps, guidance=settings.guidance)
     settings = replace(settings, guidance=sampler.guidance, sampling_steps=sampler.steps)
     gallery = Gallery(out / "pictures", sampler, job.micro_batch or BATCH.get(compute.device.type, 8))
     gallery.draw(plan.subjects(), settings.scale_list)

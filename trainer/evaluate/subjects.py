@@ -12,7 +12,8 @@ import numpy as np
 
 from convert.errors import JobError
 from trainer.data import load_dataset
-from trainer.data.records import Dataset, Example
+from trainer.data.picture import Picture
+from trainer.data.records import Dataset, Example, common_shape
 from trainer.evaluate.settings import Settings
 from trainer.recipe import Recipe
 from trainer.rng import Stream
@@ -61,10 +62,13 @@ class Plan:
     without_trigger: list[Subject]
     """figure 9: the same prompts and seeds without them"""
     notes: list[str] = field(default_factory=list)
+    shape: tuple[int, int] = (0, 0)
+    """height and width of a picture in pixels"""
 
     def fingerprint(self) -> str:
-        """sha256, hex, of the references' contents."""
+        """sha256, hex, of the references' contents, and of the shape where that is no square."""
         found = [example.digest for group in self.groups for part in group.references.values() for example in part]
+        found += [] if self.shape[0] == self.shape[1] else [f"{self.shape}"]
         return hashlib.sha256(" ".join(found).encode()).hexdigest()
 
     def subjects(self) -> list[Subject]:
@@ -73,14 +77,18 @@ class Plan:
         return list({(s.prompt, s.seed): s for part in parts for s in part}.values())
 
 
-def make_plan(settings: Settings, recipe: Recipe, *, cache: Path, say: Callable[[str], None]) -> Plan:
-    """Choose subjects and references for an adapter trained by `recipe`.
+def make_plan(settings: Settings, recipe: Recipe, *, side: int, cache: Path, say: Callable[[str], None]) -> Plan:
+    """Choose subjects and references for an adapter trained by `recipe` on pictures of about `side` x `side` pixels.
+
+    All pictures have one shape, the one that most were learnt in, so that what is drawn and what is real differ in nothing
+    but what is on them.
 
     Raises:
         JobError: the data has no held-out drawings or pictures.
     """
-    recipe = replace(recipe, crop="square")  # as they are drawn and judged
     dataset = load_dataset(recipe, cache=cache, say=say)
+    shape = common_shape(dataset.learnt, side)
+    dataset = replace(dataset, train=_in_shape(dataset.train, shape), held_out=_in_shape(dataset.held_out, shape))
     groups = _drawn(settings, recipe, dataset, cache, say) if dataset.seen else _own(settings, recipe, dataset)
     first = groups[0].subjects
     apple = next((subject for subject in first if subject.name == "apple"), first[0])
@@ -88,7 +96,11 @@ def make_plan(settings: Settings, recipe: Recipe, *, cache: Path, say: Callable[
     plain = [Subject(text, text, settings.seed + k, text) for k, text in enumerate(settings.complex)]
     triggered = [replace(subject, prompt=f"{dataset.trigger} {subject.name}") for subject in plain if dataset.trigger]
     return Plan(groups=groups, one_prompt=[replace(apple, seed=settings.seed + k) for k in range(settings.seeds)],
-                with_trigger=triggered, without_trigger=plain, notes=notes)
+                with_trigger=triggered, without_trigger=plain, notes=notes, shape=shape)
+
+
+def _in_shape(examples: Sequence[Example], shape: tuple[int, int]) -> list[Example]:
+    return [replace(e, only_shape=shape) if isinstance(e, Picture) else e for e in examples]
 
 
 def _drawn(settings: Settings, recipe: Recipe, dataset: Dataset, cache: Path, say: Callable[[str], None]) -> list[Group]:

@@ -38,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     add("--sampling-steps", type=int, default=0, metavar="N", help="sampling steps of a picture (default 25; the miniature 12)")
     add("--guidance", type=float, default=0.0, metavar="X", help="classifier-free guidance (default 7.5; the miniature 3)")
     add("--resolution", type=int, default=0, metavar="N", help="side in pixels, a multiple of 64 (default: the base's own)")
+    add("--width", type=int, default=0, metavar="N", help="of a picture in pixels, a multiple of 64 (default: --resolution)")
+    add("--height", type=int, default=0, metavar="N", help="the same (default: --resolution)")
     add("--micro-batch", type=int, default=8, metavar="N", help="pictures drawn at once; halved if memory runs out (default 8)")
     add("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
     return p
@@ -56,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     for name, least in (("seeds", 1), ("seed", 0), ("sampling_steps", 0), ("micro_batch", 1), ("guidance", 0),
-                        ("resolution", 0)):  # fmt: skip
+                        ("resolution", 0), ("width", 0), ("height", 0)):  # fmt: skip
         if not getattr(options, name) >= least:
             raise UsageError(f"{flag(name)} {getattr(options, name)}: expected {least} or more")
-    if options.resolution % 64:
-        raise UsageError(f"--resolution {options.resolution}: expected a multiple of 64")
+    for name in ("resolution", "width", "height"):
+        if getattr(options, name) % 64:
+            raise UsageError(f"{flag(name)} {getattr(options, name)}: expected a multiple of 64")
     if options.out.suffix.lower() != ".png":
         raise UsageError(f"--out {options.out}: expected a name ending in .png")
     if not options.out.parent.is_dir():
@@ -92,8 +95,8 @@ def _draw(options: argparse.Namespace) -> int:
     for prompt in options.prompt:
         if strange := unknown_words(prompt, base, lora.trigger):
             say(f"{prompt!r}: the miniature was never taught {', '.join(map(repr, strange))}: do not expect it in the picture")
-    sampler = Sampler(base, compute, resolution=options.resolution or recipe.resolution, steps=options.sampling_steps,
-                      guidance=options.guidance)  # fmt: skip
+    sampler = Sampler(base, compute, resolution=options.resolution or recipe.resolution,
+                      size=(options.width, options.height), steps=options.sampling_steps, guidance=options.guidance)
     rows = [(prompt, options.seed + k) for prompt in options.prompt for k in range(options.seeds)]
     views = [(prompt, seed, scale) for prompt, seed in rows for scale in scales]
     if len(views) > 1:

@@ -12,9 +12,8 @@ from trainer.data.records import Dataset
 from trainer.lora import adapter
 from trainer.lora.saves import PeriodicSaves
 from trainer.recipe import Recipe
-from trainer.sample.preview import write_preview
+from trainer.sample.preview import sampler_for, write_preview
 from trainer.sample.prompts import read_prompts, write_samples
-from trainer.sample.sampler import Sampler
 from trainer.training.devices import Compute
 
 
@@ -55,7 +54,7 @@ def choose_actions(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compu
         folder = job.save_to or job.run / "loras"
         actions.append(Every(save_every, PeriodicSaves(recipe, base, dataset, folder, job.out.stem, total, started)))
     if job.sample_every:
-        sampler, folder = Sampler(base, compute, resolution=recipe.resolution), job.run / "samples"
+        sampler, folder = sampler_for(dataset, base, compute, recipe.resolution), job.run / "samples"
         prompts = read_prompts(job.sample_prompts) if job.sample_prompts else []
 
         def draw(step: int) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.records import Dataset
+from trainer.base.load import Base
+from trainer.data.records import Dataset, common_shape
 from trainer.sample.grid import draw_grid, write_png
 from trainer.sample.sampler import Sampler
+from trainer.training.devices import Compute
 
 SCALES = (0.0, 0.25, 0.5, 0.8, 1.0)
 
@@ -21,6 +23,12 @@ def prompt_for(dataset: Dataset) -> str:
         wanted = "apple" if "apple" in dataset.seen else dataset.seen[0]
         return f"{dataset.trigger} {wanted}".strip()
     return dataset.train[0].caption
+
+
+def sampler_for(dataset: Dataset, base: Base, compute: Compute, resolution: int) -> Sampler:
+    """Draws in the shape that most of the pictures are learnt in. resolution: 0 for the base's own."""
+    height, width = common_shape(dataset.learnt, resolution or base.resolution)
+    return Sampler(base, compute, resolution=resolution, size=(width, height))
 
 
 def preview(sampler: Sampler, prompt: str) -> np.ndarray:

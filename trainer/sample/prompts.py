@@ -27,7 +27,7 @@ SHEET = "sheet.png"
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One picture to draw again and again. 0: the base's own."""
+    """One picture to draw again and again. 0: the sampler's own."""
 
     text: str
     negative: str = ""

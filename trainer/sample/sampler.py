@@ -25,22 +25,24 @@ class Sampler:
     """Draws pictures with `base.unet`, which may carry an adapter. Text embeddings are computed once per prompt.
 
     steps, guidance: 0 stands for the base's default, everywhere the same: 25 steps and 7.5, the miniature 12 and 3.
+    size: width and height of a picture in pixels; 0 stands for `resolution`, and that for the base's own.
     Pictures that share a seed share their starting noise, whatever the scale.
     """
 
-    def __init__(self, base: Base, compute: Compute, *, resolution: int = 0, steps: int = 0,
+    def __init__(self, base: Base, compute: Compute, *, resolution: int = 0, size: tuple[int, int] = (0, 0), steps: int = 0,
                  guidance: float = 0.0) -> None:  # fmt: skip
         small = base.family == SCRIBBLE_MINIATURE
         self.base, self.compute = base, compute
         self.steps = steps or (MINIATURE_STEPS if small else STEPS)
         self.guidance = guidance or (MINIATURE_GUIDANCE if small else GUIDANCE)
         self.down = 2 ** (len(base.vae.config.block_out_channels) - 1)
-        self.side = (resolution or base.resolution) // self.down
+        side = resolution or base.resolution
+        self.size = size[0] or side, size[1] or side
         self._prompts: dict[tuple[str, float], Tensor] = {}
 
     def noise(self, seed: int, size: tuple[int, int] = (0, 0)) -> Tensor:
         """(4, h, w) float32 starting noise of `seed`; `size` as in a call."""
-        width, height = (pixels // self.down or self.side for pixels in size)
+        width, height = ((pixels or own) // self.down for pixels, own in zip(size, self.size, strict=True))
         generator = generator_of(seed, Stream.STARTING_NOISE)
         return torch.randn(self.base.unet.config.in_channels, height, width, generator=generator)
 
