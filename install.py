@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from convert.errors import escape_what_a_console_lacks
 from installer import UsageError
 from installer.hosts import COMFYUI, WEBUI, Host, around, host_folder
 from installer.placing import HERE, Step, link_steps, lora_steps, uninstall_steps
@@ -99,6 +100,7 @@ def run(argv: list[str]) -> int:
 
 
 def main() -> int:
+    escape_what_a_console_lacks()
     if len(sys.argv) == 1:
         parser().print_help()
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -149,8 +150,16 @@ def quote(name: str) -> str:
     return shown if len(shown) <= 100 else f"{shown[:97]}..."
 
 
+def escape_what_a_console_lacks() -> None:
+    """A console of cp1252 or ASCII shows `\\u65e5` for a character that it does not have, and the work goes on."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def exit_status(name: str, run: Callable[[], int], *, stopped: str = "stopped") -> int:
     """What `run` returns; the two errors, the system's own and Ctrl-C as one line of `name` on stderr and an exit status."""
+    escape_what_a_console_lacks()
     try:
         return run()
     except (JobError, UsageError) as error:

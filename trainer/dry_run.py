@@ -9,7 +9,8 @@ from pathlib import Path
 from trainer import plan
 from trainer.base.load import inspect_base
 from trainer.cli import Job
-from trainer.inspect import check_job, inspect
+from trainer.data import to_fetch
+from trainer.inspect import check_job, inspect, inspect_unfetched
 from trainer.lora.targets import count
 from trainer.recipe import Recipe
 from trainer.terminal import say, say_nothing
@@ -24,9 +25,10 @@ def dry_run(recipe: Recipe, job: Job) -> int:
     if job.note:
         tell(job.note)
     pictures = check_job(recipe, job, tell)
-    if recipe.data != "quickdraw":  # which would be downloaded
+    if pictures is None or not to_fetch(recipe, job.cache):
         pictures = inspect(recipe, job, tell).per_epoch
-    assert pictures is not None
+    else:
+        inspect_unfetched(recipe, job, pictures, tell)
     modules, numbers = count(recipe, inspect_base(recipe))
     device, flops = _speed(job.device)
     tell(plan.report(recipe, plan.plan(recipe, pictures), device, flops, modules=modules, numbers=numbers))

@@ -12,9 +12,10 @@ from trainer import plan
 from trainer.base.load import BaseFacts, inspect_base
 from trainer.base.tokenizers import CONTEXT
 from trainer.cli import DEMO_OUT, Job
-from trainer.data import check_data, load_dataset, refuse_problems
+from trainer.data import check_data, load_dataset, refuse_problems, to_fetch
 from trainer.data.decode import decode
 from trainer.data.records import Dataset, Row
+from trainer.data.split import HELD_OUT_ROWS
 from trainer.data.table import count as pictures_of
 from trainer.data.table import format_table
 from trainer.lora.saves import check_saves
@@ -57,9 +58,7 @@ def inspect(recipe: Recipe, job: Job, say: Say, *, decoding: bool = True) -> Dat
         UsageError: an argument makes no sense.
         JobError: names all files of the data that cannot be used.
     """
-    for path, name in ((job.out, "--out"), (job.contact_sheet, "--contact-sheet")):
-        if path is not None:
-            check_writable(path, name)
+    _check_places(job)
     base = inspect_base(recipe)
     dataset = load_dataset(recipe, cache=job.cache, say=say, max_upscale=job.max_upscale,
                            keep_problems=True)
@@ -67,7 +66,8 @@ def inspect(recipe: Recipe, job: Job, say: Say, *, decoding: bool = True) -> Dat
         say(note)
     if dataset.table:
         say(f"what is learnt from {', '.join((recipe.data, *recipe.more_data))}:")
-    say(format_table([*dataset.table, *_long_captions(dataset, base), *_places(recipe, job, base, dataset)]))
+    say(format_table([*dataset.table, *_long_captions(dataset, base),
+                      *_places(recipe, job, base, dataset.per_epoch, len(dataset.train) + len(dataset.held_out))]))
     if dataset.table and not job.decode:
         say(format_table([Row("decoded", "not yet (--no-decode): damaged pixels are found when the pictures are encoded")]))
     elif dataset.table and decoding:
@@ -75,6 +75,24 @@ def inspect(recipe: Recipe, job: Job, say: Say, *, decoding: bool = True) -> Dat
         dataset = decode(dataset)
         say(format_table(dataset.table[before:]))
     return refuse_problems(dataset)
+
+
+def inspect_unfetched(recipe: Recipe, job: Job, pictures: int, say: Say) -> None:
+    """The same for drawings that a dry run does not download. pictures: how many will be learnt."""
+    _check_places(job)
+    lacking = to_fetch(recipe, job.cache)
+    held_out = HELD_OUT_ROWS * (pictures // recipe.per_category)
+    say(format_table([
+        Row("drawings", f"{pictures:,} of QuickDraw, {recipe.per_category} of each category; "
+            f"{HELD_OUT_ROWS} others of each are held out"),
+        Row("to fetch", f"{len(lacking)} categories from {recipe.data_url}, kept in {job.cache}; not tried in a dry run"),
+        *_places(recipe, job, inspect_base(recipe), pictures, pictures + held_out)]))
+
+
+def _check_places(job: Job) -> None:
+    for path, name in ((job.out, "--out"), (job.contact_sheet, "--contact-sheet")):
+        if path is not None:
+            check_writable(path, name)
 
 
 def check_writable(path: Path, name: str) -> None:
@@ -113,16 +131,18 @@ def _long_captions(dataset: Dataset, base: BaseFacts) -> list[Row]:
     return rows
 
 
-def _places(recipe: Recipe, job: Job, base: BaseFacts, dataset: Dataset) -> list[Row]:
-    """The base, where the LoRA goes, and whether the disk holds what will be written."""
+def _places(recipe: Recipe, job: Job, base: BaseFacts, per_epoch: int, encoded: int) -> list[Row]:
+    """The base, where the LoRA goes, and whether the disk holds what will be written.
+
+    per_epoch: pictures of an epoch; encoded: different ones, those that are held out too.
+    """
     rows = [Row("base", f"{recipe.base}: {base.description}")]
     if job.out is not None:
         rows.append(Row("to", f"{job.out}, run folder {job.run}"))
-    examples = len(dataset.train) + len(dataset.held_out)
-    needed = {job.cache: plan.plan(recipe, dataset.per_epoch, encoded=examples).latent_bytes}
+    needed = {job.cache: plan.plan(recipe, per_epoch, encoded=encoded).latent_bytes}
     if job.out is not None:
         numbers = count(recipe, base)[1]
-        checkpoints = -(-recipe.total_steps(dataset.per_epoch) // job.checkpoint_every)
+        checkpoints = -(-recipe.total_steps(per_epoch) // job.checkpoint_every)
         needed[job.run] = 4 * numbers * (3 * checkpoints + 2)  # fp32: factors and AdamW's two moments; the two LoRA files
     for place, size in needed.items():
         free = shutil.disk_usage(_existing(place)).free

@@ -14,7 +14,7 @@ from trainer.cli import Job
 from trainer.data.records import Dataset
 from trainer.encoding.encode import encode_dataset
 from trainer.inspect import check_job, inspect
-from trainer.kernels.compile import training_forward
+from trainer.kernels.compile import LEAST_PASSES, training_forward
 from trainer.lora import adapter, export
 from trainer.lora.lora_file import read_lora, start_from
 from trainer.recipe import MINIATURE, Recipe, home
@@ -113,7 +113,7 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
         recipe=recipe, unet=base.unet, factors=factors, identity=identity, encoded=encoded, held_out=held_out, compute=compute,
         objective=choose_objective(recipe, base.scheduler, compute.device, learning), processes=processes,
         run=job.run, total=recipe.total_steps(dataset.per_epoch), checkpoint_every=job.checkpoint_every,
-        attention=job.attention,
+        attention=job.attention, least_passes=0 if job.compile == "on" else LEAST_PASSES,
         forward=training_forward(base.unet, compute.device, compile=job.compile, cuda_graphs=job.cuda_graphs,
                                  cache=job.cache, say=tell))
     choose_checkpointing(training, job.gradient_checkpointing, tell)
@@ -176,7 +176,9 @@ def _export(training: Training, folder: RunFolder, job: Job, base: Base, dataset
         tell("drawing the preview")
         write_preview(sampler_for(dataset, base, training.compute, recipe.resolution), dataset, picture)
     folder.finish(job.out, training.identity)
-    tell(f"wrote {job.out} ({report.size / 1e6:.1f} MB, {report.unet} modules, sshs_model_hash {report.model_hash[:10]}); "
+    modules = f"{report.unet} modules" + (f" of the UNet and {report.text_encoder} of the text encoder" if report.text_encoder
+                                          else "")  # fmt: skip
+    tell(f"wrote {job.out} ({report.size / 1e6:.1f} MB, {modules}, sshs_model_hash {report.model_hash[:10]}); "
          f"beside it the card{' and the picture' if job.preview else ''}; run folder {job.run}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 import subprocess
 import sys
@@ -61,6 +62,19 @@ def test_the_table_of_commands_is_true() -> None:
         users = {name for name in ours if word in has[name]}
         if len(users) > 1 and word not in RECIPE or word in listed:
             assert users == {name for name in listed.get(word, ()) if name in ours}, word
+
+
+def test_a_console_shows_escaped_what_it_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="\n")
+    monkeypatch.setattr(sys, "stdout", console)
+
+    def work() -> int:
+        print("\N{CJK UNIFIED IDEOGRAPH-732B} café")
+        return 0
+
+    assert command("trainer", work) == 0
+    console.seek(0)
+    assert console.read() == "\\u732b café\n"
 
 
 def test_a_missing_package_is_one_line(capsys: pytest.CaptureFixture) -> None:

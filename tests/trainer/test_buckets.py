@@ -145,6 +145,33 @@ def test_a_step_of_several_shapes_is_the_mean_over_its_pictures(tmp_path: Path) 
     torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-6)
 
 
+def test_the_commonest_micro_batches_are_computed_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few pictures they have; the same ones wherever the run goes on."""
+    monkeypatch.setattr("trainer.training.state.MOST_SHAPES", 3)
+    t, state = training(tmp_path)
+    counts: Counter[tuple] = Counter()
+    for step in range(t.total):
+        draw = t.draw(step)
+        counts.update(part.kind for part in draw.micro_batches(t.encoded.alike(draw.picture, draw.dropped, draw.choice), 2))
+    assert len(counts) > 3 and {number for number, _, _ in counts} == {1, 2}
+    seen: Counter[str] = Counter()
+
+    class Recording:
+        dtype = torch.float32
+
+        def __call__(self, x, *rest, **named):
+            seen["compiled"] += 1
+            return t.unet(x, *rest, **named)
+
+    t, state = replace(t, forward=Recording()), state
+    state.micro_batch = 2
+    for step in range(t.total):
+        backward(t, state, t.draw(step))
+    assert seen["compiled"] == sum(number for _, number in counts.most_common(3)) < sum(counts.values())
+    assert t.common_kinds(2) == replace(t, forward=t.unet).common_kinds(2)
+    assert not replace(t, least_passes=max(counts.values()) + 1).common_kinds(2)
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_micro_batches_of_one_shape_change_nothing(tmp_path: Path, size: int) -> None:
     t, state = training(tmp_path)

@@ -22,8 +22,9 @@ from trainer.recipe import TARGETS, Recipe
 
 def test_it_counts_without_training(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["--dry-run", "--device", "cpu"]) == 0
+    assert main(["--dry-run", "--device", "cpu", "--cache", "cache"]) == 0
     told = capsys.readouterr().out
+    assert re.search(r"drawings +2,000 of QuickDraw", told) and re.search(r"to fetch +100 categories", told)
     assert "optimizer steps  4410" in told and "samples          140000" in told
     assert "128 modules, 797,184 numbers" in told
     assert not list(tmp_path.iterdir())

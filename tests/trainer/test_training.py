@@ -278,6 +278,24 @@ def test_only_the_newest_two_checkpoints_keep_their_optimizer(tmp_path: Path) ->
     assert all((f / "factors.safetensors").exists() for f in folders)
 
 
+def test_a_full_disk_is_named_and_leaves_no_part(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
+    t, state = training(tmp_path, RECIPE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(JobError, match="step-000002: cannot be written .* make room on this disk"):
+            run_to_end(t, state)
+        metrics = Metrics(tmp_path / "metrics.jsonl", first=0, total=100)
+        with pytest.raises(JobError, match="metrics.jsonl: cannot be written .*File too large"), metrics:
+            for step in range(100):
+                metrics.held_out(step, 0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    run_to_end(*training(tmp_path, RECIPE))
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> None:
     t, state = training(tmp_path, RECIPE)
     t.encoded.mean[:] = float("nan")

@@ -42,6 +42,15 @@ def check_data(recipe: Recipe) -> int | None:
     return len(seen) * recipe.per_category
 
 
+def to_fetch(recipe: Recipe, cache: Path) -> list[str]:
+    """The QuickDraw categories that training would download: not, or not whole, in `cache`."""
+    if recipe.data != "quickdraw":
+        return []
+    from trainer.data.quickdraw import lacking_categories
+
+    return lacking_categories(recipe, cache=cache)
+
+
 def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None], held_out_rows: int = HELD_OUT_ROWS,
                  max_upscale: float = 1.25, keep_problems: bool = False) -> Dataset:  # fmt: skip
     """Read what `recipe.data` names; `cache` keeps downloads. `held_out_rows` of every category of drawings are held out.

@@ -24,6 +24,7 @@ from trainer.data.npy_ranges import FileChanged, Layout, RangeReader
 from trainer.data.records import ROW_BYTES, Dataset, Drawing
 from trainer.data.split import HELD_OUT_ROWS, Rows, choose_categories, choose_rows
 from trainer.recipe import Recipe
+from trainer.terminal import say_nothing
 
 WORKERS = 16
 LONGEST_GOODBYE = 1.0  # seconds that unfinished downloads are waited for after an error or Ctrl-C
@@ -84,6 +85,14 @@ def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say, held_out_rows: int 
         held_out += _drawings(category, rows.held_out, have[category])
     return Dataset(train=train, held_out=held_out, trigger=TRIGGER, seen=seen, unseen=unseen, attribution=ATTRIBUTION,
                    notes=[few_rows(few, recipe.per_category)] if few else [])
+
+
+def lacking_categories(recipe: Recipe, *, cache: Path, held_out_rows: int = HELD_OUT_ROWS) -> list[str]:
+    """The categories that `load_quickdraw` would fetch."""
+    store = Store(cache / "quickdraw", checked_url(recipe.data_url), say_nothing)
+    wanted = Wanted(recipe.per_category, held_out_rows, recipe.data_seed_used)
+    seen, _ = choose_categories(recipe.categories, list(QUICKDRAW), recipe.data_seed_used)
+    return [category for category in seen if (have := store.read(category)) is None or have.lacks(category, wanted)]
 
 
 def _drawings(category: str, rows: Sequence[int], entry: Fetched) -> list[Drawing]:

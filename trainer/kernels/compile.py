@@ -19,6 +19,8 @@ from trainer.terminal import Say
 
 MOST_SHAPES = 8
 """Shapes of latents and prompt embeddings that are compiled for; others are computed plainly."""
+LEAST_PASSES = 500
+"""Fewer passes over one of several shapes are not compiled for, unless asked for: a minute's work saves 10 to 20 % of each."""
 CHOICES = ("auto", "on", "off")
 FUSE = {"realize_reads_threshold": 8, "realize_opcount_threshold": 64, "realize_acc_reads_threshold": 16}
 """Twice inductor's own limits of what it computes again rather than keeps. With its own, a group norm's backward kernels
@@ -74,7 +76,9 @@ class Compiled:
 
         options: dict[str, str | int | bool | Callable[..., object]] = {
             name: limit for name, limit in FUSE.items() if hasattr(inductor, name)}
-        torch._dynamo.config.recompile_limit = 64  # each block's projections are objects of their own
+        # each block's projections are objects of their own; beyond a limit a block would be computed plainly without a word
+        torch._dynamo.config.recompile_limit = 64 * MOST_SHAPES
+        torch._dynamo.config.accumulated_recompile_limit = 128 * MOST_SHAPES
         if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):  # not before torch 2.8
             torch._functorch.config.force_non_lazy_backward_lowering = True  # or a failure would come in backward()
         blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D | Transformer2DModel)]

@@ -48,26 +48,33 @@ def save(folder: Path, state: State, run: Mapping[str, Any], device: str) -> Pat
     final = folder / f"step-{state.step:06d}"
     part = folder / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    tensors, rest = _optimizer_state(state.factors, state.optimizer)
     try:
-        save_file({name: p.detach().cpu().contiguous() for name, p in state.factors}, part / FACTORS)
-        save_file(tensors, part / OPTIMIZER)
-    except SafetensorError as error:
-        raise JobError(f"{final}: cannot be written ({error}): make room on this disk; the same command goes on from the "
+        part.mkdir(parents=True)
+        _fill(part, state, run, device)
+        shutil.rmtree(final, ignore_errors=True)  # there only if it was damaged: this run went on from one before it
+        os.replace(part, final)
+    except (OSError, SafetensorError, JobError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        why = getattr(error, "strerror", None) or error
+        raise JobError(f"{final}: cannot be written ({why}): make room on this disk; the same command goes on from the "
                        "checkpoint before") from error
+    flush_folder(folder)
+    for older in [path for path in resumable(folder) if path.name <= final.name][:-2]:
+        (older / OPTIMIZER).unlink()
+    return final
+
+
+def _fill(part: Path, state: State, run: Mapping[str, Any], device: str) -> None:
+    """Write the files of a checkpoint into `part`, a new folder."""
+    tensors, rest = _optimizer_state(state.factors, state.optimizer)
+    save_file({name: p.detach().cpu().contiguous() for name, p in state.factors}, part / FACTORS)
+    save_file(tensors, part / OPTIMIZER)
     for name in (FACTORS, OPTIMIZER):
         with open(part / name, "rb+") as stream:
             os.fsync(stream.fileno())
     write_record(part / STEP, {"step": state.step, "scaler": state.scaler.state_dict(), "optimizer": rest, "run": dict(run),
                                "micro_batch": state.micro_batch, "device": device,
                                "files": {name: file_sha256(part / name) for name in (FACTORS, OPTIMIZER)}})
-    shutil.rmtree(final, ignore_errors=True)  # there only if it was damaged: this run went on from one before it
-    os.replace(part, final)
-    flush_folder(folder)
-    for older in [path for path in resumable(folder) if path.name <= final.name][:-2]:
-        (older / OPTIMIZER).unlink()
-    return final
 
 
 def resumable(folder: Path) -> list[Path]:

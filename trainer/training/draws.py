@@ -45,6 +45,11 @@ class Draw:
     def __len__(self) -> int:
         return len(self.picture)
 
+    @property
+    def kind(self) -> tuple[int, tuple[int, ...], int]:
+        """Of a micro-batch: how many pictures, latent shape, chunks; kernels are compiled for each by itself."""
+        return len(self), tuple(self.shape), self.chunks
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Draw:
         tensors = {name: value for name in self.__dataclass_fields__ if isinstance(value := getattr(self, name), Tensor)}
         return replace(self, **{name: change(value) for name, value in tensors.items()})  # type: ignore[arg-type]

@@ -79,9 +79,9 @@ def backward(t: Training, state: State, draw: Draw, *, stop_asked: bool = False)
 
     def in_micro_batches(size: int) -> None:
         state.reduce_buffer.zero_()
+        common = t.common_kinds(size)
         for part in mine.micro_batches(alike, size):
-            # a smaller rest, at the end of an epoch, is not worth compiling for
-            forward = t.forward if len(part) == size else t.unet
+            forward = t.forward if part.kind in common else t.unet
             loss = t.objective.loss(forward, t.encoded, part).sum() / len(draw)
             state.scaler.scale(loss).backward()
             state.loss_and_stop[0] += loss.detach()

@@ -7,7 +7,8 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +70,23 @@ class Metrics:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
-        self._file.close()
+        with self._told():
+            self._file.close()
         if self.tracker:
             self.tracker.finish()
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A full disk as a JobError that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise JobError(f"{self.path}: cannot be written ({error.strerror or error}): make room on this disk; the same "
+                           "command goes on from the last checkpoint") from error
+
     def _write(self, values: Values) -> None:
-        self._file.write(_encode(values))
+        with self._told():
+            self._file.write(_encode(values))
         if self.tracker:
             self.tracker.log({k: v for k, v in values.items() if k != "step" and v is not None}, step=values["step"])
 

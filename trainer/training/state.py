@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from trainer.base.models import Predictor, UNet
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.kernels import Fused
+from trainer.kernels.compile import MOST_SHAPES
 from trainer.recipe import Recipe
 from trainer.training.devices import Compute
 from trainer.training.draws import Draw, EpochOrder, draw_held_out, draw_step
@@ -20,6 +22,10 @@ from trainer.training.objective import Objective
 from trainer.training.optim import Schedule, choose_optimizer, choose_schedules
 from trainer.training.processes import Processes
 
+COUNTED_STEPS = 64
+"""of which micro-batches are counted, to find the commonest"""
+Kind = tuple[int, tuple[int, ...], int]
+"""A micro-batch's number of pictures, latent shape and chunks of a caption."""
 Named = Sequence[tuple[str, torch.nn.Parameter]]
 """A LoRA's factors by peft's names."""
 
@@ -32,7 +38,9 @@ class Training:
     unet: UNet
     """diffusers' UNet2DConditionModel with peft's LoRA on it"""
     forward: Predictor
-    """called instead of `unet` on whole micro-batches: `unet` itself, or it compiled"""
+    """called instead of `unet` on the commonest micro-batches: `unet` itself, or it compiled"""
+    least_passes: int = 0
+    """micro-batches of a kind that a run must have for `forward` to be called on them, if there are several kinds"""
     kernels: Fused
     """entered around every forward and backward pass"""
     encoded: EncodedSet
@@ -64,6 +72,31 @@ class Training:
     @cached_property
     def order(self) -> EpochOrder:
         return EpochOrder(self.recipe.seed, len(self.encoded), self.encoded.repeats, self.encoded.reg)
+
+    def common_kinds(self, size: int) -> frozenset[Kind]:
+        """The kinds of micro-batches, of at most `size` pictures each, that `forward` computes: the whole ones, or the
+        commonest where shapes or lengths of captions differ.
+
+        Counted over the first steps' draws, wherever a run goes on, so that it computes as one that was never interrupted.
+        """
+        if self.encoded.uniform:  # a smaller rest, at the end of an epoch, is not worth compiling for
+            return frozenset({(size, (), 1)})
+        if size not in self._common:
+            steps = min(self.total, COUNTED_STEPS)
+            counts = Counter(part.kind for step in range(steps) for part in self._parts(step, size))
+            often = [kind for kind, number in counts.items() if number * self.total >= self.least_passes * steps]
+            self._common[size] = frozenset(sorted(often, key=lambda kind: (-counts[kind], kind))[:MOST_SHAPES])
+        return self._common[size]
+
+    def _parts(self, step: int, size: int) -> Iterator[Draw]:
+        """This process's micro-batches of a step."""
+        draw = self.draw(step)
+        mine = draw.take(self.processes.slice_of(len(draw)))
+        return mine.micro_batches(self.encoded.alike(mine.picture, mine.dropped, mine.choice), size)
+
+    @cached_property
+    def _common(self) -> dict[int, frozenset[Kind]]:
+        return {}
 
     @property
     def schedule(self) -> Schedule:
