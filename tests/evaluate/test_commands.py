@@ -17,6 +17,7 @@ from convert import cli as convert
 from trainer import cli as train
 from trainer.benchmark import __main__ as benchmark
 from trainer.evaluate import cli as evaluate
+from trainer.page import __main__ as page
 from trainer.recipe import Recipe, flag
 from trainer.sample import __main__ as sample
 from trainer.study import cli as study
@@ -27,25 +28,25 @@ RECIPE = {spelt for f in dataclasses.fields(Recipe) for spelt in (flag(f.name), 
 """The recipe's flags; docs of a study refer to `python -m trainer --help` for them."""
 
 
-@pytest.mark.parametrize("module", ["trainer.evaluate", "trainer.sample", "trainer.study"])
+@pytest.mark.parametrize("module", ["trainer.evaluate", "trainer.sample", "trainer.study", "trainer.page"])
 def test_help_is_instant(module: str) -> None:
     code = f"import runpy, sys; sys.argv = ['x', '--help']\ntry: runpy.run_module('{module}', run_name='__main__')\n" \
-           "except SystemExit: print('heavy', sorted({'torch', 'numpy', 'diffusers', 'PIL'} & set(sys.modules)))"
+           "except SystemExit: print('heavy', sorted({'torch', 'numpy', 'diffusers', 'PIL', 'gradio'} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert told.startswith(f"usage: python -m {module}") and told.endswith("heavy []\n")
 
 
-@pytest.mark.parametrize("parser", [evaluate.parser(), sample.parser(), study.parser()])
+@pytest.mark.parametrize("parser", [evaluate.parser(), sample.parser(), study.parser(), page.parser()])
 def test_every_option_stands_in_the_docs(parser) -> None:
-    text = (ROOT / "docs" / "EVALUATION.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / ("PAGE.md" if "page" in parser.prog else "EVALUATION.md")).read_text(encoding="utf-8")
     recipe = RECIPE if "study" in parser.prog else set()
     own = {name for action in parser._actions for name in action.option_strings if name.startswith("--")} - recipe
     assert [name for name in sorted(own - {"--help"}) if name not in text] == []
 
 
 PARSERS = {"trainer": train.parser(), "trainer.sample": sample.parser(), "trainer.evaluate": evaluate.parser(),
-           "trainer.study": study.parser(), "trainer.benchmark": benchmark.parser(), "convert": convert.parser(),
-           "convert.bake": bake.parser(), "install.py": install.parser()}  # fmt: skip
+           "trainer.study": study.parser(), "trainer.benchmark": benchmark.parser(), "trainer.page": page.parser(),
+           "convert": convert.parser(), "convert.bake": bake.parser(), "install.py": install.parser()}  # fmt: skip
 
 
 def test_the_table_of_commands_is_true() -> None:

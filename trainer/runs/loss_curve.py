@@ -19,7 +19,7 @@ def draw_curve(lines: list[dict[str, float]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     if steps:
         axes.plot(*zip(*steps, strict=True), color="#bbb", linewidth=0.6, label="step")
-        axes.plot([s for s, _ in steps], _running_mean([v for _, v in steps]), color="#222", label="running mean")
+        axes.plot([s for s, _ in steps], running_mean([v for _, v in steps]), color="#222", label="running mean")
     if held:
         axes.plot(*zip(*held, strict=True), "o-", color="#c33", markersize=3, label="held out")
     axes.set(xlabel="optimizer step", ylabel="loss (mean squared error)")
@@ -29,7 +29,8 @@ def draw_curve(lines: list[dict[str, float]], path: Path) -> None:
     plt.close(figure)
 
 
-def _running_mean(values: list[float], keep: float = 0.95) -> list[float]:
+def running_mean(values: list[float], keep: float = 0.95) -> list[float]:
+    """Exponential, without the bias towards 0 at the start."""
     means, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = keep * total + value, keep * weight + 1

@@ -1,0 +1,116 @@
+"""The page itself, where Gradio is installed."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page needs Gradio: pip install -e '.[page]'")
+
+from trainer.page.commands import Places  # noqa: E402
+from trainer.page.context import Context  # noqa: E402
+from trainer.page.folders import Folders  # noqa: E402
+from trainer.page.page import build  # noqa: E402
+from trainer.page.queue import Queue  # noqa: E402
+from trainer.page.server import serve  # noqa: E402
+from trainer.page.step_pictures import Handlers, Shown  # noqa: E402
+from trainer.page.step_recipe import LABELS, RecipeStep  # noqa: E402
+from trainer.page.step_train import Watcher  # noqa: E402
+from trainer.presets import PRESETS  # noqa: E402
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Context:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a", "<b>"):
+        Image.new("RGB", (80, 64), (200, 90, 10)).save(pictures / f"{name}.png")
+    (pictures / "a.txt").write_text("a <script>cat</script>")
+    return Context(Folders(tmp_path, [pictures], more=False), Queue(tmp_path / "queue"), Places(tmp_path), tmp_path / "cache")
+
+
+def test_every_control_has_a_label(page) -> None:
+    controls = [block for block in build(page).blocks.values() if block.get_config().get("name") in
+                ("textbox", "dropdown", "radio", "checkbox", "slider", "number")]  # fmt: skip
+    assert len(controls) > 60 and all(control.label for control in controls)
+    buttons = [block for block in build(page).blocks.values() if block.get_config().get("name") == "button"]
+    assert len(buttons) > 10 and all(button.value for button in buttons)
+    assert set(LABELS) == set(PRESETS)
+
+
+def test_what_a_user_can_mend_is_said_and_nothing_else_changes(page) -> None:
+    handlers = Handlers(page)
+    said, *others = handlers.show("/etc", "", "style", "miniature", "all")
+    assert "outside the folders" in said and len({str(other) for other in others}) == 1
+    said, *_ = handlers.save(Shown(), *[""] * 8)
+    assert "0 captions" in said
+
+
+def test_captions_are_shown_as_text_and_saved_beside_the_picture(page, tmp_path) -> None:
+    handlers, folder = Handlers(page), str(tmp_path / "pictures")
+    said, table, shown, *_ = handlers.show(folder, "in inkstyle", "style", "miniature", "all")
+    assert "2 pictures, 1 without a caption" in said and "<b>" not in table and "&lt;b&gt;.png" in table
+    said, shown = handlers.save(shown, "a dog", "a <script>cat</script>", *[""] * 6)
+    assert "1 caption written" in said and (tmp_path / "pictures/<b>.txt").read_text() == "a dog\n"
+    (tmp_path / "pictures/a.txt").write_text("another tab's")
+    said, _ = handlers.save(shown, "a dog", "mine", *[""] * 6)
+    assert "0 captions" in said and "changed meanwhile" in said
+
+
+def test_a_tab_is_sent_only_what_changed(page, tmp_path) -> None:
+    watcher = Watcher(page)
+    first = watcher.look(None, {})
+    assert "Nothing has been started" in first[0]
+    second = watcher.look(None, first[-1])
+    assert len({str(view) for view in second}) == 1  # nothing
+    page.queue.add(kind="train", name="x<y", module="trainer", argv=[], out=tmp_path / "x", run=tmp_path, total=5, per_step=1)
+    third = watcher.look(None, first[-1])
+    assert "x&lt;y" in third[0] and third[-1]["chosen"][0] == page.queue.jobs()[0].id
+
+
+def test_presets_with_drawings_need_no_folder(page) -> None:
+    step = RecipeStep(None, None, [], [])  # type: ignore[arg-type]
+    assert step.wish("", "", "demo", "any", "x", "", 0, "").base == ""
+    with pytest.raises(Exception, match="no folder of pictures"):
+        step.wish("", "", "style", "any", "x", "", 0, "")
+
+
+@pytest.fixture
+def address(page) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    stop = threading.Event()
+    server = threading.Thread(target=serve, args=(page,), kwargs=dict(host="127.0.0.1", port=port, browser=False, stop=stop))
+    server.start()
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(address).close()
+            break
+        except OSError:
+            server.join(0.1)
+    yield address
+    stop.set()
+    server.join()
+
+
+def test_the_server_serves_its_own_page_alone_and_tells_nobody(address) -> None:
+    with urllib.request.urlopen(f"{address}/config") as answer:
+        config = json.load(answer)
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert config["analytics_enabled"] is False and not config.get("is_colab")
+    for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(urllib.request.Request(f"{address}/config", headers=headers))
+    for path in ("gradio_api/file=/etc/passwd", f"gradio_api/file={Path(__file__)}"):
+        with pytest.raises(urllib.error.HTTPError, match="40[34]"):
+            urllib.request.urlopen(f"{address}/{path}")

@@ -1,0 +1,138 @@
+"""A command on disk: what it is, whether it waits, runs or has ended, and what it has said. A folder each.
+
+`job.json` is written once; the keeper (keeper.py) holds `.lock` while the command runs and writes `exit.json` at its end;
+`started` and `stop` are empty. So the state is what lies there, whoever looks, and whatever was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from convert.errors import JobError
+from convert.files import write_json
+from convert.files.json_file import read_object
+from trainer.runs.lock import lock
+
+JOB, EXIT, STARTED, STOP, LOG = "job.json", "exit.json", "started", "stop", "log.txt"
+STOPPED = 130
+TAIL = 16_384  # bytes of the log that are shown
+
+
+class State(Enum):
+    """Of a job; the value is what the page says."""
+
+    WAITING = "waits"
+    RUNNING = "runs"
+    STOPPING = "stops after this step"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    BROKEN_OFF = "was cut off"
+
+
+GOES_ON = (State.STOPPED, State.FAILED, State.BROKEN_OFF)
+UNDER_WAY = (State.RUNNING, State.STOPPING)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command in the queue."""
+
+    folder: Path
+    kind: str
+    """train, sample or evaluate"""
+    name: str
+    """of the LoRA"""
+    module: str
+    argv: tuple[str, ...]
+    out: Path
+    run: Path
+    total: int
+    """optimizer steps of a training, else 0"""
+    per_step: int
+    """pictures of an optimizer step"""
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        return self.folder / LOG
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}: {self.kind}" if self.kind != "train" else self.name
+
+    @property
+    def command(self) -> str:
+        """The line that does the same in a terminal."""
+        words = ["python", "-m", self.module, *self.argv]
+        return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+    def state(self) -> State:
+        """Probes the lock, so it must not be asked of a job that another process is just starting."""
+        status = self.status()
+        if status is not None:
+            return State.DONE if status == 0 else State.STOPPED if self.stopped(status) else State.FAILED
+        if not (self.folder / STARTED).exists():
+            return State.WAITING
+        if not is_locked(self.folder):
+            return State.BROKEN_OFF if self.status() is None else self.state()  # it may have ended in between
+        return State.STOPPING if (self.folder / STOP).exists() else State.RUNNING
+
+    def status(self) -> int | None:
+        """The command's exit status; None where it has not ended by itself."""
+        try:
+            return int(read_object(self.folder / EXIT)["status"])
+        except (FileNotFoundError, KeyError, TypeError, ValueError, JobError):
+            return None
+
+    def stopped(self, status: int) -> bool:
+        return status == STOPPED or (status < 0 and (self.folder / STOP).exists())
+
+    def said(self) -> str:
+        """The end of what the command has printed."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(max(0, os.path.getsize(self.log) - TAIL))
+                return file.read().decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+
+    def last_line(self) -> str:
+        lines = self.said().splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def write_job(folder: Path, fields: dict[str, Any]) -> Job:
+    """Make a job's folder. JobError where it cannot be written."""
+    folder.mkdir(parents=True)
+    write_json(folder / JOB, fields)
+    return read_job(folder)
+
+
+def read_job(folder: Path) -> Job:
+    """Raises JobError or OSError where there is none that can be read."""
+    fields = read_object(folder / JOB)
+    try:
+        return Job(folder=folder, kind=str(fields["kind"]), name=str(fields["name"]), module=str(fields["module"]),
+                   argv=tuple(map(str, fields["argv"])), out=Path(fields["out"]), run=Path(fields["run"]),
+                   total=int(fields["total"]), per_step=int(fields["per_step"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise JobError(f"{folder / JOB}: is no job of this page ({error}): delete its folder") from error
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether the keeper is at work. It is taken and given back in a moment, for which the keeper waits."""
+    try:
+        with lock(folder, ""):
+            return False
+    except JobError:
+        return True

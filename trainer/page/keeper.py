@@ -1,0 +1,76 @@
+"""`python -m trainer.page.keeper JOB`: runs the command of a job folder to its end, whatever becomes of the page.
+
+It holds the folder's lock, passes on a request to stop, and notes the exit status, which only a parent can know.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from convert.errors import JobError
+from convert.files import write_json
+from trainer.page.jobs import EXIT, STOP, read_job
+from trainer.runs.lock import lock
+
+LOOK = 0.3  # seconds between looks at the stop file
+TRIES, PAUSE = 40, 0.05  # seconds
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: that of the command."""
+    folder = Path(argv[0])
+    with _locked(folder):
+        job = read_job(folder)
+        status = keep([sys.executable, "-m", job.module, *job.argv], folder / STOP)
+        write_json(folder / EXIT, {"status": status, "ended": time.time()})
+    return max(status, 0)
+
+
+def keep(command: list[str], stop: Path) -> int:
+    """Run `command` and ask it to stop once the file `stop` is there; its exit status."""
+    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows only a group of its own can be asked to stop
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, creationflags=flags)
+    signal.signal(signal.SIGTERM, lambda *_: _ask(child))
+    asked = False
+    while True:
+        try:
+            return child.wait(LOOK)
+        except subprocess.TimeoutExpired:
+            if not asked and stop.exists():
+                asked = True
+                _ask(child)
+
+
+def _ask(child: subprocess.Popen[bytes]) -> None:
+    if sys.platform == "win32":
+        child.send_signal(signal.CTRL_BREAK_EVENT)
+    else:
+        child.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder's lock. The page takes it for moments, to see whether it is taken: so several tries."""
+    for attempt in range(TRIES):
+        held = lock(folder, "wait for it")
+        try:
+            held.__enter__()
+            break
+        except JobError:
+            if attempt == TRIES - 1:
+                raise
+            time.sleep(PAUSE)
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,29 @@
+"""The page: four steps, one below the other."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from trainer.page import markup, step_pictures, step_recipe, step_result, step_train
+from trainer.page.context import Context
+
+TITLE = "Scribble LoRA"
+ANNOUNCE = """() => { for (const place of document.querySelectorAll(".said")) {
+    if (place.parentElement.closest(".said")) continue;
+    place.setAttribute("role", "status"); place.setAttribute("aria-live", "polite"); } }"""
+"""Screen readers announce what is said there."""
+
+
+def build(page: Context) -> gr.Blocks:
+    """The whole page; nothing is started."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+        gr.HTML(markup.STYLE)
+        gr.Markdown(f"# {TITLE}\nTeach Stable Diffusion 1.5 a style or a character from your pictures. Closing this page stops "
+                    "no training.")
+        pictures = step_pictures.build(page)
+        recipe = step_recipe.build(page, pictures.folder, pictures.trigger)
+        pictures.listen(recipe.preset, recipe.base)
+        train = step_train.build(page, recipe.wish, [pictures.folder, pictures.trigger, *recipe.controls])
+        step_result.build(page, train.timer)
+        blocks.load(None, js=ANNOUNCE)
+    return blocks
