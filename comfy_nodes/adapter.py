@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ..convert import FileError, JobError, Lora, NotFinite, convert_bytes, read
 from ..convert.contents import ADAPTER_CONFIG
 from ..convert.lora import SD15
+from ..convert.miniature import EARLIER, is_of_miniature
 from ..convert.names import module_name
 from ..convert.sd15 import TEXT_ENCODER, UNET
 from .errors import NodeError
@@ -22,9 +23,6 @@ from .wording import sentence
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MINIATURE = "scribble_miniature"
-"""The base that the trainer writes into a LoRA of the embedded miniature model."""
 
 KEPT = 8
 """Files in memory at most: a workflow with more adapters than that reads some of them again."""
@@ -53,15 +51,16 @@ class Adapter:
     """the model it was trained on; `convert.lora.SD15` for Stable Diffusion 1.x"""
     unet: Part
     text_encoder: Part
+    of_miniature: bool
+    """trained on this project's miniature, which has Stable Diffusion 1.5's shapes"""
 
     @property
     def trained_on(self) -> str:
         """The base in words, and what to do if it does not fit the connected model."""
         if self.base == SD15:
             return "Stable Diffusion 1.5: connect a checkpoint of it, or pick another LoRA"
-        if self.base == MINIATURE:
-            return ("this project's miniature model, which ComfyUI cannot load: `python -m trainer.sample` draws with it; "
-                    "pick a LoRA of Stable Diffusion 1.5 here")  # fmt: skip
+        if self.base == EARLIER:
+            return "an earlier miniature, which this project no longer has: train it again with python -m trainer --demo"
         return f"'{self.base}', not on Stable Diffusion 1.5: connect a checkpoint of that base, or pick another LoRA"
 
 
@@ -95,7 +94,8 @@ def _load(path: Path, name: str, known: Stamp) -> Adapter:
     with inference_mode(False):  # they stay in memory, and a later user may need gradients
         tensors = tensors_of(data)  # copies: if the file were mapped and somebody truncated it, the host would crash
     _refuse_not_finite(tensors, path)
-    return Adapter(name, lora.base, _part(lora, UNET, tensors), _part(lora, TEXT_ENCODER, tensors))
+    unet, text_encoder = _part(lora, UNET, tensors), _part(lora, TEXT_ENCODER, tensors)
+    return Adapter(name, lora.base, unet, text_encoder, is_of_miniature(lora.metadata))
 
 
 def _refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from . import notices
 from .errors import NodeError
 from .types import Clip, KeyMap, Model, Network
 
@@ -23,16 +24,21 @@ M = TypeVar("M", bound=Model)
 C = TypeVar("C", bound=Clip)
 
 
-def with_unet(model: M, adapter: Adapter, scale: float) -> M:
-    """A clone of MODEL with the adapter's UNet part at `scale`; the same MODEL at 0. Raises `NodeError`."""
+def with_unet(model: M, adapter: Adapter, scale: float, tell: notices.Tell = notices.tell) -> M:
+    """A clone of MODEL with the adapter's UNet part at `scale`; the same MODEL at 0. Raises `NodeError`.
+
+    tell: is given what the user should know of an adapter that was applied.
+    """
     if scale == 0 or not adapter.unet.shapes:
         return model
     import comfy.lora
 
-    from .patching import patched
+    from .patching import notice, patched
 
     weights = model.model.state_dict()
-    return patched(model, weights, unet_keys(model.model), adapter.unet, adapter, scale, comfy.lora.load_lora)
+    done = patched(model, weights, unet_keys(model.model), adapter.unet, adapter, scale, comfy.lora.load_lora)
+    tell(notice(weights, adapter))
+    return done
 
 
 def with_text_encoder(clip: C | None, adapter: Adapter, scale: float) -> C | None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from ..convert import miniature
 from .adapter import Adapter, Part
 from .errors import NodeError
 from .types import KeyMap, LoadLora, Patcher, Patches
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+OUT_BIAS = "diffusion_model.out.2.bias"
+"""The host's name for the fingerprint of a checkpoint (see `convert.miniature`)."""
 
 P = TypeVar("P", bound=Patcher)
 
@@ -55,7 +59,7 @@ def refuse_partial(applied: Iterable[str], wanted: set[str], adapter: Adapter) -
 def targets(weights: Mapping[str, Tensor], keys: KeyMap, part: Part, adapter: Adapter) -> set[str]:
     """The names of all weights and biases that must change.
 
-    This is the one place that decides whether a LoRA belongs to the connected model. Today the shapes decide.
+    This is the one place that decides whether a LoRA belongs to the connected model. The shapes decide (see `notice`).
 
     Raises:
         NodeError: the network is another one.
@@ -71,6 +75,16 @@ def targets(weights: Mapping[str, Tensor], keys: KeyMap, part: Part, adapter: Ad
     if missing:
         raise NodeError(f"{adapter.name}: changes {missing[0]}, which is not in the connected model: pick another LoRA")
     return found
+
+
+def notice(weights: Mapping[str, Tensor], adapter: Adapter) -> str:
+    """What to tell the user of an adapter that fits the UNet with these weights, and was trained on another; "" if nothing."""
+    bias = weights.get(OUT_BIAS)
+    if bias is None or not bias.is_floating_point():
+        return ""
+    on_miniature = miniature.is_miniature(bias.float().tolist())
+    said = miniature.notice(of_miniature=adapter.of_miniature, on_miniature=on_miniature)
+    return said and f"{adapter.name}: {said}"
 
 
 def _fits(weight: Tensor | None, shape: tuple[int, ...]) -> bool:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import comfy.hooks
 import comfy.lora
 
-from . import host
+from . import host, notices
 from .adapter import Adapter
-from .patching import patches, refuse_partial, targets
+from .patching import notice, patches, refuse_partial, targets
 from .types import Network
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class AdapterHook(comfy.hooks.WeightHook):  # type: ignore[misc]  # the host has
                 hook=self, patches=patches(keys, part, comfy.lora.load_lora), strength_patch=scale
             )
             refuse_partial(applied, wanted, self.adapter)
+            if part is self.adapter.unet:
+                notices.tell(notice(weights, self.adapter))
         registered.add(self)
         return True
 

@@ -20,6 +20,7 @@ from .matrix.checkpoint import Checkpoint, open_checkpoint
 from .matrix.low_rank import Limit, norm
 from .matrix.result import ORIGIN_KEY, Losses, lora_module, stored_dtype, write_result
 from .metadata import BASE_KEY
+from .miniature import KEY, MINIATURE, is_miniature_file
 from .read import base_of
 from .sd15 import TEXT_ENCODER, UNET, Module, modules
 from .words import Note
@@ -80,6 +81,8 @@ def _write(
         share = math.sqrt(left_out) / whole
         notes.append(Note(f"norms and biases changed too, by {share:.3g} of the whole: a LoRA leaves them out"))
     metadata = {ORIGIN_KEY: f"{tuned.name} - {base.name}", BASE_KEY: word}
+    if is_miniature_file(base):
+        metadata[KEY] = MINIATURE
     return write_result(tuned, target, to, f"a checkpoint less {base.name}", word, found, losses, metadata, tuple(notes))
 
 

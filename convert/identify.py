@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from .errors import FileError, NotALora, UnknownKeys, WrongBase
+from .miniature import EARLIER
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ _CLAIMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )  # fmt: skip
 """Base, how a word for it in the metadata begins, what it holds somewhere."""
 
-KNOWN_BY_WORD = ("scribble_miniature",)
+KNOWN_BY_WORD = (EARLIER,)
 """Bases with Stable Diffusion 1.5's modules that only `ss_base_model_version` tells apart."""
 
 CONTEXT_WIDTHS = {1024: "SD2", 2048: "SDXL"}

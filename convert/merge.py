@@ -23,6 +23,7 @@ from .matrix.low_rank import Limit, joined
 from .matrix.network import DIFFERENCE, Network, NetworkModule, differences, read_network
 from .matrix.result import ORIGIN_KEY, Losses, lora_module, stored_dtype, write_result
 from .metadata import BASE_KEY
+from .miniature import KEY, MINIATURE, is_of_miniature
 from .reduce import needed_base
 from .sd15 import modules
 from .words import Note
@@ -64,8 +65,8 @@ def merge(
     networks = [(read_network(source, alpha=alpha), weight) for source, weight in sources]
     first = networks[0][0]
     for network, _ in networks[1:]:
-        if network.base != first.base:
-            problem = f"is for {network.base} and {first.path.name} for {first.base}"
+        if _base(network) != _base(first):
+            problem = f"is for {_base(network)} and {first.path.name} for {_base(first)}"
             raise FileError(network.path, problem, "merge those of one base")
     by_module: dict[str, list[Part]] = {}
     for network, weight in networks:
@@ -81,6 +82,10 @@ def merge(
     notes = tuple(Note(f"{network.path.name}: {text}", advice) for network, _ in networks for text, advice in network.notes)
     report = write_result(first.path, target, to, form, first.base, merged, losses, _metadata(networks), notes)
     return report, losses
+
+
+def _base(network: Network) -> str:
+    return "Scribble LoRA's miniature" if is_of_miniature(network.metadata) else network.base
 
 
 def _merged(parts: Sequence[Part], limit: Limit, dtype: str, losses: Losses) -> LoraModule:
@@ -124,6 +129,7 @@ def _metadata(networks: Sequence[tuple[Network, float]]) -> dict[str, str]:
     metadata = {
         ORIGIN_KEY: " + ".join(f"{weight:g} * {network.path.name}" for network, weight in networks),
         **{key: first[key] for key in (BASE_KEY,) if key in first},
+        **({KEY: MINIATURE} if is_of_miniature(first) else {}),
     }
     return {**metadata, TRIGGER_KEY: ", ".join(phrases)} if phrases else metadata
 

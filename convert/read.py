@@ -12,6 +12,7 @@ from .contents import Contents, Grouped, open_contents
 from .errors import DoesNotFit, FileError, UsageError, WrongBase, quote
 from .lora import SD15, Lora, LoraModule
 from .metadata import BASE_KEY, merged, says_sd15
+from .miniature import EARLIER, EARLIER_IS_GONE, is_of_miniature
 from .sd15 import SPECIAL_INPUTS, Module, fits, modules
 from .shapes import WrongShape, canonical_parts, implied_shape
 from .tensors import Tensor
@@ -159,9 +160,13 @@ def notes_of_alpha(origins: Mapping[str, int], given: float | None, metadata: Ma
 def notes_of(contents: Contents, shapes: Mapping[str, tuple[tuple[int, ...], int]], base: str) -> list[Note]:
     """Notes on the contents."""
     notes = []
-    if base != SD15:
+    if base == EARLIER:
+        notes.append(Note(f"it {EARLIER_IS_GONE}"))
+    elif base != SD15:
         text = f"it was trained on {quote(base)}, not on Stable Diffusion 1.5: it is of no use with another base"
         notes.append(Note(text))
+    elif is_of_miniature(contents.metadata):
+        notes.append(Note("it was trained on Scribble LoRA's miniature: it does not draw what it learnt on another checkpoint"))
     channels = shapes["conv_in"][0][1] if base == SD15 and "conv_in" in shapes else 0
     if channels in SPECIAL_INPUTS:
         text = f"it changes a conv_in with {channels} channels: it is for {SPECIAL_INPUTS[channels]}, and no other model"

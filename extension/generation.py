@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..convert import miniature
+from ..convert.miniature import EARLIER, MINIATURE
 from . import infotext, prompts
 from .arguments import MOST, USUAL, BadRequest, Request, parse
-from .inspection import MINIATURE, Inspected, Use, renamed
 from .inspection import RENAMED as ENDING_OF_RENAMED
+from .inspection import Inspected, Use, renamed
 from .lora_files import LoraFiles
 from .web_uis import WebUI
 
 AXIS_ADAPTER, AXIS_SCALE = "scribble_lora_adapter", "scribble_lora_scale"
 """Attributes of the processing object that the axes of the X/Y/Z plot set."""
 
-MODELS = {"SD1": "Stable Diffusion 1.x", "SD2": "SD2", "SDXL": "SDXL", "SD3": "SD3"}
+MODELS = {"SD1": "Stable Diffusion 1.x", MINIATURE: "Scribble LoRA's miniature", "SD2": "SD2", "SDXL": "SDXL", "SD3": "SD3"}
 """Kinds of model -> in words."""
 
 OTHER = "other"
@@ -119,8 +121,9 @@ def _applied(this: Generation, request: Request) -> Applied:
     problem = why_not(found, this.model)
     if problem:
         raise BadRequest(f"nothing was applied: {found.name}: {problem}")
-    if found.why:
-        this.tell(f"{found.name}: {found.why}")
+    for said in (found.why, notice(found, this.model)):
+        if said:
+            this.tell(f"{found.name}: {said}")
     scale = recommended(found) if request.scale is None else request.scale
     return Applied(found, scale, found.card.trigger_words if request.use_trigger_words else "")
 
@@ -180,10 +183,14 @@ def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
     if name is None:
         return
     found = this.files.find(name)
-    problem = why_not(found, this.model) if found is not None else None
+    if found is None:
+        return
+    problem, said = why_not(found, this.model), notice(found, this.model)
     if problem:
-        part = "has no effect" if found is not None and found.use is not Use.CONVERT else "has no effect, or not the whole"
+        part = "has no effect, or not the whole" if found.use is Use.CONVERT else "has no effect"
         this.tell(f"{tag.text} {part}: {name}: {problem}")
+    elif said:
+        this.tell(f"{tag.text}: {name}: {said}")
 
 
 def verify(
@@ -222,13 +229,20 @@ def why_not(found: Inspected, model: str) -> str | None:
     problem = prompts.why_no_tag(found.name)
     if problem:
         return f"cannot be used: {problem}"
-    if found.use in (Use.CONVERT, Use.BROKEN):
+    if found.use in (Use.CONVERT, Use.BROKEN) or found.base == EARLIER:
         return found.why
-    if found.use is Use.UNCHECKED or not model or found.base == model:
+    if found.use is Use.UNCHECKED or not model or found.base == ("SD1" if model == MINIATURE else model):
         return None
-    if model == OTHER and found.base not in MODELS and found.base != MINIATURE:
+    if model == OTHER and found.base not in MODELS:
         return None  # neither the file's kind nor the model's is known, so they may fit
     return f"is a LoRA of {found.base_words} and the loaded model is {MODELS.get(model, 'of another kind')}"
+
+
+def notice(found: Inspected, model: str) -> str:
+    """What to tell the user of this file although the web UI applies it to the loaded model; "" if nothing."""
+    if model not in ("SD1", MINIATURE) or not (found.base == "SD1" or found.of_miniature):
+        return ""
+    return miniature.notice(of_miniature=found.of_miniature, on_miniature=model == MINIATURE)
 
 
 def _shown(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote
 
+from ..convert.miniature import MINIATURE, is_miniature
 from . import cards, failures, generation, prompts
 from .inspection import Inspected
 from .lora_files import LoraFiles
@@ -140,18 +141,27 @@ def folders() -> list[Path]:
 
 
 def model_kind() -> str:
-    """The loaded model's kind as `Inspected.base` names it; "" if none is loaded or nothing is known of it.
-
-    This is the only place that tells models apart: one that has Stable Diffusion 1.5's shape and is another model (the
-    embedded miniature, `inspection.MINIATURE`) would be recognised here, by a fingerprint of its weights.
-    """
+    """The loaded model's kind, one of `generation.MODELS`; "" if none is loaded or nothing is known of it."""
     from modules import sd_models
 
     model = getattr(sd_models.model_data, "sd_model", None)  # shared.sd_model would load one
     if model is None or not hasattr(model, "is_sdxl"):
         return ""
     flags = (("SDXL", "is_sdxl"), ("SD2", "is_sd2"), ("SD3", "is_sd3"), ("SD1", "is_sd1"))
-    return next((kind for kind, flag in flags if getattr(model, flag, False)), generation.OTHER)
+    kind = next((kind for kind, flag in flags if getattr(model, flag, False)), generation.OTHER)
+    return MINIATURE if kind == "SD1" and _is_miniature(model) else kind
+
+
+def _is_miniature(model: object) -> bool:
+    """Whether the miniature's weights are loaded. False where they cannot be read, and for 8-bit weights.
+
+    Read every time: the web UI loads the next checkpoint into the same objects. Four numbers cost less than a cache of them.
+    """
+    unet = getattr(getattr(model, "forge_objects", None), "unet", model)  # Forge and reForge; else A1111
+    try:
+        return is_miniature(unet.model.diffusion_model.out[2].bias.detach().float().tolist())  # type: ignore[attr-defined]
+    except (AttributeError, LookupError, RuntimeError, TypeError):
+        return False  # another program's layers, or numbers that are not in memory
 
 
 def picture_url(lora: Path) -> str:

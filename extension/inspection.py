@@ -13,6 +13,7 @@ from ..convert.container import open_container
 from ..convert.errors import Damaged, FileError, JobError, NotALora, UnknownKeys, WrongBase, quote
 from ..convert.files.card import card_path
 from ..convert.lora import SD15, Lora
+from ..convert.miniature import EARLIER, EARLIER_IS_GONE, is_of_miniature
 from ..convert.names import BUNDLED
 from ..convert.read import read
 from ..convert.sd15 import TEXT_ENCODER, UNET
@@ -22,10 +23,7 @@ from . import cards
 from .cards import Card
 from .web_uis import WebUI, unread
 
-MINIATURE = "scribble_miniature"
-"""Base of a LoRA of the trainer's embedded model, which no web UI has."""
-
-_BASE_WORDS = {"SD1": "Stable Diffusion 1.5", MINIATURE: "Scribble LoRA's own miniature model"}
+_BASE_WORDS = {"SD1": "Stable Diffusion 1.5", EARLIER: "an earlier miniature"}
 
 RENAMED = ".corrupted"
 """What Forge puts behind the name of a file that it cannot read."""
@@ -60,6 +58,8 @@ class Inspected:
     unet: int = 0
     """patched modules"""
     text_encoder: int = 0
+    of_miniature: bool = False
+    """trained on Scribble LoRA's miniature, which has Stable Diffusion 1.5's shapes"""
     card: Card = Card()
     numbers_checked: bool = False
     """every number was looked at, not only the header"""
@@ -72,7 +72,7 @@ class Inspected:
     @property
     def base_words(self) -> str:
         """`base`, for a sentence."""
-        return _BASE_WORDS.get(self.base, self.base)
+        return "Scribble LoRA's miniature" if self.of_miniature else _BASE_WORDS.get(self.base, self.base)
 
 
 Stamp = tuple[int, ...]
@@ -140,7 +140,7 @@ def _inspect(path: Path, web_ui: WebUI) -> Inspected:
         found = _of_lora(path, read(path), container, web_ui)
     except JobError as error:
         found = _refused(path, error)
-    return replace(found, card=cards.read(path, container.metadata))
+    return replace(found, of_miniature=is_of_miniature(container.metadata), card=cards.read(path, container.metadata))
 
 
 def renamed(away: Path) -> str:
@@ -192,6 +192,8 @@ def _unknown(keys: Sequence[str]) -> str:
 
 def _of_other_base(path: Path, base: str) -> Inspected:
     found = Inspected(path, Use.OTHER_BASE, base=base)
+    if base == EARLIER:
+        return replace(found, why=EARLIER_IS_GONE)
     return replace(found, why=f"is a LoRA of {found.base_words}, not of Stable Diffusion 1.5")
 
 

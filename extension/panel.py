@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from . import prompts
-from .generation import recommended, why_not
+from .generation import notice, recommended, why_not
 from .inspection import Inspected, Use
 
 STYLE = """<style>
@@ -31,7 +31,8 @@ def facts(found: Inspected | None, model: str, picture_url: str = "") -> str:
     if found is None:
         return STYLE
     problem = why_not(found, model)
-    state = message(f"{found.name}: {problem or found.why}") if problem or found.why else message("ready", good=True)
+    said = [text for text in ([problem] if problem else [found.why, notice(found, model)]) if text]
+    state = "<br>".join(message(f"{found.name}: {text}") for text in said) or message("ready", good=True)
     rows = [("file", state), *((label, escape(value)) for label, value in _rows(found) if value)]
     cells = "".join(f"<tr><td>{label}</td><td>{value}</td></tr>" for label, value in rows)
     alt = f"the picture of {found.name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .. import host, lora_files
+from .. import host, lora_files, notices
 from ..errors import reported
 from ..scales import label, parse
 from ..types import Clip, InputTypes, Model
@@ -53,7 +53,8 @@ class ScribbleLoraSweep(inputs.LoraFileInput):
         """Lists as long as the scales. Raises `NodeError`."""
         wanted = parse(scales)
         adapter = lora_files.load(lora_name)
-        models = [host.with_unet(model, adapter, scale) for scale in wanted]
+        tell = notices.once()
+        models = [host.with_unet(model, adapter, scale, tell) for scale in wanted]
         # one CLIP for all: the prompt is then encoded once
         for_clip = wanted if adapter.text_encoder.shapes else [0.0]
         clips = [host.with_text_encoder(clip, adapter, scale) for scale in for_clip]

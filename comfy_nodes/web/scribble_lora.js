@@ -165,6 +165,10 @@ function showInfo(node) {
 
 app.registerExtension({
   name: "ScribbleLora",
+  setup() {
+    api.addEventListener("scribble_lora.notice", ({ detail }) =>
+      app.extensionManager?.toast?.add({ severity: "warn", summary: "Scribble LoRA", detail: detail.text, life: 15000 }));
+  },
   nodeCreated(node) {
     const kind = node.comfyClass ?? node.constructor?.comfyClass ?? "";
     if (!kind.startsWith("Scribble")) return;

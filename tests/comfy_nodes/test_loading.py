@@ -12,8 +12,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save, save_file
 
+from convert.miniature import EARLIER
 from convert.sd15 import modules
-from trainer.base.sd15 import SCRIBBLE_MINIATURE
 
 BASE = {"ss_base_model_version": "narrow"}
 FORMS = {
@@ -273,9 +273,9 @@ def test_another_model_is_refused_whole(pack, host, patcher, unet, factors, part
         assert not model.patches
 
 
-def test_a_lora_of_the_miniature_needs_no_checkpoint_that_does_not_exist(pack, host, patcher, unet, factors, part) -> None:
-    save_file(spelled("kohya", factors), host / "x.safetensors", {"ss_base_model_version": SCRIBBLE_MINIATURE})
-    with pytest.raises(part("errors").NodeError, match="miniature model, which ComfyUI cannot load.*trainer.sample"):
+def test_a_lora_of_the_earlier_miniature_is_refused_with_what_to_do(pack, host, patcher, unet, factors, part) -> None:
+    save_file(spelled("kohya", factors), host / "x.safetensors", {"ss_base_model_version": EARLIER})
+    with pytest.raises(part("errors").NodeError, match="an earlier miniature, which.*no longer has: train it again"):
         loader(pack).apply(patcher({"x": torch.zeros(1)}), "x.safetensors", 0.8)
 
 

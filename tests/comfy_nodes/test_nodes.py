@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from convert.miniature import OUT_BIAS
+
 MODULE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 TEXT_MODULE = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
 
-def lora(path, *, recommended=None, words="", value=1.0, text_encoder=False) -> None:
+def lora(path, *, recommended=None, words="", value=1.0, text_encoder=False, metadata=None) -> None:
     """One module of rank 4 and alpha 4, whose change at scale 1 is 4 * value everywhere."""
     sides = {MODULE: 1280} | ({TEXT_MODULE: 768} if text_encoder else {})
     tensors = {}
     for name, side in sides.items():
         tensors |= {f"{name}.lora_down.weight": torch.full((4, side), value), f"{name}.lora_up.weight": torch.ones(side, 4)}
     stated = {"modelspec.trigger_phrase": words} | ({} if recommended is None else {"scribble_scale": str(recommended)})
-    save_file(tensors, path, stated)
+    save_file(tensors, path, stated | (metadata or {}))
 
 
 @pytest.fixture
@@ -100,6 +104,40 @@ def test_new_widgets_come_after_the_old_ones_because_values_are_saved_by_positio
 
 def test_the_outputs_of_saved_links_keep_their_places(pack) -> None:
     assert pack.NODE_CLASS_MAPPINGS["ScribbleLoraLoader"].RETURN_NAMES[:3] == ("MODEL", "CLIP", "trigger_words")
+
+
+@pytest.fixture
+def page(monkeypatch) -> list[tuple[str, object, str]]:
+    """What the server sends to the page: event, data, client."""
+    sent: list[tuple[str, object, str]] = []
+    instance = SimpleNamespace(client_id="browser", send_sync=lambda *message: sent.append(message))
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
+    return sent
+
+
+@pytest.mark.parametrize(("of_miniature", "bias", "said"), [
+    (True, torch.zeros(4), "a.safetensors: was trained on Scribble LoRA's miniature, and the loaded checkpoint is another one"),
+    (False, torch.tensor(OUT_BIAS).half(), "a.safetensors: was not trained on Scribble LoRA's miniature"),
+    (True, torch.tensor(OUT_BIAS).bfloat16(), ""),
+    (False, torch.zeros(4), ""),
+    (True, torch.zeros(4, dtype=torch.uint8), ""),
+])  # fmt: skip
+def test_a_lora_on_the_other_checkpoint_is_applied_and_this_is_told(
+    of_miniature, bias, said, load, host, model, pack, part, page, caplog
+) -> None:  # fmt: skip
+    lora(host / "a.safetensors", metadata={"scribble_base": "miniature"} if of_miniature else {})
+    model.model.weights["diffusion_model.out.2.bias"] = bias
+    with caplog.at_level(logging.WARNING):
+        assert change(load(model=model, lora_name="a.safetensors", scale=0.5)[0]) == 0.5
+        sweep = pack.NODE_CLASS_MAPPINGS["ScribbleLoraSweep"]().sweep
+        swept = sweep(model=model, lora_name="a.safetensors", scales="0, 0.5, 1")
+        load(model=model, lora_name="a.safetensors", scale=0.0)
+    assert [change(one) for one in swept[0]] == [0, 0.5, 1]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(page) == (2 if said else 0), "the loader and the sweep, once each"
+    assert all(said in line for line in lines)
+    assert all(message == (part("notices").EVENT, {"text": line.removeprefix("Scribble LoRA: ")}, "browser")
+               for message, line in zip(page, lines))  # fmt: skip
 
 
 @pytest.fixture

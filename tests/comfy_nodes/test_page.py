@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "comfy_nodes/web/scribble_lora.js"
 
 PAGE = """
 import { app } from "./scripts/app.js";
-import { asked } from "./scripts/api.js";
+import { api, asked } from "./scripts/api.js";
 import "./extensions/scribble-lora/scribble_lora.js";
 
 const widget = (name, value, options = {}) => ({ name, value, options });
@@ -77,6 +77,20 @@ def test_the_toggle_is_on_only_for_a_node_that_a_person_adds(page) -> None:
       const nodes = [byHand, fromFile, fromApi, linked];
       console.log(JSON.stringify(nodes.map((node) => of(node, "use_recommended_scale").value)))""")
     assert (by_hand, from_file, from_api, linked) == (True, False, False, False)
+
+
+def test_a_notice_of_the_server_is_shown(page) -> None:
+    shown, old_page = page("""
+      const shown = [], heard = {};
+      api.addEventListener = (name, then) => (heard[name] = then);
+      app.extension.setup();
+      heard["scribble_lora.notice"]({ detail: { text: "an older page has no such message" } });
+      const older = shown.length;
+      app.extensionManager = { toast: { add: (message) => shown.push(message) } };
+      heard["scribble_lora.notice"]({ detail: { text: "a.safetensors: was trained elsewhere" } });
+      console.log(JSON.stringify([shown, older]))""")
+    assert old_page == 0 and len(shown) == 1
+    assert (shown[0]["severity"], shown[0]["detail"]) == ("warn", "a.safetensors: was trained elsewhere")
 
 
 def test_the_numbers_of_the_sliders_are_never_changed(page) -> None:

@@ -99,14 +99,14 @@ def test_another_base_says_so_and_is_never_taken_for_sd1(maker, tmp_path):
     source = maker.write(tmp_path / "in.safetensors", "diffusers", chosen, shapes=shapes)
     with pytest.raises(convert.JobError, match="ss_base_model_version"):
         convert.convert_file(source, tmp_path / "out.safetensors")
-    given = {"ss_base_model_version": "scribble_miniature"}
+    given = {"ss_base_model_version": "like_sd_v1"}
     for form in ("kohya", "diffusers", "peft"):
         report = convert.convert_file(source, tmp_path / form, to=form, metadata=given)
-        assert report.base == "scribble_miniature"
-        assert any("scribble_miniature" in str(note) for note in report.notes)
+        assert report.base == "like_sd_v1"
+        assert any("like_sd_v1" in str(note) for note in report.notes)
         lora = convert.read(tmp_path / form)  # from now on the file itself says it
-        assert lora.base == "scribble_miniature"
-        assert lora.metadata["modelspec.architecture"] == "scribble-miniature/lora"
+        assert lora.base == "like_sd_v1"
+        assert lora.metadata["modelspec.architecture"] == "like-sd-v1/lora"
         assert lora.modules[chosen[0].name].shape == (16, 16)
 
 

@@ -22,13 +22,14 @@ Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     (pair(Q), {}, "READY", ""),
     (pair(Q), {"ss_base_model_version": "sdxl_base_v1-0"}, "OTHER_BASE", "a LoRA of SDXL"),
     (pair(Q.replace("attn1_to_q", "attn2_to_k"), inner=1024), {}, "OTHER_BASE", "a LoRA of SD2"),
-    (pair(Q, 64, 64), {"ss_base_model_version": "scribble_miniature"}, "OTHER_BASE", "miniature model"),
+    (pair(Q, 64, 64), {"ss_base_model_version": "scribble_miniature"}, "OTHER_BASE", "train it again with python -m trainer"),
+    (pair(Q), {"scribble_base": "miniature"}, "READY", ""),
     ({**pair(Q), "bundle_emb.word.string_to_param.*": torch.ones(1, 768)}, {}, "READY", ""),
     ({f"{Q}.hada_w1_a": torch.ones(320, 4)}, {}, "UNCHECKED", "LoHa"),
     ({"some.layer": torch.ones(4)}, {}, "BROKEN", "1 unknown tensor names, such as some.layer"),
     ({**pair(Q), "lora_unet_no_such_layer.alpha": torch.tensor(1.0)}, {}, "UNCHECKED", "may not be applied whole"),
     ({"motion_modules.0.x": torch.ones(4)}, {}, "BROKEN", "AnimateDiff"),
-], ids=["kohya", "sdxl", "sd2", "miniature", "embedding", "loha", "no LoRA", "more", "motion"])  # fmt: skip
+], ids=["kohya", "sdxl", "sd2", "earlier", "miniature", "embedding", "loha", "no LoRA", "more", "motion"])  # fmt: skip
 def test_what_a_file_is(core, tmp_path, tensors, metadata, use, said) -> None:
     path = tmp_path / "file.safetensors"
     save_file(tensors, path, metadata=metadata)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,6 +106,41 @@ def test_a_hand_written_tag_without_effect_is_told(core, files) -> None:
 def test_another_kind_of_model_is_refused(core, files) -> None:
     _, said = run(core, processing("cat"), [True, "scribble", 0.8, False], files, "SDXL")
     assert "is a LoRA of Stable Diffusion 1.5 and the loaded model is SDXL" in said[0]
+
+
+def test_a_lora_of_the_earlier_miniature_is_refused_with_what_to_do(core, folder) -> None:
+    found = core.inspection.Inspected(folder / "old.safetensors", core.inspection.Use.OTHER_BASE, "was trained long ago",
+                                      base="scribble_miniature")
+    assert all(core.generation.why_not(found, model) == found.why for model in ("", "SD1", "miniature", "SDXL", "other"))
+    assert core.lora_files.mark(found) == "for an earlier miniature"
+
+
+@pytest.mark.parametrize(("metadata", "model", "said"), [
+    ({"scribble_base": "miniature"}, "SD1", "was trained on Scribble LoRA's miniature, and the loaded checkpoint is another"),
+    ({"scribble_base": "miniature"}, "miniature", ""),
+    ({"scribble_base": "miniature"}, "", ""),
+    ({}, "miniature", "was not trained on Scribble LoRA's miniature, which is the loaded checkpoint"),
+    ({}, "SD1", ""),
+])  # fmt: skip
+def test_a_lora_on_the_other_checkpoint_is_applied_and_this_is_told(core, folder, metadata, model, said) -> None:
+    path = folder / "a.safetensors"
+    save_file(load_file(folder / "scribble.safetensors"), path, metadata)
+    files = core.lora_files.LoraFiles({"a": path})
+    for prompt, arguments in (("cat", [True, "a", 0.5, False]), ("cat <lora:a:0.5>", [False])):
+        p = processing(prompt)
+        _, told = run(core, p, arguments, files, model)
+        assert p.all_prompts == ["cat <lora:a:0.5>"] and "Scribble LoRA error" not in p.extra_generation_params
+        assert len(told) == bool(said) and all(said in text for text in told)
+    shown = core.panel.facts(files.find("a"), model)
+    assert "ready" not in shown if said else "ready" in shown
+    assert said.replace("'", "&#x27;") in shown and ("<td>Scribble LoRA&#x27;s miniature</td>" in shown) is bool(metadata)
+
+
+def test_on_the_miniature_a_lora_of_sdxl_is_still_refused(core, folder) -> None:
+    path = folder / "xl.safetensors"
+    save_file(load_file(folder / "scribble.safetensors"), path, {"ss_base_model_version": "sdxl_base_v1-0"})
+    _, told = run(core, processing("cat"), [True, "xl", 1, False], core.lora_files.LoraFiles({"xl": path}), "miniature")
+    assert len(told) == 1 and "a LoRA of SDXL and the loaded model is Scribble LoRA's miniature" in told[0]
 
 
 def test_the_list_marks_what_cannot_be_used(core, files, folder) -> None:

@@ -8,7 +8,10 @@ from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import torch
 from PIL import Image
+
+from convert.miniature import OUT_BIAS
 
 
 def script_of(webui) -> tuple[SimpleNamespace, object]:
@@ -247,6 +250,33 @@ def test_the_loaded_model_decides(webui, flag, kind) -> None:
         setattr(webui.model, flag, True)
     p = webui.generate(script_of(webui)[1], True, "scribble", 0.8, False)
     assert p.all_prompts == ["cat"] and kind in p.comments[0]
+
+
+class Layers(SimpleNamespace):
+    """A model whose output convolution has this bias, where each web UI keeps it."""
+
+    def __init__(self, bias: torch.Tensor | None, web_ui: str) -> None:
+        model = SimpleNamespace(diffusion_model=SimpleNamespace(out=[None, None, SimpleNamespace(bias=bias)]))
+        inner = {"model": model} if web_ui == "A1111" else {"forge_objects": SimpleNamespace(unet=SimpleNamespace(model=model))}
+        super().__init__(is_sd1=True, is_sdxl=False, **inner)
+
+
+@pytest.mark.parametrize("web_ui", ["A1111", "Forge and reForge"])
+def test_the_miniature_is_known_by_its_weights(webui, web_ui) -> None:
+    extension, script = script_of(webui)
+    data, ours = sys.modules["modules.sd_models"].model_data, torch.tensor(OUT_BIAS)
+    data.sd_model = Layers(ours.bfloat16().requires_grad_(), web_ui)
+    assert extension.host.model_kind() == "miniature"
+    p = webui.generate(script, True, "scribble", 0.8, False)
+    assert p.all_prompts == ["cat <lora:scribble:0.8>"] and "Scribble LoRA error" not in p.extra_generation_params
+    assert len(p.comments) == 1 and "scribble: was not trained on Scribble LoRA's miniature" in p.comments[0]
+    assert "was not trained on" in extension.accordion.show("scribble")[0]
+    for other in (ours * 2, ours[:3], torch.empty(4, device="meta"), None):
+        data.sd_model = Layers(other, web_ui)
+        assert extension.host.model_kind() == "SD1"
+    data.sd_model = Layers(ours, web_ui)
+    data.sd_model.is_sd1 = False
+    assert extension.host.model_kind() == "other"
 
 
 def test_choosing_converting_and_reading_again(webui, folder) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from convert.miniature import OUT_BIAS
 from trainer.data.records import Dataset
 from trainer.lora import export
 from trainer.recipe import Recipe
@@ -33,3 +35,18 @@ def test_a_damaged_card_is_set_aside_and_that_is_said(tmp_path: Path) -> None:
     assert (tmp_path / "s.json.bak").read_text() == '{"notes": "half'
     assert len(said) == 1 and "s.json.bak" in said[0]
     assert json.loads((tmp_path / "s.json").read_text())["activation text"] == "a scribble of"
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "under a LoRA"])
+def test_a_lora_trained_on_the_widened_miniature_says_so(wrapped: bool) -> None:
+    examples = [SimpleNamespace(reg=False, caption="apple", repeats=1)]
+    dataset = Dataset(train=examples, held_out=[], trigger="")  # type: ignore[arg-type]
+    for bias, expected in ((torch.tensor(OUT_BIAS).bfloat16(), "miniature"), (torch.zeros(4), None)):
+        unet = torch.nn.Module()
+        unet.conv_out = inner = torch.nn.Module()
+        if wrapped:
+            inner.base_layer = inner = torch.nn.Module()
+        inner.bias = torch.nn.Parameter(bias)
+        base = SimpleNamespace(family="sd_v1", name="x.safetensors", resolution=512, identity="", unet=unet)
+        said = export.metadata(Recipe(), base, dataset, "s", steps=1, total=1, started=0.0)  # type: ignore[arg-type]
+        assert said.get("scribble_base") == expected

@@ -12,6 +12,7 @@ from typing import Any
 from convert import Report, convert_file, read
 from convert.errors import BadCard
 from convert.files import card, write_bytes
+from convert.miniature import is_miniature
 from trainer.base.load import Base
 from trainer.base.sd15 import SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1
 from trainer.data.captions import split_tags
@@ -70,6 +71,8 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
         values |= {"ss_base_model_version": SD_V1, adapters.KEY: adapters.MINIATURE, "ss_sd_model_name": adapters.MINIATURE}
     elif base.family != SD_V1:  # else convert says what the tensors' shapes say
         values["ss_base_model_version"] = base.family
+    elif _is_miniature(base):
+        values[adapters.KEY] = adapters.MINIATURE
     if recipe.published() != recipe.as_dict():  # its paths are shortened to names: digests say what they meant
         values |= {"scribble_base_hash": base.identity, "scribble_data_hash": fingerprint(dataset)}
     if len(dataset.learnt) < len(dataset.train):
@@ -77,6 +80,12 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
     if dataset.attribution:
         values["scribble_data"] = dataset.attribution
     return values
+
+
+def _is_miniature(base: Base) -> bool:
+    """Whether a base of SD1.5's shape is the widened miniature."""
+    places = ("conv_out.bias", "conv_out.base_layer.bias")  # the second where the LoRA patches that layer too
+    return any(is_miniature(value.float().tolist()) for name, value in base.unet.named_parameters() if name in places)
 
 
 def _choices(recipe: Recipe) -> list[tuple[object, str, object]]:

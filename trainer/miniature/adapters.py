@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convert.errors import JobError
 from convert.lora import SD15, Lora, LoraModule
+from convert.miniature import KEY, MINIATURE
 from convert.sd15 import UNET, Module
 from convert.stream import write_container
 from convert.tensors import Tensor as Bytes
@@ -25,9 +26,6 @@ from trainer.miniature.widen import Factors, Rule
 
 NARROW = "scribble_narrow"
 """The base's name in a narrow LoRA's metadata (`ss_base_model_version`)."""
-
-KEY, MINIATURE = "scribble_base", "miniature"
-"""The metadata by which a wide LoRA says that the miniature is its base; for hosts it is one of Stable Diffusion 1.5."""
 
 TOLERANCE = 1e-3
 """Largest difference between copies, as a share of the tensor's largest number: float16 rounds equal copies equally."""
