@@ -15,8 +15,8 @@ def test_172_of_quickdraws_words_have_real_drawings() -> None:
     assert len(words) == 172 and set(words) <= set(QUICKDRAW) and set(WORDS) <= set(words)
     for word in words:
         rows = drawings.drawings(word)
-        assert rows.dtype == np.uint8 and rows.shape[1:] == (28, 28) and 11 <= len(rows) <= 114, word
-    assert sum(len(drawings.drawings(word)) for word in words) == 4597
+        assert rows.dtype == np.uint8 and rows.shape[1:] == (28, 28) and 8 <= len(rows) <= 33, word
+    assert sum(len(drawings.drawings(word)) for word in words) == 3121
 
 
 def test_they_are_white_strokes_on_black_that_fill_the_frame() -> None:
@@ -28,11 +28,12 @@ def test_they_are_white_strokes_on_black_that_fill_the_frame() -> None:
 
 
 def test_packing_is_exact_and_repeatable(tmp_path) -> None:
-    source = {word: np.random.default_rng(0).integers(0, 256, (3, 784)).astype(np.uint8) for word in ("b", "a", "c")}
+    source = {word: np.random.default_rng(0).integers(0, 256, (7, 784)).astype(np.uint8) for word in ("b", "a", "c")}
     for name in ("one", "two"):
         drawings.write_drawings(tmp_path / f"{name}.npz", source, ["b", "a"])
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
     with np.load(tmp_path / "one.npz") as file:
-        assert file.files == ["a", "b"] and np.array_equal(file["a"], source["a"])
+        assert file.files == ["a", "b"]
+        assert np.array_equal(file["a"], source["a"][[0, 1, 3, 4, 6]])  # the others are the judge's
     with pytest.raises(KeyError):
         drawings.drawings("no such word")
