@@ -208,13 +208,17 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGHUP")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_conversion_that_is_told_to_stop_leaves_nothing(number, maker, tmp_path):
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL], ids=str)
+def test_a_killed_conversion_leaves_nothing(number, form, maker, tmp_path):
     source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:9])
-    command = [sys.executable, "-c", SLOW, str(source), str(tmp_path / "out.safetensors")]
+    target = tmp_path / ("out" if form == "peft" else "out.safetensors")
+    command = [sys.executable, "-c", SLOW, str(source), str(target), "--to", form]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"
         process.send_signal(number)
-        assert process.wait(30) == 128 + number
-        assert process.stderr.read() == "convert: stopped\n"
-    assert os.listdir(tmp_path) == ["in.safetensors"]
+        status, said = process.wait(30), process.stderr.read()
+    if number != signal.SIGKILL:
+        assert (status, said) == (128 + number, "convert: stopped\n") and os.listdir(tmp_path) == ["in.safetensors"]
+    convert.convert_file(source, target, to=form)
+    assert not list(tmp_path.rglob("*.part")) and len(os.listdir(tmp_path)) == 2

@@ -237,12 +237,13 @@ def test_a_file_that_appears_while_it_trains_is_kept(run: Run, whole: Run, monke
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=str)
 def test_killed_and_run_again_is_the_same_lora(number: int, inputs: Path, whole: Run, tmp_path: Path) -> None:
     run = Run(tmp_path, inputs)
-    process = small_run.Forked(main, run.command, run.log)
-    process.wait_for(run.checkpoint(2))
-    process.kill(number)
-    status, said = process.wait()
-    assert status == (-number if number == signal.SIGKILL else 130), said
-    assert number == signal.SIGKILL or "stopping: the current step" in said and "stopped and saved at step" in said
+    for moment in ("recipe.json", "checkpoints/step-000002")[number != signal.SIGKILL :]:
+        process = small_run.Forked(main, run.command, run.log)
+        process.wait_for(run.path / moment)
+        process.kill(number)
+        status, said = process.wait()
+        assert status == (-number if number == signal.SIGKILL else 130), said
+        assert number == signal.SIGKILL or "stopping: the current step" in said and "stopped and saved at step" in said
     (run.path / "checkpoints/.step-000009.part").mkdir()  # as a kill in the middle of saving leaves it
     status, said = small_run.Forked(main, run.command, run.log).wait()
     assert status == 0 and "going on after step" in said and run.hash == whole.hash
