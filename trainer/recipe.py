@@ -106,6 +106,8 @@ class Recipe:
                                        "over the UNet's module names")
     conv_rank: int = option(0, "rank of 3 x 3 convolutions; 0: --rank", later=True)
     conv_alpha: float = option(0.0, "their alpha; 0: --alpha, or with --conv-rank equal to it", later=True)
+    dora: bool = option(False, "DoRA: learn a magnitude for each input column too, as web UIs and ComfyUI apply it; steps take "
+                               "longer", later=True)
     clip_skip: int = option(1, "layer of the text encoder, from its end, whose output is the prompt embedding; anime bases: 2. "
                                "Set the same in your web UI", later=True)
     text_encoder: bool = option(False, "the text encoder learns too, 72 modules: helps with a character's name, and costs time",
@@ -171,6 +173,8 @@ class Recipe:
         _require(0 < self.huber_c <= 1, "huber_c", "above 0, at most 1", self.huber_c)
         _require(0 <= self.min_timestep < self.max_timestep <= 1000, "min_timestep",
                  f"from 0 to below --max-timestep ({self.max_timestep}), which is at most 1000", self.min_timestep)
+        if self.dora and self.init:
+            raise UsageError("--dora and --init: a run goes on from plain LoRAs only: give one of them")
         if self.debiased and self.min_snr_gamma:
             raise UsageError("--debiased and --min-snr-gamma both weigh the loss: give one of them")
         _require(0 < self.scale <= 2, "scale", "above 0, at most 2", self.scale)

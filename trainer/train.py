@@ -126,7 +126,8 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
     state.micro_batch = choose_micro_batch(training, job.micro_batch, record)
     if recipe.init and not record:
         start_from(factors, read_lora(home(recipe.init)).fitting(base))
-    tell(f"{len(encoded)} pictures, {state.micro_batch} at once, {len(factors) // 2} modules, "
+    modules = sum(".lora_A." in name for name, _ in factors)
+    tell(f"{len(encoded)} pictures, {state.micro_batch} at once, {modules} modules, "
          f"{state.gradient.numel():,} numbers to learn, {training.total} steps"
          + (f", going on after step {state.step}" if record else ""))
     return training, state

@@ -21,6 +21,7 @@ from trainer.kernels.attention_backend import attention_backend
 from trainer.kernels.conv import ONE, point, small_map
 from trainer.kernels.cpu import WIDE, use_cpu_kernels
 from trainer.kernels.geglu import gated
+from trainer.lora import dora
 
 
 class Fused:
@@ -71,7 +72,9 @@ class Fused:
 
 
 def _plain(attention: Any) -> bool:
-    """SD1.5's kind: no norms inside, no residual, one head count for q, k and v."""
+    """SD1.5's kind: no norms inside, no residual, one head count for q, k and v; no DoRA, which is more than a sum."""
+    if any(dora.is_decomposed(layer) for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])):
+        return False
     return (attention.group_norm is None and attention.spatial_norm is None and attention.norm_q is None
             and attention.norm_k is None and not attention.residual_connection and attention.rescale_output_factor == 1
             and attention.added_kv_proj_dim is None and attention.inner_dim == attention.inner_kv_dim

@@ -17,12 +17,13 @@ from convert import sd15
 from convert.errors import JobError, UsageError
 from convert.files import atomic_path
 from trainer.base.models import Model, Network, TextEncoder, UNet
+from trainer.lora import dora
+from trainer.lora.dora import NAME
 from trainer.lora.targets import kernel_of, no_match
 from trainer.recipe import Recipe
 from trainer.rng import Stream, generator_of
 from trainer.terminal import quiet
 
-NAME = "default"
 Layer = torch.nn.Linear | torch.nn.Conv2d
 Factor = tuple[str, torch.nn.Parameter]
 """A factor with its name."""
@@ -76,13 +77,33 @@ def _attach(network: Network, found: Mapping[str, Layer], recipe: Recipe, genera
                                    rank_pattern={name: recipe.rank_of(kernel) for name, kernel in other.items()},
                                    alpha_pattern={name: recipe.alpha_of(kernel) for name, kernel in other.items()},
                                    init_lora_weights="gaussian"), adapter_name=NAME)
-    factors = [(name, p) for name, p in network.named_parameters() if ".lora_" in name]
+    if recipe.dora:
+        for name, layer in network.named_modules():
+            if name in found:
+                dora.decompose(layer)
+    factors = factors_of(network)
     for name, factor in factors:
         factor.data = factor.data.float()
         factor.requires_grad_(True)
         if ".lora_A." in name:  # peft's Gaussian, std 1 / rank, from our own seed
             factor.data.copy_(torch.randn(factor.shape, generator=generator) / factor.shape[0])
     return factors
+
+
+def factors_of(network: Network) -> list[Factor]:
+    """Its LoRA's factors and DoRA's magnitudes by peft's names, in order."""
+    return [(name, p) for name, p in network.named_parameters() if ".lora_" in name or name.endswith(f".{dora.PART}")]
+
+
+def as_peft(factors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    """Factors by the names that `attach` gives -> the tensors of a peft file with alpha, and `dora_scale` for a DoRA."""
+    named = {"base_model.model." + name.replace(f".{NAME}.weight", ".weight"): factor.detach().cpu().contiguous()
+             for name, factor in factors.items()}
+    for name, factor in factors.items():
+        module, _, part = name.partition(".lora_A.")
+        if part:
+            named[f"base_model.model.{module}.alpha"] = torch.tensor(recipe.alpha_of(kernel_of(factor.shape)))
+    return named
 
 
 def set_scale(unet: UNet, scale: float) -> None:
@@ -130,6 +151,19 @@ def save(unet: UNet, folder: Path, text_encoder: TextEncoder | None = None) -> P
     except SafetensorError as error:
         raise JobError(f"{folder}: the LoRA cannot be written ({error}): make room on this disk; the same command goes on "
                        "from the last checkpoint") from error
+    return target
+
+
+def save_dora(unet: UNet, recipe: Recipe, folder: Path, text_encoder: TextEncoder | None = None) -> Path:
+    """Write a DoRA's factors and magnitudes into `folder`, in names that `convert` reads; returns the file's path."""
+    from safetensors.torch import save_file
+
+    factors = factors_of(unet)
+    if has_adapter(text_encoder):
+        assert text_encoder is not None
+        factors += [(TEXT_FACTORS + name, factor) for name, factor in factors_of(text_encoder)]
+    target = folder / "dora_weights.safetensors"
+    save_file(as_peft(dict(factors), recipe), target)
     return target
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from convert import Report, convert_file, read
@@ -32,16 +33,19 @@ def write_lora(run: Path, out: Path, recipe: Recipe, base: Base, dataset: Datase
                total: int = 0) -> Report:  # fmt: skip
     """The diffusers file into `run`, the kohya file to `out`, in `recipe.dtype`, with metadata that repeats the run.
 
+    Of a DoRA there is no diffusers file: diffusers has no place for norms of input columns.
     total: optimizer steps of the whole run, where it is not at its end.
     """
-    source = adapter.save(base.unet, run, base.text_encoder)
     said = metadata(recipe, base, dataset, out.stem, steps=steps, total=total or steps, started=started)
-    if base.family != SCRIBBLE_NARROW:
+    with TemporaryDirectory() as spare:
+        folder, form = (Path(spare), "kohya") if recipe.dora else (run, "diffusers")
+        source = adapter.save_dora(base.unet, recipe, folder, base.text_encoder) if recipe.dora else adapter.save(
+            base.unet, folder, base.text_encoder)
+        if base.family == SCRIBBLE_NARROW:
+            narrow = read(source, metadata={"ss_base_model_version": SCRIBBLE_NARROW})
+            source = folder / "wide_lora_weights.safetensors"
+            write_bytes(source, adapters.lora_bytes(adapters.widened(narrow), out.stem, form))
         return convert_file(source, out, to="kohya", dtype=recipe.dtype, overwrite=True, metadata=said)
-    wide = run / "wide_lora_weights.safetensors"
-    narrow = read(source, metadata={"ss_base_model_version": SCRIBBLE_NARROW})
-    write_bytes(wide, adapters.lora_bytes(adapters.widened(narrow), out.stem, "diffusers"))
-    return convert_file(wide, out, to="kohya", dtype=recipe.dtype, overwrite=True, metadata=said)
 
 
 def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: int, total: int,
@@ -92,9 +96,11 @@ def _choices(recipe: Recipe) -> list[tuple[object, str, object]]:
     """(whether it is used, kohya's key, kohya's value) of choices that a file names only if they are made."""
     warm = recipe.lr_schedule == "constant" and (recipe.warmup or recipe.warmup_share)
     huber = recipe.loss == "huber"
+    arguments = {"conv_dim": str(recipe.conv_rank), "conv_alpha": f"{recipe.alpha_of(3):g}"} if recipe.conv_rank else {}
+    arguments |= {"dora_wd": "True", "wd_on_output": "False"} if recipe.dora else {}  # LyCORIS's names
     return [(recipe.text_encoder, "ss_text_encoder_lr", recipe.true_text_encoder_rate),
             (warm, "ss_lr_scheduler", "constant_with_warmup"),
-            (recipe.conv_rank, "ss_network_args", {"conv_dim": str(recipe.conv_rank), "conv_alpha": f"{recipe.alpha_of(3):g}"}),
+            (arguments, "ss_network_args", arguments),
             (huber, "ss_loss_type", "huber"), (huber, "ss_huber_schedule", "snr"), (huber, "ss_huber_c", recipe.huber_c),
             (recipe.clip_skip > 1, "ss_clip_skip", recipe.clip_skip), (recipe.debiased, "ss_debiased_estimation", True)]
 

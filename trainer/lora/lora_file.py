@@ -21,12 +21,15 @@ from convert.sd15 import TEXT_ENCODER
 from trainer.base.load import Base
 from trainer.base.sd15 import SCRIBBLE_NARROW, SD_V1
 from trainer.data.ours import RECIPE
+from trainer.lora import dora
 from trainer.lora.adapter import NAME, TEXT_FACTORS, Factor
 from trainer.miniature import adapters
 from trainer.recipe import Recipe, flag
 from trainer.terminal import quiet
 
 PAPER_SCALE = 0.8
+COLUMNS = "columns"
+"""`convert`'s word for a DoRA with norms of input columns"""
 _LETTERS = {"down": "lora_A", "up": "lora_B"}
 """peft's names of the factors"""
 
@@ -40,7 +43,7 @@ class LoraFile:
     recipe: Recipe | None
     """of the run that made it, where this program was that"""
     diffusers: bytes = field(repr=False)
-    """the same LoRA as a diffusers file"""
+    """the same LoRA as a diffusers file, without a DoRA's magnitudes of input columns, for which that has no place"""
 
     @property
     def name(self) -> str:
@@ -63,7 +66,9 @@ class LoraFile:
         """sha256, hex, of the factors and their scales: not of names, form or metadata."""
         length = int.from_bytes(self.diffusers[:8], "little")
         header = json.loads(self.diffusers[8 : 8 + length])["__metadata__"]
-        return hashlib.sha256((header["sshs_model_hash"] + header["lora_adapter_metadata"]).encode()).hexdigest()
+        magnitudes = b"".join(module.parts[dora.PART].read() for module in self.contents.modules.values()
+                              if module.dora == COLUMNS)  # fmt: skip
+        return hashlib.sha256((header["sshs_model_hash"] + header["lora_adapter_metadata"]).encode() + magnitudes).hexdigest()
 
     def factors(self) -> dict[str, Tensor]:
         """The factors in float32 by the names that `adapter.attach` and `adapter.attach_text_encoder` give them."""
@@ -96,6 +101,22 @@ class LoraFile:
                 factor.requires_grad_(False)
         base.unet.eval()
         fitting._attach_text(base)
+        fitting._decompose(base)
+
+    def _decompose(self, base: Base) -> None:
+        """Make the attached layers DoRAs where the file has magnitudes."""
+        from safetensors.torch import load
+
+        if not self.contents.uses_dora:
+            return
+        layers = dict(base.unet.named_modules())
+        layers |= {f"text_model.{name}": layer for name, layer in base.text_encoder.named_modules()}
+        for name, tensor in load(adapters.lora_bytes(self.contents, self.name)).items():
+            key = parse(name)
+            assert key is not None
+            if key.part == dora.PART and (layer := layers.get(key.module.name)) is not None:
+                dora.decompose(layer, tensor)
+                layer.get_parameter(dora.PART).requires_grad_(False)
 
     def _attach_text(self, base: Base) -> None:
         from peft import LoraConfig
@@ -121,11 +142,12 @@ class LoraFile:
         if base.family != SCRIBBLE_NARROW or self.contents.base != SD_V1:
             return self
         narrow = adapters.narrowed(self.contents)
-        return replace(self, contents=narrow, diffusers=adapters.lora_bytes(narrow, self.name, "diffusers"))
+        return replace(self, contents=narrow, diffusers=adapters.lora_bytes(_plain(narrow), self.name, "diffusers"))
 
     def _check(self, base: Base) -> None:
-        if self.contents.uses_dora:
-            raise JobError(f"{self.path}: uses DoRA, whose strength is no plain factor: only plain LoRAs are measured here")
+        if any(module.dora not in (None, COLUMNS) for module in self.contents.modules.values()):
+            raise JobError(f"{self.path}: is a DoRA with norms of output rows, which no web UI applies as it was trained: only "
+                           "plain LoRAs and DoRAs with norms of input columns are drawn with here")
         layers = dict(base.unet.named_modules())
         layers |= {f"text_model.{name}": module for name, module in base.text_encoder.named_modules()}
         for module in self.contents.modules.values():
@@ -175,7 +197,16 @@ def read_lora(path: Path) -> LoraFile:
     if not path.exists():
         raise JobError(f"{path}: there is no such file: give a LoRA, .safetensors")
     contents = read(path)
-    return LoraFile(path, contents, _with_paths(path, _recipe(contents)), convert_bytes(path, to="diffusers"))
+    factors = (adapters.lora_bytes(_plain(contents), path.stem, "diffusers") if contents.uses_dora
+               else convert_bytes(path, to="diffusers"))
+    return LoraFile(path, contents, _with_paths(path, _recipe(contents)), factors)
+
+
+def _plain(contents: Lora) -> Lora:
+    """`contents` without the magnitudes of a DoRA's input columns."""
+    modules = {name: replace(module, parts={part: tensor for part, tensor in module.parts.items() if part != dora.PART})
+               if module.dora == COLUMNS else module for name, module in contents.modules.items()}
+    return replace(contents, modules=modules)
 
 
 def _with_paths(path: Path, recipe: Recipe | None) -> Recipe | None:

@@ -19,13 +19,14 @@ def count(recipe: Recipe, base: BaseFacts) -> tuple[int, int]:
     shapes = [module.shape for module in unet if not module.is_norm and re.fullmatch(recipe.target_pattern, module.name)]
     if not shapes:
         raise no_match(recipe)
-    # down is (rank, in, k, k) and up (out, rank)
-    numbers = sum(recipe.rank_of(kernel_of(shape)) * (prod(shape[1:]) + shape[0]) for shape in shapes)
+    # down is (rank, in, k, k) and up (out, rank); DoRA's magnitudes are (1, in)
+    numbers = sum(recipe.rank_of(kernel_of(shape)) * (prod(shape[1:]) + shape[0]) + recipe.dora * shape[1] for shape in shapes)
     if not recipe.text_encoder:
         return len(shapes), numbers
     depth, width, inner = (base.text[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size"))
     depth -= recipe.clip_skip - 1
-    return len(shapes) + 6 * depth, numbers + depth * recipe.rank * (8 * width + 2 * (width + inner))  # q, k, v, out; fc1, fc2
+    each = recipe.rank * (8 * width + 2 * (width + inner)) + recipe.dora * (5 * width + inner)  # q, k, v, out; fc1, fc2
+    return len(shapes) + 6 * depth, numbers + depth * each
 
 
 def no_match(recipe: Recipe) -> UsageError:

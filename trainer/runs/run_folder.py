@@ -205,7 +205,8 @@ class RunFolder:
     def _beside(self, out: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, bool]]:
         """The run's other outputs, and whether they are sound. A card or picture that its owner removed is no damage."""
         diffusers = self.path / DIFFUSERS
-        yield diffusers, diffusers.exists() and file_sha256(diffusers) == record["diffusers"]
+        if record["diffusers"]:  # a DoRA has none
+            yield diffusers, diffusers.exists() and file_sha256(diffusers) == record["diffusers"]
         yield self.curve, is_sound_png(self.curve)
         _, card, picture = outputs(out)
         yield card, is_sound_card(out)

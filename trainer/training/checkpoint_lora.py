@@ -6,11 +6,9 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
-
 from convert import convert_file, read
 from convert.errors import Damaged, JobError
-from trainer.lora.targets import kernel_of
+from trainer.lora.adapter import as_peft
 from trainer.recipe import Recipe
 from trainer.training.checkpoints import read_factors
 
@@ -28,13 +26,8 @@ def checkpoint_lora(run: Path, step: int, recipe: Recipe, final: Path, target: P
         factors = read_factors(place)
     except Damaged as error:
         raise JobError(f"{error}: delete the run's folder to train it again") from error
-    peft = {"base_model.model." + name.replace(".default.weight", ".weight"): factor for name, factor in factors.items()}
-    for name, factor in factors.items():
-        module, _, part = name.partition(".lora_A.")
-        if part:
-            peft[f"base_model.model.{module}.alpha"] = torch.tensor(recipe.alpha_of(kernel_of(factor.shape)))
     said = {key: value for key, value in read(final).metadata.items() if key.startswith(("ss_", "modelspec.", "scribble_"))}
     said |= {"ss_steps": str(step), "scribble_recipe": json.dumps(recipe.as_dict())}
     with tempfile.TemporaryDirectory() as folder:
-        save_file(peft, Path(folder) / "factors.safetensors")
+        save_file(as_peft(factors, recipe), Path(folder) / "factors.safetensors")
         convert_file(Path(folder) / "factors.safetensors", target, metadata=said, overwrite=True)
