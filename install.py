@@ -19,13 +19,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from convert.errors import escape_what_a_console_lacks
-from installer import UsageError
+from installer import JobError, UsageError
 from installer.hosts import COMFYUI, WEBUI, Host, around, host_folder
+from installer.miniature import miniature_steps
 from installer.placing import HERE, Step, link_steps, lora_steps, uninstall_steps
+
+DEMO = HERE / "demo" / "scribble.safetensors"
+"""The LoRA that `python -m trainer --demo` writes."""
 
 EXAMPLES = """examples:
   python install.py --webui ~/stable-diffusion-webui --lora scribble.safetensors
   python install.py --comfyui "C:\\ComfyUI_windows_portable" --webui D:\\webui --dry-run
+  python install.py --webui ~/stable-diffusion-webui --demo
   python install.py --webui ~/stable-diffusion-webui --uninstall
 """
 
@@ -42,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--comfyui", type=Path, metavar="PATH", help="ComfyUI's folder")
     p.add_argument("--lora", type=Path, metavar="FILE", action="append", default=[],
                    help="also place this LoRA, its card (.json) and picture (.png) with the host's LoRA files")
+    p.add_argument("--demo", action="store_true", help="also make and place the miniature's checkpoint (2.1 GB) and place the "
+                   "demo's LoRA; needs the trainer's environment")
     p.add_argument("--uninstall", action="store_true", help="remove what this program placed there, and nothing else")
     p.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     return p
@@ -61,6 +68,7 @@ def targets(options: argparse.Namespace) -> list[tuple[Host, Path]]:
 def check_lora(path: Path) -> None:
     """Refuse what a host would not apply: damaged files, other bases, forms that a web UI skips. UsageError says which."""
     from convert import JobError, read
+    from convert.miniature import EARLIER, EARLIER_IS_GONE
 
     if not path.is_file():
         raise UsageError(f"--lora {path}: there is no such file")
@@ -68,28 +76,48 @@ def check_lora(path: Path) -> None:
         lora = read(path)
     except JobError as error:
         raise UsageError(f"--lora {error}") from error
-    if any(module.shape != module.module.shape for module in lora.modules.values()):
-        raise UsageError(f"--lora {path}: is a LoRA of {lora.base}, not of Stable Diffusion 1.5, and no host has that model: "
-                         "train one with python -m trainer, without --demo")
+    if lora.base == EARLIER:
+        raise UsageError(f"--lora {path}: {EARLIER_IS_GONE}")
+    if not lora.fits_sd15:
+        raise UsageError(f"--lora {path}: is a LoRA of {lora.base}, not of Stable Diffusion 1.5's shapes: no host applies it "
+                         "to a checkpoint of that; place another")
     if lora.form != "kohya":
         raise UsageError(f"--lora {path}: is a file in the form {lora.form}, which a web UI skips in silence: convert it first "
                          f"with python -m convert {path}")
 
 
-def run(argv: list[str]) -> int:
-    options = parser().parse_args(argv)
-    if options.uninstall and options.lora:
-        raise UsageError("--uninstall removes every LoRA that was placed: leave --lora out")
+def demo_lora() -> tuple[list[Path], list[Step]]:
+    """The demo's LoRA if it can be placed; else a step that says what to do for it."""
+    if not DEMO.exists():
+        return [], [Step(f"{DEMO} is not there yet: python -m trainer --demo trains it in some minutes; then run this again")]
+    try:
+        check_lora(DEMO)
+    except UsageError as error:
+        return [], [Step(f"not placed: {str(error).removeprefix('--lora ')}")]
+    return [DEMO], []
+
+
+def steps_of(options: argparse.Namespace) -> list[Step]:
+    """All that is to be done. Every check comes before the first change."""
+    if options.uninstall and (options.lora or options.demo):
+        raise UsageError("--uninstall removes everything that was placed: leave --lora and --demo out")
     for lora in options.lora:
         check_lora(lora)
+    hosts = targets(options)
+    if options.uninstall:
+        return [step for host, home in hosts for step in uninstall_steps(host, home)]
+    demo, notes = demo_lora() if options.demo else ([], [])
     steps: list[Step] = []
-    for host, home in targets(options):  # all checks come before the first change
-        if options.uninstall:
-            steps += uninstall_steps(host, home)
-            continue
+    for host, home in hosts:
         steps += link_steps(host, home)
-        for lora in options.lora:
+        for lora in dict.fromkeys([*options.lora, *demo]):
             steps += lora_steps(host, home, lora)
+    return [*steps, *(miniature_steps(hosts) if options.demo else ()), *notes]
+
+
+def run(argv: list[str]) -> int:
+    options = parser().parse_args(argv)
+    steps = steps_of(options)
     for step in steps:
         print(f"would {step.text}" if options.dry_run and step.do else step.text, flush=True)
         if step.do and not options.dry_run:
@@ -109,9 +137,12 @@ def main() -> int:
     except UsageError as error:
         print(f"install.py: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except (JobError, OSError) as error:
         print(f"install.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("install.py: stopped: the same command goes on, --uninstall removes what was placed", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -3,3 +3,7 @@
 
 class UsageError(Exception):
     """The command cannot be carried out as it was given: one line, exit code 2."""
+
+
+class JobError(Exception):
+    """The command was right and could not be carried out: one line, exit code 1."""

@@ -18,13 +18,15 @@ class Host:
     """files and folders that every one of them has"""
     plugins: str
     loras: str
+    checkpoints: str
     inner: tuple[str, ...]
     """sub-folders in which its all-in-one packages keep it"""
 
 
-WEBUI = Host("--webui", "web UI", ("webui.py", "modules/scripts.py", "extensions"), "extensions", "models/Lora", ("webui",))
+WEBUI = Host("--webui", "web UI", ("webui.py", "modules/scripts.py", "extensions"), "extensions", "models/Lora",
+             "models/Stable-diffusion", ("webui",))  # fmt: skip
 COMFYUI = Host("--comfyui", "ComfyUI", ("main.py", "nodes.py", "comfy", "custom_nodes"), "custom_nodes", "models/loras",
-               ("ComfyUI",))  # fmt: skip
+               "models/checkpoints", ("ComfyUI",))  # fmt: skip
 
 
 def host_folder(host: Host, given: Path) -> Path:

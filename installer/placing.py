@@ -24,6 +24,7 @@ from .record import (
     make_folder,
     old_of,
     part_of,
+    parts_of,
     read_record,
     write,
     write_record,
@@ -115,12 +116,17 @@ def copy(place: Path) -> None:
     write_record(place, Record(files))
 
 
-def lora_steps(host: Host, home: Path, lora: Path) -> list[Step]:
-    folder = home / host.loras
+def check_folder(folder: Path, what: str) -> None:
+    """UsageError if files cannot be placed there. It need not exist."""
     blocked = next((at for at in (folder, *folder.parents) if os.path.lexists(at) and not at.is_dir()), None)
     if blocked is not None:
         kind = "a link that leads nowhere" if is_link(blocked) else "a file"
-        raise UsageError(f"{blocked}: is {kind}, not a folder: LoRA files cannot be placed there")
+        raise UsageError(f"{blocked}: is {kind}, not a folder: {what} cannot be placed there")
+
+
+def lora_steps(host: Host, home: Path, lora: Path) -> list[Step]:
+    folder = home / host.loras
+    check_folder(folder, "LoRA files")
     record = read_record(folder)
     steps = []
     for source in (lora, *(lora.with_suffix(ending) for ending in BESIDE)):
@@ -150,19 +156,23 @@ def place_file(source: Path, target: Path) -> None:
 
 
 def uninstall_steps(host: Host, home: Path) -> list[Step]:
-    place, folder, steps = home / host.plugins / FOLDER, home / host.loras, []
+    place, steps = home / host.plugins / FOLDER, []
     if is_link(place) and place.resolve() == HERE:
         steps.append(Step(f"remove the link {place}", partial(clear, place)))
     elif place.is_dir() and (place / RECORD).exists():
         steps += remove_steps(place)
     elif HERE.parent == (home / host.plugins).resolve():
         steps.append(Step(f"this repository itself lies in {HERE.parent}: delete the folder {HERE} to remove it"))
-    steps += remove_steps(folder)
-    left = [part_of(place), old_of(place), part_of(folder / RECORD), part_of(folder), part_of(folder.parent)]
-    left += [part_of(folder / name) for name in read_record(folder).files]
+    left = [part_of(place), old_of(place)]
+    folders = sorted((home / host.loras, home / host.checkpoints), key=lambda folder: read_record(folder).made)
+    for folder in folders:
+        steps += remove_steps(folder)
+        left += [part_of(folder / RECORD), part_of(folder), part_of(folder.parent)]
+        left += [part for name in read_record(folder).files for part in parts_of(folder / name)]
     said = "left by a run that was cut short"
-    steps += [Step(f"remove {path}, {said}", partial(clear, path)) for path in left if os.path.lexists(path)]
-    steps += [Step(f"remove {folder / RECORD}", partial(forget, folder))] if (folder / RECORD).exists() else []
+    steps += [Step(f"remove {path}, {said}", partial(clear, path)) for path in dict.fromkeys(left) if os.path.lexists(path)]
+    for folder in folders:  # the one whose parent was made with it comes last, when that is empty
+        steps += [Step(f"remove {folder / RECORD}", partial(forget, folder))] if (folder / RECORD).exists() else []
     return steps or [Step(f"{host.name}: nothing of this program is in {home}")]
 
 

@@ -24,12 +24,30 @@ def digest(path: Path) -> str:
     return sha.hexdigest()
 
 
+HEAD, HEAD_BYTES = "head:", 1 << 20
+"""Mark and length of the digest of a large file: of its size and its beginning, as 2.1 GB would take seconds each time. The
+miniature's header, with the sha256 of all its tensors, lies in there."""
+
+
+def head(path: Path) -> str:
+    with open(path, "rb") as file:
+        return f"{HEAD}{hashlib.sha256(file.read(HEAD_BYTES)).hexdigest()}-{os.fstat(file.fileno()).st_size}"
+
+
+def is_one_of(path: Path, digests: list[str]) -> bool:
+    """Whether the file has one of these digests, of either kind."""
+    heads = [one for one in digests if one.startswith(HEAD)]
+    whole = [one for one in digests if not one.startswith(HEAD)]
+    return bool(heads) and head(path) in heads or bool(whole) and digest(path) in whole
+
+
 @dataclass
 class Record:
     """What was placed in a folder. It is read as data: nothing outside the folder can be named."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
-    """name below the folder -> sha256 of what may lie there: more than one only while a file is being replaced"""
+    """name below the folder -> digests of what may lie there: more than one only while a file is being replaced, none while
+    the first is being made"""
     made: int = 0
     """how many levels of folders were made for it, the folder itself first"""
     refused: list[str] = field(default_factory=list)
@@ -71,13 +89,21 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C, or what `fill` met
         clear(part)
+        if not isinstance(error, OSError):
+            raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """`part_of`, and what a program that was writing it has left: it writes beside the file that it was told to write."""
+    part = part_of(path)
+    return [part, *sorted(path.parent.glob(f".{part.name}.*.part"))]
 
 
 def old_of(path: Path) -> Path:
@@ -103,7 +129,7 @@ def changed(place: Path) -> list[Path]:
     """Placed files that are not what was placed."""
     files = read_record(place).files
     found = ((place / name, digests) for name, digests in files.items() if os.path.lexists(place / name))
-    return [path for path, digests in found if path.is_symlink() or not path.is_file() or digest(path) not in digests]
+    return [path for path, digests in found if path.is_symlink() or not path.is_file() or not is_one_of(path, digests)]
 
 
 def foreign(place: Path) -> list[Path]:

@@ -2,8 +2,8 @@
 
     python tests/install/kill_points.py SCRATCH [EVERY]   prints, as JSON, points tried and what went wrong after them
 
-Ways: `link`, `copy` (a disk without links), `renew` (a copy again over one whose host has run), `remove` and `remove copy`
-(--uninstall is killed).
+Ways: `link`, `copy` (a disk without links), `renew` (a copy again over one whose host has run), `demo` (the miniature too),
+`remove`, `remove copy` and `remove demo` (--uninstall is killed).
 After each kill the advice is followed: --uninstall leaves the host as it was, and another installation completes.
 """
 
@@ -22,8 +22,38 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-CHANGES = {"os.rename", "os.mkdir", "os.symlink", "os.remove", "os.rmdir", "shutil.copyfile"}
+CHANGES = {"os.rename", "os.mkdir", "os.symlink", "os.link", "os.remove", "os.rmdir", "shutil.copyfile", "subprocess.Popen"}
 KILLED = 9
+
+WRITER = """import json, os, struct, sys
+from pathlib import Path
+out, here = Path(sys.argv[2]), Path.cwd()
+with open(here / "calls", "a") as calls:
+    calls.write(f"{os.getpid()} {out}\\n")
+given = here / "bias.json"
+bias = json.loads(given.read_text()) if given.exists() else BIAS
+header = json.dumps({"model.diffusion_model.out.2.bias": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}})
+part = out.with_name(f".{out.name}.1-{os.getpid()}-0.part")
+part.write_bytes(struct.pack("<Q", len(header)) + header.encode() + struct.pack("<4f", *bias))
+if (here / "hang").exists():
+    sys.stdin.read()
+if (here / "fail").exists():
+    sys.exit("first line\\npython -m trainer.miniature: the disk is full")
+os.replace(part, out)
+"""
+"""Stands for `python -m trainer.miniature --out FILE`: writes beside FILE and renames, as that does, and 100 bytes."""
+
+
+def with_writer(repository: Path) -> None:
+    """Give a small repository a trainer of its own."""
+    from convert.miniature import OUT_BIAS
+
+    (repository / "trainer/miniature").mkdir(parents=True)
+    for name in ("trainer/__init__.py", "trainer/miniature/__init__.py"):
+        (repository / name).touch()
+    (repository / "trainer/miniature/__main__.py").write_text(WRITER.replace("BIAS", repr(list(OUT_BIAS))), encoding="utf-8")
+    placing = repository / "installer/miniature.py"
+    placing.write_text(placing.read_text(encoding="utf-8").replace("BYTES = 2_200_000_000", "BYTES = 1000"), encoding="utf-8")
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -77,7 +107,7 @@ def install(repository: Path, arguments: list[str], kill_at: int = 0, links: boo
     return in_child(work)
 
 
-def series(scratch: Path, every: int, links: bool, renew: bool, remove: bool) -> tuple[int, list[str]]:
+def series(scratch: Path, every: int, links: bool, renew: bool, remove: bool, demo: bool) -> tuple[int, list[str]]:
     repository, lora = scratch / "repository", scratch / "scribble.safetensors"
     wrong: list[str] = []
     for points, point in enumerate(count(1, every)):
@@ -85,7 +115,7 @@ def series(scratch: Path, every: int, links: bool, renew: bool, remove: bool) ->
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(scratch / "fresh", home)
         before = tree(home)
-        arguments = ["--comfyui", str(home), "--lora", str(lora)]
+        arguments = ["--comfyui", str(home), "--lora", str(lora), *(["--demo"] if demo else [])]
         if renew or remove:
             install(repository, arguments, links=links)
             for name in ("custom_nodes/scribble-lora/__pycache__/a.cpython-310.pyc",) if renew else ():
@@ -99,6 +129,7 @@ def series(scratch: Path, every: int, links: bool, renew: bool, remove: bool) ->
             again = install(repository, arguments, links=links)
             placed = home / "custom_nodes/scribble-lora/a.py"
             here = placed.is_file() and placed.read_bytes() == (repository / "a.py").read_bytes()
+            here = here and (home / "models/checkpoints/scribble-miniature.safetensors").is_file() == demo
             wrong += [] if again == 0 and here else [f"point {point}: installing again ends with {again}, whole: {here}"]
         gone = install(repository, ["--comfyui", str(home), "--uninstall"], links=links)
         left = sorted(set(tree(home).items()) ^ set(before.items()))
@@ -110,6 +141,7 @@ def prepare(scratch: Path) -> None:
     shutil.copytree(ROOT / "installer", scratch / "repository/installer", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "install.py", scratch / "repository")
     (scratch / "repository/a.py").write_text("a = 1\n")
+    with_writer(scratch / "repository")
     for name in ("comfy", "custom_nodes"):
         (scratch / "fresh" / name).mkdir(parents=True)
     for name in ("main.py", "nodes.py"):
@@ -125,13 +157,14 @@ def prepare(scratch: Path) -> None:
 
 
 def main(scratch: Path, every: int = 1) -> dict[str, Any]:
-    prepare(scratch)
     sys.dont_write_bytecode = True
     sys.path[:0] = [str(scratch / "repository"), str(ROOT)]
+    prepare(scratch)
     for name in ("installer.placing", "installer.hosts", "convert"):  # once, for all the forks
         importlib.import_module(name)
-    ways = {"link": (True, False, False), "copy": (False, False, False), "renew": (False, True, False),
-            "remove": (True, False, True), "remove copy": (False, False, True)}  # fmt: skip
+    ways = {"link": (True, False, False, False), "copy": (False, False, False, False), "renew": (False, True, False, False),
+            "demo": (True, False, False, True), "remove": (True, False, True, False),
+            "remove copy": (False, False, True, False), "remove demo": (True, False, True, True)}  # fmt: skip
     return {way: dict(zip(("points", "wrong"), series(scratch, every, *options))) for way, options in ways.items()}
 
 

@@ -14,48 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.install.command import MODULE, RECORD, ROOT, install
 from tests.install.kill_points import main as kill_at_every_point
 from tests.install.kill_points import tree
 
-ROOT = Path(__file__).parents[2]
-RECORD = ".scribble-lora-install.json"
-MODULE = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="junctions are not tried here")
-
-
-def install(*arguments: object, script: Path = ROOT / "install.py") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=60)
-
-
-@pytest.fixture
-def webui(tmp_path: Path) -> Path:
-    home = tmp_path / "web ui"
-    for name in ("modules", "extensions/other", "models/Lora"):
-        (home / name).mkdir(parents=True)
-    for name in ("webui.py", "modules/scripts.py", "models/Lora/mine.safetensors"):
-        (home / name).write_text("mine")
-    return home
-
-
-@pytest.fixture
-def comfyui(tmp_path: Path) -> Path:
-    home = tmp_path / "portable/ComfyUI"
-    for name in ("comfy", "custom_nodes"):
-        (home / name).mkdir(parents=True)
-    for name in ("main.py", "nodes.py"):
-        (home / name).write_text("")
-    return home
-
-
-@pytest.fixture
-def lora(tmp_path: Path) -> Path:
-    path = tmp_path / "scribble.safetensors"
-    save_file({f"{MODULE}.lora_down.weight": torch.ones(4, 320), f"{MODULE}.lora_up.weight": torch.ones(320, 4),
-               f"{MODULE}.alpha": torch.tensor(4.0)}, path)
-    path.with_suffix(".json").write_text("{}")
-    path.with_suffix(".png").write_bytes(b"picture")
-    return path
 
 
 def test_both_hosts_and_back(webui, comfyui, lora) -> None:
@@ -98,9 +61,10 @@ def test_wrong_places_are_one_line(webui, comfyui, lora, tmp_path) -> None:
     theirs = tmp_path / "theirs.safetensors"
     save_file({"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight": torch.ones(4, 320),
                "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.up.weight": torch.ones(320, 4)}, theirs)
-    miniature = tmp_path / "miniature.safetensors"
-    save_file({f"{MODULE}.lora_down.weight": torch.ones(4, 64), f"{MODULE}.lora_up.weight": torch.ones(64, 4)}, miniature,
-              metadata={"ss_base_model_version": "scribble_miniature"})
+    narrow = {f"{MODULE}.lora_down.weight": torch.ones(4, 64), f"{MODULE}.lora_up.weight": torch.ones(64, 4)}
+    earlier, other = tmp_path / "earlier.safetensors", tmp_path / "other.safetensors"
+    save_file(narrow, earlier, metadata={"ss_base_model_version": "scribble_miniature"})
+    save_file(narrow, other, metadata={"ss_base_model_version": "like_sd_v1"})
     before = tree(tmp_path)
     for arguments, said in (
         (("--webui", tmp_path / "no"), "there is no such folder"), (("--webui", tmp_path / "empty"), "has no webui.py"),
@@ -109,8 +73,9 @@ def test_wrong_places_are_one_line(webui, comfyui, lora, tmp_path) -> None:
         (("--webui", webui, "--lora", webui / "webui.py"), "webui.py"),
         (("--webui", webui, "--lora", "no.safetensors"), "no such file"),
         (("--webui", webui, "--lora", theirs), "python -m convert"),
-        (("--webui", webui, "--lora", miniature), "is a LoRA of scribble_miniature, not of Stable Diffusion 1.5"),
-        (("--webui", webui, "--lora", lora, "--uninstall"), "--lora"),
+        (("--webui", webui, "--lora", earlier), "an earlier miniature, which this project no longer has: train it again"),
+        (("--webui", webui, "--lora", other), "is a LoRA of like_sd_v1, not of Stable Diffusion 1.5's shapes"),
+        (("--webui", webui, "--lora", lora, "--uninstall"), "--lora"), (("--webui", webui, "--demo", "--uninstall"), "--demo"),
         (("--webui", webui, "--comfyui", tmp_path / "empty"), "has no main.py"),
     ):  # fmt: skip
         result = install(*arguments)
