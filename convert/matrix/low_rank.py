@@ -1,8 +1,7 @@
 """The best product of a given rank for a change of weights (Eckart–Young), and how far it is off.
 
-A product of small matrices is reduced through the Gram matrices of its factors, so that the whole matrix is never built.
-A whole matrix too large for an exact decomposition gets a randomised one (Halko, Martinsson, Tropp, arXiv 0909.4061,
-algorithms 4.4 and 5.1).
+A product of small matrices is reduced through the Gram matrices of its factors, so that the whole matrix is never built; a
+whole matrix through its own, which has at most 1280 rows in Stable Diffusion 1.5.
 """
 
 from __future__ import annotations
@@ -17,19 +16,13 @@ from ..errors import UsageError
 from .arrays import Array
 from .change import Change, Product
 
-EXACT = 400
-"""Rows or columns up to which a whole matrix is decomposed exactly."""
-
 MOST_RANK = 1280
-"""No layer that a LoRA patches has more rows, or fewer columns, than make sense of it."""
+"""The smaller side of the largest layers: no change has a higher rank."""
 
 NOISE = 1e-7
 """Singular values below the largest times this are rounding."""
 
 Double = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
-
-OVERSAMPLE, POWER = 16, 4
-"""Extra columns and power iterations of the randomised SVD: its error is then within a fraction of a percent of the best."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,8 @@ def reduced(change: Change, limit: Limit) -> Product:
     if change.shape[0] > change.shape[1]:
         turned = reduced(numpy.ascontiguousarray(change.T), limit)
         return Product(turned.down.T, turned.up.T)
-    u, s, total = _left_vectors(change, limit)
-    rank = limit.of(s, total)
+    u, s = _left_vectors(change)
+    rank = limit.of(s, norm(change) ** 2)
     root = numpy.sqrt(numpy.maximum(s[:rank], 1e-30)).astype(numpy.float32)
     return Product(u[:, :rank] * root, (u[:, :rank].T @ change) / root[:, None])
 
@@ -110,31 +103,10 @@ def _grams(change: Product) -> tuple[Double, Double]:
     return up.T @ up, down @ down.T
 
 
-def _left_vectors(matrix: Array, limit: Limit) -> tuple[Array, Array, float]:
-    """Left singular vectors and singular values in falling order, as many as `limit` may need, and the squared norm."""
-    total, smaller = norm(matrix) ** 2, min(matrix.shape)
-    rank = limit.rank if limit.rank is not None else 64
-    while smaller > EXACT and rank + OVERSAMPLE < smaller // 2:
-        basis = _range(matrix, rank + OVERSAMPLE)
-        u, s = _eigen(basis.T @ matrix)
-        if limit.rank is not None or limit.of(s, total) <= rank:
-            return basis @ u, s, total
-        rank *= 2
-    return *_eigen(matrix), total
-
-
-def _range(matrix: Array, columns: int) -> Array:
-    """An orthonormal basis (out, columns) that holds the first singular vectors all but exactly."""
-    draw = numpy.random.default_rng(0)  # the same file every time
-    basis, _ = numpy.linalg.qr(matrix @ draw.standard_normal((matrix.shape[1], columns), dtype=numpy.float32))
-    for _ in range(POWER):
-        other, _ = numpy.linalg.qr(matrix.T @ basis)
-        basis, _ = numpy.linalg.qr(matrix @ other)
-    return basis
-
-
-def _eigen(matrix: Array) -> tuple[Array, Array]:
-    """Left singular vectors and values from the eigenvectors of M Mᵀ: much faster than an SVD of a wide matrix."""
+def _left_vectors(matrix: Array) -> tuple[Array, Array]:
+    """All left singular vectors and, in falling order, singular values of a wide matrix, as the eigenvectors of M Mᵀ and the
+    roots of its eigenvalues: much faster than an SVD.
+    """
     wide = matrix.astype(numpy.float64)
     values, vectors = numpy.linalg.eigh(wide @ wide.T)
     s = numpy.sqrt(numpy.maximum(values[::-1], 0.0))

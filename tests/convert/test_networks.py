@@ -238,7 +238,7 @@ def test_extracting_finds_a_known_change_as_well_as_any_svd(tmp_path):
         key = f"model.diffusion_model.{module.ldm}.weight"
         moved = (tuned[key] - base[key]).flatten(1).double()
         best = torch.linalg.svdvals(moved)[8:].norm()
-        assert (_matrix(written, module) - moved).norm() <= 1.01 * best
+        assert (_matrix(written, module) - moved).norm() <= (1 + 1e-5) * best
 
 
 def test_the_commands_report_in_the_words_of_check(tmp_path, capsys):
@@ -323,13 +323,13 @@ def test_a_diffusers_folder_is_baked_whole_or_one_network_of_it(tmp_path):
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.95, 0.5])
-def test_the_randomised_svd_is_within_one_percent_of_the_best(decay):
+def test_a_whole_matrix_is_reduced_as_well_as_any_svd_does(decay):
     draw = numpy.random.default_rng(0)
     q1, q2 = (numpy.linalg.qr(draw.standard_normal((n, 450)))[0] for n in (500, 900))
     matrix = ((q1 * decay ** numpy.arange(450)) @ q2.T).astype(numpy.float32)
     s = numpy.linalg.svd(matrix.astype(numpy.float64), compute_uv=False)
     product = reduced(matrix, Limit(rank=16))
-    assert norm(matrix - product.matrix()) <= 1.01 * numpy.linalg.norm(s[16:]) + 1e-6
+    assert norm(matrix - product.matrix()) <= (1 + 1e-5) * numpy.linalg.norm(s[16:]) + 1e-6
 
 
 def test_a_damaged_network_is_refused_by_name(tmp_path):
