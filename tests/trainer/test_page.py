@@ -276,12 +276,15 @@ def test_a_stop_is_passed_on_and_the_same_command_goes_on_later(tmp_path, comman
     settle(queue, job, State.STOPPED)
     assert job.last_line() == "saved" and job.status() == 130
     gate.touch()
-    again = queue.again(job)
-    assert queue.find(job.id) is None and again.argv == job.argv
-    settle(queue, again, State.DONE)
+    other = put(queue, "quick", commands, "2", 0, out="b")
+    queue.again(job)
+    assert queue.jobs() == [other, job]  # it has lost its turn
+    settle(queue, job, State.DONE)
+    assert commands.read_text() == "<2<>"
     with pytest.raises(UsageError, match="can go on"):
-        queue.again(again)
-    queue.remove(again)
+        queue.again(job)
+    queue.remove(job)
+    queue.remove(other)
     assert queue.jobs() == []
 
 
@@ -320,17 +323,20 @@ def test_a_power_cut_is_told_from_an_end(tmp_path, commands) -> None:
     job = put(queue, "patient", commands, tmp_path / "gate", out="a")
     (job.folder / "started").touch()
     assert Queue(tmp_path / "queue").state(job) is State.BROKEN_OFF
-    settle(queue, queue.again(job), State.RUNNING)
-    queue.stop(queue.jobs()[0])
-    settle(queue, queue.jobs()[0], State.STOPPED)
+    queue.again(job)
+    settle(queue, job, State.RUNNING)
+    queue.stop(job)
+    settle(queue, job, State.STOPPED)
 
 
 def test_a_folder_that_is_no_job_is_told_once_and_left_alone(tmp_path) -> None:
     told: list[str] = []
     queue = Queue(tmp_path / "queue", told.append)
     (tmp_path / "queue/odd").mkdir()
-    (tmp_path / "queue/odd/job.json").write_text('{"kind": 3}')
-    assert queue.jobs() == queue.jobs() == [] and len(told) == 1 and "odd" in told[0]
+    damaged = tmp_path / f"queue/{1:020d}-abcd"
+    damaged.mkdir()
+    (damaged / "job.json").write_text('{"kind": 3}')
+    assert queue.jobs() == queue.jobs() == [] and len(told) == 1 and damaged.name in told[0]
     assert queue.find("../../etc") is None and queue.find(None) is None
 
 

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install -e '.[page]'")
 
-from trainer.page.commands import Places  # noqa: E402
+from convert.errors import UsageError  # noqa: E402
+from trainer.page.commands import Places, Wish  # noqa: E402
 from trainer.page.context import Context  # noqa: E402
 from trainer.page.folders import Folders  # noqa: E402
 from trainer.page.page import build  # noqa: E402
@@ -79,8 +81,17 @@ def test_a_tab_is_sent_only_what_changed(page, tmp_path) -> None:
 def test_presets_with_drawings_need_no_folder(page) -> None:
     step = RecipeStep(None, None, [], [])  # type: ignore[arg-type]
     assert step.wish("", "", "demo", "any", "x", "", 0, "").base == ""
-    with pytest.raises(Exception, match="no folder of pictures"):
+    assert step.wish("", "", "paper", "own.safetensors", "x", "", 0, "").base == "own.safetensors"
+    with pytest.raises(UsageError, match="no folder of pictures"):
         step.wish("", "", "style", "any", "x", "", 0, "")
+
+
+def test_a_page_that_is_opened_again_shows_what_the_last_training_was_given() -> None:
+    step = RecipeStep(None, None, [], ["--rank", "--flip"])  # type: ignore[arg-type]
+    wish = Wish(data="pictures", preset="character", name="x", sheets=0, options={"--flip": "no"})
+    shown = step.values(json.loads(json.dumps(asdict(wish))))
+    assert [shown[k] for k in (0, 2, 4, 6, 8, 9)] == ["pictures", "character", "x", 0, "", "no"]
+    assert step.values({})[-2:] == ["", ""]
 
 
 @pytest.fixture

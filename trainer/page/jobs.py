@@ -1,7 +1,8 @@
 """A command on disk: what it is, whether it waits, runs or has ended, and what it has said. A folder each.
 
 `job.json` is written once; the keeper (keeper.py) holds `.lock` while the command runs and writes `exit.json` at its end;
-`started` and `stop` are empty. So the state is what lies there, whoever looks, and whatever was killed.
+`turn.json` is there where it was put at the end of the queue again; `started` and `stop` are empty. So the state is what lies
+there, whoever looks, and whatever was killed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from convert.files import write_json
 from convert.files.json_file import read_object
 from trainer.runs.lock import lock
 
-JOB, EXIT, STARTED, STOP, LOG = "job.json", "exit.json", "started", "stop", "log.txt"
+JOB, EXIT, TURN, STARTED, STOP, LOG = "job.json", "exit.json", "turn.json", "started", "stop", "log.txt"
 STOPPED = 130
 TAIL = 16_384  # bytes of the log that are shown
 
@@ -57,10 +59,20 @@ class Job:
     """optimizer steps of a training, else 0"""
     per_step: int
     """pictures of an optimizer step"""
+    wish: Mapping[str, Any] = field(default_factory=dict)
+    """what the page's controls said"""
 
     @property
     def id(self) -> str:
         return self.folder.name
+
+    @property
+    def turn(self) -> int:
+        """When it was put into the queue, in nanoseconds since 1970."""
+        try:
+            return int(read_object(self.folder / TURN)["turn"])
+        except (FileNotFoundError, KeyError, TypeError, ValueError, JobError):
+            return int(self.id.partition("-")[0])
 
     @property
     def log(self) -> Path:
@@ -124,7 +136,7 @@ def read_job(folder: Path) -> Job:
     try:
         return Job(folder=folder, kind=str(fields["kind"]), name=str(fields["name"]), module=str(fields["module"]),
                    argv=tuple(map(str, fields["argv"])), out=Path(fields["out"]), run=Path(fields["run"]),
-                   total=int(fields["total"]), per_step=int(fields["per_step"]))
+                   total=int(fields["total"]), per_step=int(fields["per_step"]), wish=dict(fields.get("wish", {})))
     except (KeyError, TypeError, ValueError) as error:
         raise JobError(f"{folder / JOB}: is no job of this page ({error}): delete its folder") from error
 

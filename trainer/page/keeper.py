@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
     with _locked(folder):
         job = read_job(folder)
         status = keep([sys.executable, "-m", job.module, *job.argv], folder / STOP)
+        if status < 0 and not (folder / STOP).exists():
+            print(f"{job.module}: was ended by {_name(-status)}; the system does so where memory runs out", flush=True)
         write_json(folder / EXIT, {"status": status, "ended": time.time()})
     return max(status, 0)
 
@@ -52,6 +54,13 @@ def _ask(child: subprocess.Popen[bytes]) -> None:
         child.send_signal(signal.CTRL_BREAK_EVENT)
     else:
         child.send_signal(signal.SIGTERM)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from trainer.page import markup, step_pictures, step_recipe, step_result, step_train
@@ -23,7 +25,15 @@ def build(page: Context) -> gr.Blocks:
         pictures = step_pictures.build(page)
         recipe = step_recipe.build(page, pictures.folder, pictures.trigger)
         pictures.listen(recipe.preset, recipe.base)
-        train = step_train.build(page, recipe.wish, [pictures.folder, pictures.trigger, *recipe.controls])
+        controls = [pictures.folder, pictures.trigger, *recipe.controls]
+        train = step_train.build(page, recipe.wish, controls)
         step_result.build(page, train.timer)
         blocks.load(None, js=ANNOUNCE)
+        blocks.load(lambda: _last(page, recipe), None, controls, show_progress="hidden")
     return blocks
+
+
+def _last(page: Context, recipe: step_recipe.RecipeStep) -> list[Any]:
+    """What the last training was given, so that a page that is opened again, or was cut off, asks for nothing twice."""
+    wishes = [job.wish for job in page.queue.jobs() if job.wish]
+    return recipe.values(wishes[-1]) if wishes else [gr.skip()] * (2 + len(recipe.controls))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -15,11 +16,15 @@ from typing import Any
 
 from convert.errors import JobError, UsageError
 from convert.files import write_json
-from trainer.page.jobs import EXIT, GOES_ON, STARTED, STOP, STOPPED, UNDER_WAY, Job, State, read_job, write_job
+from trainer.page.jobs import EXIT, GOES_ON, STARTED, STOP, STOPPED, TURN, UNDER_WAY, Job, State, read_job, write_job
 from trainer.terminal import Say, say
 
 UNBUFFERED = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
 """The log appears as it is written, in UTF-8 on Windows too."""
+
+
+ID = re.compile(r"[0-9]{20}-[0-9a-f]{4}")
+"""A job's folder is called by its time in nanoseconds and four random digits."""
 
 
 class Queue:
@@ -44,14 +49,14 @@ class Queue:
     def jobs(self) -> list[Job]:
         """All of them, the first given first. A folder that cannot be read is told once and left alone."""
         found = []
-        for folder in sorted(path for path in self.folder.iterdir() if path.is_dir()):
+        for folder in (path for path in self.folder.iterdir() if ID.fullmatch(path.name)):
             try:
                 found.append(read_job(folder))
             except (JobError, OSError) as error:
                 if folder.name not in self._unread:
                     self._unread.add(folder.name)
                     self._tell(str(error))
-        return found
+        return sorted(found, key=lambda job: job.turn)
 
     def find(self, id: str | None) -> Job | None:
         """The job of that id, which comes from a browser: it is looked up, never made into a path."""
@@ -98,18 +103,16 @@ class Queue:
             else:
                 raise UsageError(f"{job.title}: {state.value}: there is nothing to stop")
 
-    def again(self, job: Job) -> Job:
+    def again(self, job: Job) -> None:
         """Put the same command at the end of the queue: it goes on from its last checkpoint."""
         with self._mutex:
             state = self.state(job)
             if state not in GOES_ON:
                 raise UsageError(f"{job.title}: {state.value}: only what was stopped, cut off or failed can go on")
-            for name in (EXIT, STOP, STARTED):
-                (job.folder / name).unlink(missing_ok=True)
             self._started.pop(job.id, None)
-            later = self.folder / f"{time.time_ns():020d}-{secrets.token_hex(2)}"
-            job.folder.rename(later)
-            return read_job(later)
+            write_json(job.folder / TURN, {"turn": time.time_ns()})
+            for name in (STOP, STARTED, EXIT):  # without the last it waits
+                (job.folder / name).unlink(missing_ok=True)
 
     def remove(self, job: Job) -> None:
         """Take a job off the list. Its run folder and files stay."""

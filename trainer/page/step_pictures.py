@@ -62,8 +62,9 @@ def build(page: Context) -> PicturesStep:
         for _ in range(SHOWN_AT_ONCE // ABREAST):
             with gr.Row():
                 for _ in range(ABREAST):
-                    rows += [gr.HTML(elem_classes=["thumb"], scale=1, min_width=110),
-                             gr.Textbox(lines=3, label="caption", scale=3, min_width=200)]  # fmt: skip
+                    with gr.Column(min_width=320), gr.Row():
+                        rows += [gr.HTML(elem_classes=["thumb"], scale=1, min_width=96),
+                                 gr.Textbox(lines=3, label="Caption", scale=3, min_width=180)]  # fmt: skip
         with gr.Row():
             back, save, on = gr.Button("Previous"), gr.Button("Save these captions", variant="primary"), gr.Button("Next")
     outputs = [said, table, state, gallery, where, *rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +41,17 @@ class RecipeStep:
              *values: str | None) -> Wish:  # fmt: skip
         """The controls' values as one record."""
         given = {flag: value or "" for flag, value in zip(self.flags, values, strict=True)}
-        mine = preset in WITHOUT_PICTURES and not folder.strip()
-        if not mine and not folder.strip():
+        if preset not in WITHOUT_PICTURES and not folder.strip():
             raise UsageError("no folder of pictures is given: choose one in step 1, or a preset that brings its own drawings")
-        return Wish(data=folder, trigger=trigger, preset=preset, base="" if mine else base, name=name, samples=samples,
-                    sheets=int(sheets or 0), prompts=prompts, options=given)
+        return Wish(data=folder, trigger=trigger, preset=preset, base="" if preset == DEMO else base, name=name,
+                    samples=samples, sheets=int(sheets or 0), prompts=prompts, options=given)
+
+    def values(self, wish: Mapping[str, Any]) -> list[Any]:
+        """What the controls show for a wish as it was stored, the folder and the trigger words first."""
+        given = wish.get("options", {})
+        names = ("data", "trigger", "preset", "base", "name", "samples", "sheets", "prompts")
+        return [*(wish[name] if wish.get(name) not in (None, "") else gr.skip() for name in names),
+                *(given.get(flag, "") for flag in self.flags)]
 
 
 def build(page: Context, folder: Any, trigger: Any) -> RecipeStep:
@@ -53,7 +60,7 @@ def build(page: Context, folder: Any, trigger: Any) -> RecipeStep:
                       info="a preset: every option below changes it")
     base = gr.Dropdown(BASES, value=DEFAULT_BASE, allow_custom_value=True, label="Base",
                        info="the Stable Diffusion 1.5 that is trained on: one of these, or the path of a checkpoint in a "
-                       "folder that you named; presets with drawings bring their own")
+                       "folder that you named; the demo has its own")
     with gr.Row():
         host = gr.Textbox(label="Folder of your web UI or ComfyUI", max_lines=1, scale=3,
                           info="its checkpoints of Stable Diffusion 1.5 are then offered under Base")

@@ -19,7 +19,7 @@ from trainer.page.jobs import Job
 def build(page: Context, timer: gr.Timer) -> None:
     gr.Markdown("## 4. Result")
     handlers = Handlers(page)
-    lora, said, seen = gr.Dropdown([], label="Finished LoRA"), answer(), gr.State([])
+    lora, said, seen = gr.Dropdown([], allow_custom_value=True, label="Finished LoRA"), answer(), gr.State([])
     picture = gr.HTML(elem_classes=["drawn"])
     place = gr.Textbox(label="Its file", interactive=False, max_lines=2)
     command = gr.Textbox(label="The command that does the same", interactive=False, lines=3, max_lines=8)
@@ -66,8 +66,8 @@ class Handlers:
         ids = [job.id for job in finished]
         if ids == seen:
             return gr.skip(), gr.skip()
-        chosen = id if id in ids else ids[0] if ids else None
-        return gr.update(choices=[(job.name, job.id) for job in finished], value=chosen), ids
+        kept = {} if id in ids else {"value": ids[0] if ids else None}
+        return gr.update(choices=[(job.name, job.id) for job in finished], **kept), ids
 
     def _show(self, id: str | None) -> tuple[Any, ...]:
         job = self._job(id)
@@ -88,19 +88,17 @@ class Handlers:
             raise UsageError("there is no prompt: say what to draw")
         out = self.page.places.work / "drawn" / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}.png"
         out.parent.mkdir(exist_ok=True)
-        argv = [str(job.out), f"--prompt={prompt}", f"--scales={scales.strip()}", f"--seeds={int(seeds)}", f"--out={out}"]
+        argv = [str(job.out), f"--prompt={prompt}", f"--scales={scales.strip()}", f"--seeds={int(seeds)}", f"--out={out}",
+                *_given(job, "--base", "--tokenizer")]  # fmt: skip
         return self._queue(job, "sample", "trainer.sample", argv, out)
 
     def _evaluate(self, id: str | None, take: bool) -> str:
         job = self._job(id)
         out = self.page.places.report(job.name)
         out.parent.mkdir(exist_ok=True)
-        argv = [str(job.out), f"--out={out}", *self._same_data(job), *["--write"] * take]
+        argv = [str(job.out), f"--out={out}", *_given(job, "--base", "--tokenizer", "--data", "--trigger", "--cache"),
+                *["--write"] * take]  # fmt: skip
         return self._queue(job, "evaluate", "trainer.evaluate", argv, out)
-
-    def _same_data(self, job: Job) -> list[str]:
-        """The LoRA names its base and data without their folders, since it is given away: here they are known."""
-        return [word for word in job.argv if word.startswith(("--data=", "--base=", "--tokenizer=", "--trigger="))]
 
     def _queue(self, job: Job, kind: str, module: str, argv: list[str], out: Any) -> str:
         self.page.queue.add(kind=kind, name=job.name, module=module, argv=argv, out=out, run=job.run, total=0, per_step=0)
@@ -120,3 +118,8 @@ class Handlers:
         if job is None:
             raise UsageError("no LoRA is chosen: train one first")
         return job
+
+
+def _given(job: Job, *flags: str) -> list[str]:
+    """What a training was given: its LoRA names base and data without their folders, since it is given away."""
+    return [word for word in job.argv if word.partition("=")[0] in flags]

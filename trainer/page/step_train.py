@@ -35,7 +35,8 @@ def build(page: Context, wish_of: Callable[..., Wish], inputs: list[Any]) -> Tra
         start = gr.Button("Start training", variant="primary")
         stop, again, remove = gr.Button("Stop"), gr.Button("Go on"), gr.Button("Take off the list")
     said = answer()
-    chosen = gr.Dropdown([], label="Training or other work", info="Stop, Go on and Take off the list mean this one")
+    chosen = gr.Dropdown([], allow_custom_value=True, label="Training or other work",
+                         info="Stop, Go on and Take off the list mean this one")
     bar = gr.HTML(elem_classes=["bar"])
     loss, sheet = gr.HTML(), gr.HTML(elem_classes=["drawn"])
     with gr.Accordion("What the command has printed", open=False):
@@ -50,25 +51,21 @@ def build(page: Context, wish_of: Callable[..., Wish], inputs: list[Any]) -> Tra
         job = start_training(page, wish_of(*values))
         return markup.good(f"{job.name}: is in the queue"), gr.update(choices=watcher.choices(), value=job.id)
 
-    def on_chosen(act: Callable[[Job], Job | None], words: str) -> Callable[..., Any]:
+    def on_chosen(act: Callable[[Job], None], words: str) -> Callable[..., Any]:
         @answering(2)
         def handler(id: str | None) -> tuple[Any, ...]:
             job = page.queue.find(id)
             if job is None:
                 raise UsageError("nothing is chosen: choose a training first")
-            after = act(job)
+            act(job)
             page.queue.tick()
-            id = after.id if after else watcher.newest()
-            return markup.good(f"{job.title}: {words}"), gr.update(choices=watcher.choices(), value=id)
+            kept = job.id if page.queue.find(job.id) else watcher.newest()
+            return markup.good(f"{job.title}: {words}"), gr.update(choices=watcher.choices(), value=kept)
 
         return handler
 
-    def stopped(job: Job) -> Job:
-        page.queue.stop(job)
-        return job
-
     start.click(begin, inputs, [said, chosen], concurrency_limit=1)
-    stop.click(on_chosen(stopped, "stops when its step is done and saved"), chosen, [said, chosen])
+    stop.click(on_chosen(page.queue.stop, "stops when its step is done and saved"), chosen, [said, chosen])
     again.click(on_chosen(page.queue.again, "goes on when its turn comes"), chosen, [said, chosen])
     remove.click(on_chosen(page.queue.remove, "is off the list; its files stay"), chosen, [said, chosen])
     timer.tick(watcher.look, [chosen, seen], views, show_progress="hidden")
@@ -83,7 +80,8 @@ class Watcher:
         self.page, self._metrics = page, MetricsFiles()
 
     def choices(self) -> list[tuple[str, str]]:
-        return [(f"{job.title}, given {_when(job)}", job.id) for job in reversed(self.page.queue.jobs())]
+        return [(f"{job.title}, {datetime.fromtimestamp(job.turn / 1e9):%d %b %H:%M:%S}", job.id)
+                for job in reversed(self.page.queue.jobs())]
 
     def newest(self) -> str | None:
         jobs = self.page.queue.jobs()
@@ -93,12 +91,13 @@ class Watcher:
     def look(self, id: str | None, seen: dict[str, Any]) -> tuple[Any, ...]:
         jobs = [(job, self.page.queue.state(job)) for job in self.page.queue.jobs()]
         choices = self.choices()
-        if id not in [job.id for job, _ in jobs]:
+        lost = id not in [job.id for job, _ in jobs]  # taken off the list, perhaps in another tab
+        if lost:
             id = self.newest()
         views: dict[str, Any] = {"table": markup.queue_table(jobs), "chosen": (id, choices)} | self._views(id, jobs)
         sent = {name: value for name, value in views.items() if seen.get(name) != value}
         if "chosen" in sent:
-            sent["chosen"] = gr.update(choices=choices, value=id)
+            sent["chosen"] = gr.update(choices=choices, **{"value": id} if lost else {})
         if "sheet" in sent:
             sent["sheet"] = markup.drawn(views["sheet"][0], "samples drawn on the way, a row a step")
         order = ("table", "chosen", "bar", "loss", "sheet", "log")
@@ -113,7 +112,3 @@ class Watcher:
         stamp = sheet.stat().st_mtime_ns if sheet and sheet.is_file() else 0
         return {"bar": markup.progress_bar(job, state, progress_of(job, lines)), "loss": curve(lines),
                 "sheet": (sheet if stamp else None, stamp), "log": job.said()}
-
-
-def _when(job: Job) -> str:
-    return f"{datetime.fromtimestamp(int(job.id.partition('-')[0]) / 1e9):%d %b %H:%M:%S}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from trainer.data import check_data, load_dataset
 from trainer.page.commands import Wish, recipe_of, sheet_arguments, training_arguments
 from trainer.page.context import Context
@@ -24,8 +26,9 @@ def start_training(page: Context, wish: Wish) -> Job:
     job.run.parent.mkdir(parents=True, exist_ok=True)
     argv += sheet_arguments(page.places, wish.name, total, wish.sheets, lines)
     argv.append(f"--cache={page.cache}")
-    added = page.queue.add(kind="train", name=page.places.out(wish.name).stem, module="trainer", argv=argv, out=job.out,
-                           run=job.run, total=total, per_step=recipe.batch * recipe.accumulation)  # fmt: skip
+    added = page.queue.add(
+        kind="train", name=page.places.out(wish.name).stem, module="trainer", argv=argv, out=job.out, run=job.run, total=total,
+        per_step=recipe.batch * recipe.accumulation, wish=asdict(wish))  # fmt: skip
     page.queue.tick()
     return added
 
