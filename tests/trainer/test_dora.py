@@ -15,6 +15,7 @@ import convert
 from convert.errors import JobError, UsageError
 from tests.trainer.test_text_encoder import base_of, narrow_text_encoder, token_ids
 from trainer.__main__ import main
+from trainer.kernels import Fused
 from trainer.lora import adapter, dora
 from trainer.lora.lora_file import read_lora
 from trainer.miniature.doodles import write_doodles
@@ -135,6 +136,8 @@ def test_it_starts_as_the_base_and_its_file_is_the_same_here(tmp_path: Path) -> 
         read_lora(out).attach(base)
         found = base.unet(x, 7, base.text_encoder(ids).last_hidden_state).sample
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        with Fused(unet):  # its kernels leave a DoRA's layers to themselves
+            torch.testing.assert_close(unet(x, 7, text(ids).last_hidden_state).sample, wanted, rtol=1e-4, atol=1e-5)
     scale = load_file(out)["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale"]
     module = unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
     assert torch.equal(scale, module.dora_scale.data) and scale.shape == (1, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from trainer.lora.lora_file import read_lora
 from trainer.miniature.doodles import write_doodles
 from trainer.recipe import TARGETS, Recipe
 from trainer.sample.sampler import Sampler
+from trainer.training import checkpoints
 from trainer.training.devices import choose
 from trainer.training.loop import backward, train
 from trainer.training.objective import TextEncoder, choose_objective
@@ -100,6 +102,28 @@ def test_it_learns_at_its_own_rate_until_its_share_of_the_steps(tmp_path: Path) 
     assert all(torch.equal(copies[1][name], copies[3][name]) for name in text)
     assert not all(torch.equal(copies[0][name], copies[1][name]) for name in text)
     assert not all(torch.equal(copies[1][name], copies[3][name]) for name in copies[0].keys() - set(text))
+
+
+@pytest.mark.parametrize("ended", ["stopped", "killed"])
+@pytest.mark.parametrize("optimizer", [
+    "adamw", pytest.param("prodigy", marks=pytest.mark.skipif(not find_spec("prodigyopt"), reason="needs prodigyopt"))])
+def test_it_resumes_to_the_bit(optimizer: str, ended: str, tmp_path: Path) -> None:
+    """Of a killed run the newest checkpoint is of step 2, of a stopped one of step 3."""
+    rate = {"adamw": 1e-2, "prodigy": 1.0}[optimizer]
+    recipe = replace(RECIPE, optimizer=optimizer, learning_rate=rate, text_encoder_rate=rate / 2 if rate < 1 else 0.0,
+                     text_encoder_until=0.8)
+    t, straight, _ = learning(tmp_path / "straight", recipe)
+    list(train(t, straight))
+    t, first, _ = learning(tmp_path / "cut", recipe)
+    for step in train(t, first, lambda: ended == "stopped" and first.step == 3):
+        if step.done == 3:
+            break
+    t, second, _ = learning(tmp_path / "cut", recipe)
+    assert checkpoints.restore(tmp_path / "cut" / "checkpoints", second, {}, pytest.fail)
+    assert second.step == (3 if ended == "stopped" else 2)
+    list(train(t, second))
+    for (name, mine), (_, theirs) in zip(straight.factors, second.factors, strict=True):
+        assert torch.equal(mine, theirs), name
 
 
 def test_a_caption_of_several_chunks_is_encoded_chunk_by_chunk() -> None:
