@@ -150,6 +150,11 @@ def quote(name: str) -> str:
     return shown if len(shown) <= 100 else f"{shown[:97]}..."
 
 
+def printable(text: str) -> str:
+    """`text` on one line of a terminal: control characters in it, from names of files, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def escape_what_a_console_lacks() -> None:
     """A console of cp1252 or ASCII shows `\\u65e5` for a character that it does not have, and the work goes on."""
     for stream in (sys.stdout, sys.stderr):
@@ -163,7 +168,7 @@ def exit_status(name: str, run: Callable[[], int], *, stopped: str = "stopped") 
     try:
         return run()
     except (JobError, UsageError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(f"{name}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)

@@ -144,14 +144,16 @@ def test_hugging_faces_splits_and_names_that_say_nothing(tmp_path: Path) -> None
 
 def test_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
-    for name in ("b.CR2", "c.cr2", "clip.mp4", "notes", "a.npz", "multidatabackend.json"):
+    for name in ("b.CR2", "c.cr2", "clip.mp4", "notes", "a.npz", "multidatabackend.json", "captions.parquet"):
         (tmp_path / name).write_bytes(b"{}")
+    (tmp_path / "a.txt").write_text("\n")
     for name in ("Thumbs.db", ".DS_Store", "@eaDir/SYNO.jpg", "__MACOSX/x.png", ".ipynb_checkpoints/a-checkpoint.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     table = told(load(tmp_path))
     for row in ("2 .cr2 (first b.CR2)", "1 .mp4 (first clip.mp4)", "1 files without a suffix (first notes)",
-                "1 .npz (first a.npz)",
+                "1 .npz (first a.npz)", "1 .txt without a caption (first a.txt)",
+                "1 .parquet (captions in it are not read: save them as metadata.csv or metadata.jsonl) (first captions.",
                 "1 .json without a picture of its name (first multidatabackend.json)",
                 "5 hidden or system files (first .DS_Store)"):
         assert row in table, row
@@ -335,6 +337,30 @@ def test_captions_that_are_not_used_are_said(tmp_path: Path) -> None:
     assert captions(data) == {"train/a.png": ("near",)}
     assert "1 entries of metadata.jsonl for pictures with a nearer caption (first metadata.jsonl)" in told(data)
     assert "1 .caption beside another caption of the picture (first train/a.caption)" in told(data)
+
+
+def test_what_regularisation_pictures_are_called_is_said(tmp_path: Path) -> None:
+    save(tmp_path / "instance_images" / "a.png")
+    save(tmp_path / "class_images" / "b.png")
+    assert "!   without a caption    1 (first class_images/b.png)" in told(load(tmp_path))
+    save(tmp_path / "class_images" / "1_dog" / "c.png", colour=(1, 2, 3))
+    assert "regularisation         2 (first class_images/1_dog/c.png), captioned for example 'dog'" in told(load(tmp_path))
+
+
+@pytest.mark.parametrize("caption, said", [
+    ("1girl, (red hair:1.2)", True), ("a cat <lora:cats:0.8>", True), ("a cat (sitting)", False), ("12:30 (Berlin)", False)])
+def test_weights_of_prompts_in_captions_are_said(tmp_path: Path, caption: str, said: bool) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(caption)
+    assert ("! prompt syntax          1 (first a.png)" in told(load(tmp_path))) == said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files there hold no control characters")
+def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    save(tmp_path / "a\x1b[2Jb\nc.png")
+    (tmp_path / "x\x07.pdf").write_text("")
+    table = told(load(tmp_path))
+    assert "a\\x1b[2Jb\\nc.png" in table and "x\\x07.pdf" in table and "\x1b" not in table
 
 
 def test_copies_are_said(tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def _read_own(picture: Path, file: Path, captions: Captions, unused: Unused, fol
     except JobError as error:
         captions.problems.append(str(error))
         return
-    if not captions.put(picture, texts, file.suffix.lower(), join=join) and file.suffix.lower() == ".json":
-        unused.add(".json without a caption", file.relative_to(folder).as_posix())
+    if not captions.put(picture, texts, file.suffix.lower(), join=join):
+        unused.add(f"{file.suffix.lower()} without a caption", file.relative_to(folder).as_posix())
 
 
 def with_trigger(trigger: str, caption: str) -> str:

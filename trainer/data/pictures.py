@@ -67,6 +67,12 @@ def load_pictures(recipe: Recipe, *, max_upscale: float = 1.0) -> Dataset:
     return dataset
 
 
+def _kind(file: Path) -> str:
+    if file.suffix.lower() == ".parquet":
+        return ".parquet (captions in it are not read: save them as metadata.csv or metadata.jsonl)"
+    return file.suffix.lower() or "files without a suffix"
+
+
 def _passed_over(unused: Unused) -> str:
     named = [f"{count} {kind}" for kind, (count, _) in unused.kinds.items()]
     return f"; not used: {', '.join(named)}" if named else ""
@@ -88,7 +94,7 @@ def _read(source: Source, recipe: Recipe, found: Found, *, several: bool) -> Non
     found.problems += captions.problems
     for file in found_roles.others:
         if file.suffix.lower() not in TEXT_SUFFIXES and file.name.lower() not in NAMES:
-            listing.unused.add(file.suffix.lower() or "files without a suffix", listing.name(file))
+            listing.unused.add(_kind(file), listing.name(file))
     for path in paths:
         place = place_of(path, source.folder, source, facts.numbers)
         if place.repeats == 0 or (place.reg and not recipe.reg):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from convert.errors import printable
 from trainer.data.buckets import enlargement, kept_area
 from trainer.data.captions import is_tags
 from trainer.data.folder import Unused
@@ -19,6 +21,8 @@ from trainer.recipe import Recipe
 CROPPED, MUCH = 0.02, 0.25
 """Share of a picture's area: less is not worth a word, more is likely to be a mistake."""
 MOST_NAMED = 6
+WEIGHTED = re.compile(r"\([^()]*:\s*\d*\.?\d+\)|<(lora|lyco|hypernet):[^<>]*>")
+"""How web UIs weigh words and name LoRAs in a prompt."""
 LABEL = 22  # characters
 
 
@@ -71,8 +75,7 @@ def rows(dataset: Dataset, facts: Facts, recipe: Recipe, max_upscale: float) -> 
     table = [Row("pictures", f"{len(own):,}{held_out}")]
     table += [Row("repeats", _repeats(dataset))] if any(p.repeats != 1 for p in own) or reg else []
     if reg:
-        table.append(Row("regularisation", f"{count([p.source for p in reg])}, as often as all the others together, at weight "
-                         f"{recipe.prior_weight:g}; --no-reg leaves them out, reg=no learns them as the others"))
+        table += _regularisation(reg, recipe)
     masked = [p.source for p in pictures if p.mask_path]
     through = [p.source for p in pictures if p.alpha_mask]
     table += [Row("masks", f"{count(masked)}: white learns, black does not")] if masked else []
@@ -92,6 +95,17 @@ def _repeats(dataset: Dataset) -> str:
              for (category, repeats), number in groups.most_common(MOST_NAMED)]
     more = f" and {len(groups) - MOST_NAMED} more" if len(groups) > MOST_NAMED else ""
     return f"{', '.join(named)}{more}: an epoch is {dataset.per_epoch:,} pictures"
+
+
+def _regularisation(reg: Sequence[Picture], recipe: Recipe) -> list[Row]:
+    example, bare = next((p.caption for p in reg if p.caption), ""), [p.source for p in reg if not p.caption]
+    shown = f", captioned for example {textwrap.shorten(example, 60, placeholder=' …')!r}" if example else ""
+    table = [Row("regularisation", f"{count([p.source for p in reg])}{shown}, as often as all the others together, at weight "
+                 f"{recipe.prior_weight:g}; --no-reg leaves them out, reg=no learns them as the others")]
+    if bare:
+        table.append(Row("  without a caption", f"{count(bare)}: learnt with the empty caption, which keeps little of what the "
+                         "base knows: name their folder after their class, as 1_dog", True))
+    return table
 
 
 def _captions(facts: Facts, own: Sequence[Picture]) -> list[Row]:
@@ -117,6 +131,9 @@ def _captions(facts: Facts, own: Sequence[Picture]) -> list[Row]:
         kind = "tags" if is_tags(example.caption) else "text"
         shown = textwrap.shorten(example.caption, 120, placeholder=" …")
         table.append(Row("  for example", f"{example.source}: {shown!r} ({kind})"))
+    if weighted := [p.source for p in own if any(WEIGHTED.search(text) for text in p.captions)]:
+        table.append(Row("prompt syntax", f"{count(weighted)}: '(word:1.2)' or '<lora:...>' in a caption is learnt as text, "
+                         "not as a weight", True))
     if facts.orders:
         table.append(Row("tags", f"in up to {facts.orders} orders a picture, drawn before training"))
     if facts.guessed_trigger:
@@ -174,7 +191,7 @@ def format_table(table: Iterable[Row], columns: int = 0) -> str:
         before = row.label
         mark = "!" if row.attention else " "
         indent = " " * (label + 3)
-        wrapped = textwrap.wrap(row.text, width, initial_indent=f"{mark} {head:<{label}} ", subsequent_indent=indent,
+        wrapped = textwrap.wrap(printable(row.text), width, initial_indent=f"{mark} {head:<{label}} ", subsequent_indent=indent,
                              break_long_words=True, break_on_hyphens=False)  # fmt: skip
         lines += wrapped or [f"{mark} {head}"]
     return "\n".join(lines)
