@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from convert.miniature import OUT_BIAS
 from convert.sd15 import modules
 
 CHECKOUT = os.environ.get("COMFYUI_CHECKOUT")
@@ -201,6 +202,24 @@ def test_the_hook_applies_every_module_at_the_scale_of_its_keyframe(
             torch.testing.assert_close(merged(comfy, unet, patches, key), weight, rtol=1e-5, atol=1e-5)
     stock = hook_patches(comfy, unet, comfy.hooks.create_hook_lora(spelled(form, factors), 0.75, 0.75))
     assert len(stock) == (128 if form == "kohya" else 0)
+
+
+def test_the_miniature_is_known_by_its_weights_in_the_loader_and_the_hook(
+    pack, comfy, hooks, unet, factors, loras, caplog
+) -> None:  # fmt: skip
+    save_file(spelled("kohya", factors), loras / "theirs.safetensors", NARROW)
+    save_file(spelled("kohya", factors), loras / "ours.safetensors", {**NARROW, "scribble_base": "miniature"})
+    layer = unet.model.diffusion_model.out[2]
+    before = layer.bias.detach().clone()
+    for bias, told in ((before, "ours.safetensors: was trained on"), (OUT_BIAS, "theirs.safetensors: was not trained on")):
+        layer.bias.data.copy_(torch.as_tensor(bias))
+        for name in ("ours.safetensors", "theirs.safetensors"):
+            caplog.clear()
+            pack.NODE_CLASS_MAPPINGS["ScribbleLoraLoader"]().apply(unet, name, 0.5)
+            hook_patches(comfy, unet, pack.NODE_CLASS_MAPPINGS["ScribbleLoraHook"]().create(name, 0.5)[0])
+            lines = [record.getMessage() for record in caplog.records if "Scribble LoRA" in record.getMessage()]
+            assert len(lines) == (2 if told.startswith(name) else 0) and all(told in line for line in lines)
+    layer.bias.data.copy_(before)
 
 
 def test_hooks_are_chained_and_a_wrong_model_stops_the_sampling(pack, comfy, hooks, unet, factors, loras, part) -> None:
