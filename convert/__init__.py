@@ -6,6 +6,9 @@ Conversion:
     for a bad file; `set_metadata(path, mapping)` rewrites a header in place;
     `what_is_lacking(lora, form)` is None if `lora` can be written in that form, else the `FormLacks` that writing raises.
 
+    What a user should know of a file is a `Note` of `text` and `advice`, in `Lora.notes`, `Report.notes` and the audit's;
+    `str(note)` is one line for a command line, and a host shows `text`.
+
 Errors (`convert.errors`): everything raised is a `JobError` or a `UsageError`; `str(error)` is one line for a command
 line. Those about a file are `FileError`s with `path`, `problem` (to be read after the file's name) and `advice` (for a
 command line; a host puts its own in its place). By what a host decides:
@@ -49,10 +52,11 @@ from .errors import (
 )
 from .lora import Lora, LoraModule
 from .read import read
+from .words import Note
 from .write import what_is_lacking
 
 __all__ = [
     "BadCard", "Damaged", "DoesNotFit", "FileError", "FormLacks", "JobError", "Lora", "LoraModule", "NotALora",
-    "NotFinite", "NotSafetensors", "Report", "UnknownKeys", "UsageError", "WrongBase", "WrongHash", "check",
+    "NotFinite", "NotSafetensors", "Note", "Report", "UnknownKeys", "UsageError", "WrongBase", "WrongHash", "check",
     "convert_bytes", "convert_file", "read", "set_metadata", "what_is_lacking",
 ]  # fmt: skip
