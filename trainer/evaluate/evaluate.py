@@ -27,6 +27,7 @@ from trainer.evaluate.measure import Measure
 from trainer.evaluate.recommend import recommend
 from trainer.evaluate.report import category_means, write_report
 from trainer.evaluate.settings import DINO, NONE, Settings
+from trainer.evaluate.small_judge import find_judge
 from trainer.evaluate.subjects import HELD_OUT, Plan, make_plan
 from trainer.lora.lora_file import LoraFile
 from trainer.recipe import Recipe
@@ -102,8 +103,9 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _judges(settings: Settings, base: Base, device: torch.device) -> Judges:
-    clip = Judge(settings.clip, "--clip", device, say)
-    image_clip = clip if settings.image_clip == settings.clip else Judge(settings.image_clip, "--image-clip", device, say)
+    clip = image_clip = find_judge(settings.clip, "--clip", device, say, base.family)
+    if settings.image_clip != settings.clip:
+        image_clip = find_judge(settings.image_clip, "--image-clip", device, say, base.family)
     if settings.dino == NONE:
         small = base.family == SCRIBBLE_MINIATURE
         return Judges(clip, image_clip, None, "the miniature has no second judge" if small else "--dino none")

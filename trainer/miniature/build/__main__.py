@@ -1,7 +1,8 @@
 """Build the miniature Stable Diffusion: `python -m trainer.miniature.build STAGE [STAGE ...] --work DIR`.
 
-Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`, `decoder`, `ship`; `sheet`
-draws what the saved state draws. The long ones save their state every ten minutes and on SIGTERM; the same command goes on.
+Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`, `decoder`, `ship`; and
+`judge`. `sheet` draws what the saved state draws; `judged` prints how often the judge in DIR is right. The long ones save their
+state every ten minutes and on SIGTERM; the same command goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the stages' files")
     parser.add_argument("--mirror", type=Path, help="folder for a second copy of the long stages' states")
     parser.add_argument("--icons", type=Path, help="icons: folder with the icon packages, one folder each")
-    parser.add_argument("--drawings", type=Path, help="icons, drawings: folder of QuickDraw's <word>.npy files")
+    parser.add_argument("--drawings", type=Path, help="icons, drawings, judge, judged: folder of QuickDraw's <word>.npy files")
     parser.add_argument("--vae-steps", type=int, default=2500, help="default: %(default)s")
     parser.add_argument("--decoder-steps", type=int, default=3000, help="default: %(default)s")
     parser.add_argument("--words", choices=("some", "all"), default="some",
@@ -36,6 +37,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="unet: pictures a step (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=6e-4, help="unet: learning rate (default: %(default)s)")
     parser.add_argument("--decay", type=int, default=0, help="unet: last steps, in which the rate falls to zero")
+    parser.add_argument("--judge-steps", type=int, default=2200, help="default: %(default)s")
+    parser.add_argument("--without", default="", metavar="SET", help="judge: leave out an icon set, and judge that one")
     options = parser.parse_args()
     import torch
 
@@ -110,6 +113,20 @@ def _ship(options: argparse.Namespace) -> None:
     ship(options.work, _tokens(options)[1])
 
 
+def _judge(options: argparse.Namespace) -> bool:
+    from trainer.miniature.build.judge import train_judge
+
+    return train_judge(_read_icons(options), options.drawings, options.work, options.judge_steps, options.without)
+
+
+def _judged(options: argparse.Namespace) -> None:
+    from trainer.miniature.build.icons import STYLES
+    from trainer.miniature.build.judge import check_judge
+    from trainer.miniature.judge import read_judge
+
+    check_judge(read_judge(options.work / "judge.safetensors"), _read_icons(options), options.drawings, list(STYLES))
+
+
 def _read_icons(options: argparse.Namespace) -> Icons:
     from trainer.miniature.build.icons import Icons
 
@@ -127,7 +144,7 @@ def _tokens(options: argparse.Namespace) -> tuple[Any, list[int]]:
 
 STAGES: dict[str, Callable[[argparse.Namespace], bool | None]] = {
     "icons": _icons, "drawings": _drawings, "vae": _vae, "latents": _latents, "unet": _unet,
-    "decoder": _decoder, "sheet": _sheet, "ship": _ship,
+    "decoder": _decoder, "sheet": _sheet, "ship": _ship, "judge": _judge, "judged": _judged,
 }
 
 

@@ -49,7 +49,13 @@ class Icons:
 
     def of(self, words: set[str]) -> Icons:
         """The icons of `words` alone."""
-        keep = np.array([word in words for word in self.words])
+        return self._kept(np.array([word in words for word in self.words]))
+
+    def without(self, name: str) -> Icons:
+        """The icons of all sets but `name`."""
+        return self._kept(self.sets != name)
+
+    def _kept(self, keep: np.ndarray) -> Icons:
         return Icons(rgba=self.rgba[keep], words=self.words[keep], sets=self.sets[keep])
 
 

@@ -1,0 +1,184 @@
+"""The miniature's judge: a small CLIP of its own words, and the one file that holds it.
+
+Image tower: a residual network on pictures of 32 x 32 pixels, about what a QuickDraw bitmap shows. Text
+tower: the sum of a vector for each word that it knows. Both end in unit features (N, 128). The file has matrices as int8 with a
+float32 scale for each output row, all else in float32; its header names the words and the licences.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convert.errors import JobError
+from convert.files import write_bytes
+from convert.stream import Output, write_container
+from convert.tensors import Tensor as Bytes
+
+JUDGE = Path(__file__).parent / "weights" / "judge.safetensors"
+SIDE = 32
+"""Pixels of what the image tower sees; pictures of any size are brought to it."""
+STEM, STAGES, FEATURES = 32, ((64, 1), (128, 2), (256, 1)), 128
+"""Channels of the first layer, of each stage, with its residual blocks, and of the features."""
+SILENT = frozenset(("a", "an", "the", "of", "on", "in", "with", "and", "background", "picture", "hand", "drawn", "one", "two",
+                    "three", "four", "five"))
+"""Words that mean nothing to the judge, and that it does not report as unknown."""
+
+ALSO = {"doodle": "scribble", "sketch": "scribble"}
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = _conv(width, width), _conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(F.relu(self.first(x))))
+
+
+def _conv(before: int, width: int, size: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, width, size, stride, size // 2, bias=False), nn.BatchNorm2d(width))
+
+
+class ImageTower(nn.Sequential):
+    """float32 (N, 3, 32, 32) in [-1, 1] -> (N, 128), not yet of length 1."""
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = [_conv(3, STEM, 5, 2), nn.ReLU()]
+        before = STEM
+        for width, blocks in STAGES:
+            layers += [_conv(before, width, 3, 2), nn.ReLU(), *(Residual(width) for _ in range(blocks))]
+            before = width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, FEATURES))
+
+
+class TextTower(nn.Module):
+    """Counts of words, float32 (N, words) -> (N, 128), not yet of length 1."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.randn(words, FEATURES) * FEATURES**-0.5)
+
+    def forward(self, counts: Tensor) -> Tensor:
+        return counts @ self.vectors
+
+
+class SmallClip(nn.Module):
+    """Both towers and the words they know: QuickDraw's, the styles', and grounds as `green background`."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__()
+        self.words = tuple(words)
+        self.places = {word.lower(): place for place, word in enumerate(self.words)}
+        self.longest = max(len(_parts(word)) for word in self.words)
+        self.image, self.text = ImageTower(), TextTower(len(self.words))
+
+    def images(self, x: Tensor) -> Tensor:
+        """Unit features (N, 128) of float32 (N, 3, 32, 32) in [-1, 1]."""
+        return F.normalize(self.image(x), dim=-1)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit features (N, 128). Words that it does not know count for nothing; a text of no others is that of all words."""
+        counts = torch.zeros(len(texts), len(self.words))
+        for row, text in enumerate(texts):
+            counts[row, self.read(text).places or slice(None)] = 1
+        return F.normalize(self.text(counts), dim=-1)
+
+    def read(self, text: str) -> Reading:
+        """Which of the judge's words `text` has, the longest first ("hot dog" is no dog), plurals too."""
+        parts, places, unknown, at = _parts(text), [], [], 0
+        while at < len(parts):
+            for length in range(min(self.longest, len(parts) - at), 0, -1):
+                place = self._place(" ".join(parts[at : at + length]))
+                if place is not None:
+                    places.append(place)
+                    break
+            else:
+                length = 1
+                if parts[at] not in SILENT:
+                    unknown.append(parts[at])
+            at += length
+        return Reading(places, unknown)
+
+    def _place(self, phrase: str) -> int | None:
+        phrase = ALSO.get(phrase, phrase)
+        singular = (phrase, phrase.removesuffix("s"), phrase.removesuffix("es"))
+        return next((self.places[form] for form in singular if form in self.places), None)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The places of a text's words among the judge's, and the words it does not know."""
+
+    places: list[int]
+    unknown: list[str]
+
+
+def _parts(text: str) -> list[str]:
+    return re.findall(r"[a-z-]+", text.lower())
+
+
+def prepare(pictures: Sequence[np.ndarray]) -> Tensor:
+    """uint8 (H, W, 3) each, of any size -> float32 (N, 3, 32, 32) in [-1, 1]."""
+    parts = []
+    for picture in pictures:
+        x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        parts.append(F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False))
+    return torch.cat(parts)
+
+
+def write_judge(path: Path, state: Mapping[str, Tensor], words: Sequence[str], metadata: Mapping[str, str]) -> None:
+    """Write a `SmallClip`'s state dict; equal input makes an equal file."""
+    outputs = []
+    for name, tensor in state.items():
+        if name.endswith("num_batches_tracked"):  # only training reads it
+            continue
+        value = tensor.detach().float()
+        if value.ndim > 1:
+            scale = (value.flatten(1).abs().amax(1) / 127).clamp(min=1e-12)
+            outputs.append(_output(f"{name}.scale", scale))
+            value = (value / _rows(scale, value)).round().to(torch.int8)
+        outputs.append(_output(name, value))
+    buffer = io.BytesIO()
+    write_container(buffer, outputs, {**metadata, "words": json.dumps(list(words))}, hashes={})
+    write_bytes(path, buffer.getvalue())
+
+
+def _output(name: str, tensor: Tensor) -> Output:
+    kind, shape = {torch.int8: "I8", torch.float32: "F32"}[tensor.dtype], tuple(tensor.shape)
+    return Output(name, Bytes(kind, shape, tensor.nbytes, data=tensor.contiguous().numpy().tobytes()), shape, kind)
+
+
+def _rows(scale: Tensor, like: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (like.ndim - 1))
+
+
+def read_judge(path: Path = JUDGE) -> SmallClip:
+    """The judge in `path`, for use. JobError, one line, if there is no such file or it is not a whole judge."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = path.read_bytes()
+        packed = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        model = SmallClip(json.loads(header["__metadata__"]["words"]))
+        state = {name: packed[name].float() * _rows(packed[f"{name}.scale"], packed[name])
+                 if f"{name}.scale" in packed else packed[name] for name in packed if not name.endswith(".scale")}
+        expected = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+        if set(state) != expected:
+            raise ValueError(f"tensors are missing or unknown, first {sorted(set(state) ^ expected)[0]}")
+        model.load_state_dict(state, strict=False)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise JobError(f"{path}: is not the miniature's judge, or it is damaged ({line}); install the program again") from error
+    return model.eval().requires_grad_(False)
