@@ -115,10 +115,11 @@ HUB = """
 import sys, torch
 from convert.errors import JobError, UsageError
 from trainer.evaluate.judge import Judge
-try:
-    print(Judge(sys.argv[1], "--clip", torch.device("cpu"), print).identity)
-except (JobError, UsageError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+for name in sys.argv[1:]:
+    try:
+        print(Judge(name, "--clip", torch.device("cpu"), print).identity)
+    except (JobError, UsageError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 """
 
 
@@ -128,13 +129,10 @@ def test_the_hub_s_cache_is_enough_and_without_it_there_is_one_line(clip: Path, 
     shutil.copytree(clip, model / "snapshots" / "c0ffee")
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("c0ffee")
-
-    def load(name: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", HUB, name], cwd=Path(__file__).parents[2], capture_output=True, text=True,
-                              env=os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"})
-
-    assert load("someone/a-clip").stdout == "c0ffee\n"
-    failed = load("someone/another")
-    assert failed.stderr.startswith("JobError: --clip someone/another: cannot be had from the hub (") and failed.stdout == ""
+    command = [sys.executable, "-c", HUB, "someone/a-clip", "someone/another"]
+    failed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True,
+                            env=os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert failed.stdout == "c0ffee\n"
+    assert failed.stderr.startswith("JobError: --clip someone/another: cannot be had from the hub (")
     assert failed.stderr.endswith("go online, or give a folder of a CLIP in transformers form\n")
     assert failed.stderr.count("\n") == 1

@@ -86,6 +86,10 @@ class Forked:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    @property
+    def ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def wait(self) -> tuple[int, str]:
         """Exit status (negative: the signal that ended it) and output."""
         _, status = os.waitpid(self.pid, 0)
@@ -93,7 +97,7 @@ class Forked:
 
     def wait_for(self, path: Path) -> None:
         """Until `path` exists, or the process has ended."""
-        while not path.exists() and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while not path.exists() and not self.ended:
             time.sleep(0.002)
 
 

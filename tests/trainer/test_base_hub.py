@@ -17,16 +17,19 @@ import pytest
 
 COMMIT = "c0ffee" + "0" * 34
 NAME = "someone/a-model"
-LOAD = """
-import sys, torch
+FETCH = """
+import sys
 from convert.errors import JobError, UsageError
-from trainer.base.load import load_base
+from trainer.base.load import fetch, load_base
 from trainer.recipe import Recipe
 try:
-    base = load_base(Recipe(base=sys.argv[1]), dtype=torch.float32, say=lambda line: print("said", line))
+    print("fetched", *fetch(sys.argv[1], half=False, say=lambda line: print("said", line)))
 except (JobError, UsageError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
-print("loaded", base.family, base.identity)
+if "load" in sys.argv:
+    import torch
+    base = load_base(Recipe(base=sys.argv[1]), dtype=torch.float32, say=lambda line: print("said", line))
+    print("loaded", base.family, base.identity)
 """
 
 
@@ -89,48 +92,50 @@ def hub(repository: Path) -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def load(name: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def fetch(name: str, cache: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the hub's client reads its environment when it is imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     root = str(Path(__file__).parents[2])
-    return subprocess.run([sys.executable, "-c", LOAD, name], capture_output=True, text=True, cwd=root, timeout=300,
+    return subprocess.run([sys.executable, "-c", FETCH, name, *more], capture_output=True, text=True, cwd=root, timeout=300,
                           env=kept | {"HF_HOME": str(cache), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | environment)
 
 
 def test_only_what_is_needed_is_fetched_and_only_once(hub, repository, tmp_path) -> None:
     address, fetched = hub
-    first = load(NAME, tmp_path, HF_ENDPOINT=address)
+    first = fetch(NAME, tmp_path, HF_ENDPOINT=address)
     assert first.returncode == 0, first.stderr
-    assert "said someone/a-model: downloading" in first.stdout and "loaded scribble_miniature" in first.stdout
+    assert first.stdout.startswith("said someone/a-model: downloading")
     wanted = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
               "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "text_encoder/model.safetensors",
               "scheduler/scheduler_config.json"}  # fmt: skip
     assert {name for name in fetched if not name.startswith("tokenizer/")} == wanted
-    again = load(NAME, tmp_path, HF_HUB_OFFLINE="1")
+    again = fetch(NAME, tmp_path, "load", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
-    assert again.stdout == first.stdout.splitlines(keepends=True)[-1]
-    unreachable = load(NAME, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert unreachable.stdout == again.stdout
+    fetched_line, loaded = again.stdout.splitlines()
+    assert fetched_line == first.stdout.splitlines()[-1]
+    assert loaded == f"loaded scribble_miniature {fetched_line.split()[-1]}"
+    unreachable = fetch(NAME, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert unreachable.stdout == f"{fetched_line}\n"
 
 
 def test_a_revision_is_another_entry_of_the_cache(hub, tmp_path) -> None:
     address, fetched = hub
-    assert load(f"{NAME}@v2", tmp_path, HF_ENDPOINT=address).returncode == 0 and fetched
-    assert load(f"{NAME}@v2", tmp_path, HF_HUB_OFFLINE="1").returncode == 0
-    assert load(NAME, tmp_path, HF_HUB_OFFLINE="1").returncode == 1, "main was never fetched"
-    wrong = load(f"{NAME}@v3", tmp_path, HF_ENDPOINT=address)
+    assert fetch(f"{NAME}@v2", tmp_path, HF_ENDPOINT=address).returncode == 0 and fetched
+    assert fetch(f"{NAME}@v2", tmp_path, HF_HUB_OFFLINE="1").returncode == 0
+    assert fetch(NAME, tmp_path, HF_HUB_OFFLINE="1").returncode == 1, "main was never fetched"
+    wrong = fetch(f"{NAME}@v3", tmp_path, HF_ENDPOINT=address)
     assert wrong.stderr.startswith(f"UsageError: --base {NAME}@v3: the hub's {NAME} has no branch, tag or commit 'v3'")
 
 
 def test_a_name_that_the_hub_does_not_have(hub, tmp_path) -> None:
-    result = load("someone/else", tmp_path, HF_ENDPOINT=hub[0])
+    result = fetch("someone/else", tmp_path, HF_ENDPOINT=hub[0])
     assert result.returncode == 1 and result.stderr.startswith("UsageError: --base someone/else: is neither a file")
     assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("environment", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
 def test_a_hub_that_cannot_be_reached(tmp_path, environment) -> None:
-    result = load("stable-diffusion-v1-5/stable-diffusion-v1-5", tmp_path, **environment)
+    result = fetch("stable-diffusion-v1-5/stable-diffusion-v1-5", tmp_path, **environment)
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert result.stderr.startswith("JobError: --base stable-diffusion-v1-5/stable-diffusion-v1-5: cannot be had")

@@ -237,21 +237,27 @@ def _from_folder(recipe: Recipe, folder: Path, identity: str, dtype: torch.dtype
 def _from_hub(recipe: Recipe, dtype: torch.dtype, say: Say) -> Base:
     import torch
 
-    half = dtype != torch.float32
+    folder, identity = fetch(recipe.base, half=dtype != torch.float32, say=say)
+    with quiet():
+        return _from_folder(recipe, folder, identity, dtype, say)
 
+
+def fetch(name: str, *, half: bool, say: Say) -> tuple[Path, str]:
+    """The folder of the hub's model `name` and its identity: from the hub's cache, or downloaded into it.
+
+    half: its fp16 weights, if it has them. Raises as `load_base`.
+    """
     def choose(names: list[str]) -> list[str]:
-        return diffusers_folder.needed(recipe.base, names, half=half)
+        return diffusers_folder.needed(name, names, half=half)
 
     try:
-        folder, commit = hub.download(recipe.base, choose, say)
+        folder, commit = hub.download(name, choose, say)
     except JobError as error:
         raise JobError(f"--base {error}; go online, or give --base a .safetensors file or diffusers folder of Stable "
                        "Diffusion 1.5 on this machine") from error
     except UsageError as error:
         raise UsageError(f"--base {error}") from error
-    identity = hashlib.sha256(f"{recipe.base}@{commit}, half {half}".encode()).hexdigest()
-    with quiet():
-        return _from_folder(recipe, folder, identity, dtype, say)
+    return folder, hashlib.sha256(f"{name}@{commit}, half {half}".encode()).hexdigest()
 
 
 def _family(unet: Config, name: str, say: Say) -> str:
