@@ -7,12 +7,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from convert.errors import JobError, UsageError
 from convert.files import json_file
 from trainer.presets import DEMO, PAPER, PRESETS, preset_for, settled, told
-from trainer.recipe import Recipe, flag, home
+from trainer.recipe import Fields, Recipe, flag, home
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 EXAMPLES = """examples:
   python -m trainer --demo                                            the embedded miniature, minutes on a CPU
@@ -85,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
                    "doodles; no network, no GPU (default --out demo/scribble.safetensors, --run demo/run)")
     p.add_argument("--recipe", type=Path, metavar="FILE", help="repeat a run: a recipe.json or a LoRA made by this program; "
                    "other flags change it")
-    group: Any = p
+    group: argparse._ActionsContainer = p
     for f in dataclasses.fields(Recipe):
         group = p.add_argument_group(GROUPS[f.name]) if f.name in GROUPS else group
         add_field(group, f)
@@ -93,13 +96,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def add_fields(group: Any, settings: Any) -> None:
+def add_fields(group: argparse._ActionsContainer, settings: type[DataclassInstance]) -> None:
     """A flag for every field of a dataclass made with `recipe.option`; None where the user does not give it."""
     for f in dataclasses.fields(settings):
         add_field(group, f)
 
 
-def add_field(group: Any, f: dataclasses.Field) -> None:
+def add_field(group: argparse._ActionsContainer, f: dataclasses.Field) -> None:
     """The flag of one field, unless it is hidden."""
     if f.metadata["hidden"]:
         return
@@ -116,7 +119,7 @@ def add_field(group: Any, f: dataclasses.Field) -> None:
         group.add_argument(flag(f.name), type=kind, default=None, help=help, metavar=choices or METAVARS[kind])
 
 
-def place_options(group: Any) -> None:
+def place_options(group: argparse._ActionsContainer) -> None:
     """Where a command computes and keeps things."""
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
     group.add_argument("--cache", type=Path, default=CACHE, metavar="DIR",
@@ -181,14 +184,14 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     out = options["out"]
     if out is None and not (options["dry_run"] or options["contact_sheet"]):
         raise UsageError("--out is missing: name the LoRA to write, for example --out scribble.safetensors")
-    job: dict[str, Any] = {f.name: home(str(value)) if isinstance(value := options[f.name], Path) else value
-                           for f in dataclasses.fields(Job) if f.name in options}
+    job: Fields = {f.name: home(str(value)) if isinstance(value := options[f.name], Path) else value
+                   for f in dataclasses.fields(Job) if f.name in options}
     out = job["out"]
     job |= {"run": job["run"] or Path("runs") / (out.stem if out else "scribble"), "note": note}
     return Recipe(**values), Job(**job)
 
 
-def given_fields(options: dict[str, Any]) -> dict[str, Any]:
+def given_fields(options: Fields) -> Fields:
     """The recipe's fields that a command line gives, as `Recipe` has them."""
     given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options.get(f.name) is not None}
     if "base" in given:
@@ -199,7 +202,7 @@ def given_fields(options: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _values(options: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _values(options: Fields, given: Fields) -> tuple[Fields, str]:
     """The recipe's fields and a line about their preset, for who named none: `given` over --recipe or a preset."""
     if options["demo"] and options["preset"] not in (None, DEMO):
         raise UsageError(f"--demo and --preset {options['preset']}: give one of them")
@@ -223,7 +226,7 @@ def _bare(path: str) -> str:
     return bare if bare and not bare.endswith(":") else path
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> Fields:
     """The recipe's fields from a run's recipe.json or a LoRA's metadata. JobError where there are none."""
     try:
         if path.suffix == ".safetensors":

@@ -14,16 +14,14 @@ element, so a rate that suits a narrow network is wrong for SD1.5.
 
 from __future__ import annotations
 
-from typing import Any
-
-from trainer.recipe import LENGTH, MINIATURE, Recipe, home
+from trainer.recipe import LENGTH, MINIATURE, Fields, Recipe, home
 
 PAPER, DEMO, STYLE = "paper", "demo", "style"
 MADE_OF_DRAWINGS = ("quickdraw", "doodles")
-_POPULAR: dict[str, Any] = dict(rank=16, alpha=8.0, learning_rate=5e-4, lr_schedule="cosine_with_restarts", lr_cycles=3,
+_POPULAR: Fields = dict(rank=16, alpha=8.0, learning_rate=5e-4, lr_schedule="cosine_with_restarts", lr_cycles=3,
                                 warmup_share=0.05, min_snr_gamma=5.0, batch=3, accumulation=1, samples=3000)  # fmt: skip
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Fields] = {
     STYLE:       _POPULAR | dict(caption_dropout=0.1),
     "character": _POPULAR | dict(text_encoder=True, text_encoder_rate=1e-4, flip=False),
     PAPER:       {},
@@ -43,7 +41,7 @@ def preset_for(data: str) -> str:
     return PAPER if drawings else STYLE
 
 
-def settled(preset: str, given: dict[str, Any]) -> dict[str, Any]:
+def settled(preset: str, given: Fields) -> Fields:
     """The recipe's fields: those `given` by the user over those of `preset`."""
     values = dict(PRESETS[preset])
     if "data" in given:
@@ -57,7 +55,7 @@ def settled(preset: str, given: dict[str, Any]) -> dict[str, Any]:
     return values | given
 
 
-def told(preset: str, values: dict[str, Any]) -> str:
+def told(preset: str, values: Fields) -> str:
     """One line for who named no preset."""
     recipe = Recipe(**values)
     others = ", ".join(name for name in PRESETS if name not in (preset, DEMO))

@@ -13,9 +13,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from convert.errors import UsageError
+from convert.files.json_file import Json
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MINIATURE = "miniature"
@@ -30,6 +31,11 @@ LENGTH = ("steps", "epochs", "samples")
 """Fields that each decide how long a run is. A run goes on if they change: nothing of what it has learnt does."""
 LEAST_PASSES = 10
 """over the pictures where `samples` decides: a large folder would else be seen too seldom"""
+T = TypeVar("T")
+Fields = dict[str, Any]
+"""Some of a recipe's fields, by name, for `Recipe` to check."""
+Stored = dict[str, Json]
+"""A recipe's stored form: fields as JSON values."""
 _ATTENTION, _FEED_FORWARD = r".*\.attn[12]\.to_(q|k|v|out\.0)", r".*\.ff\.net\.(0\.proj|2)"
 _TRANSFORMERS = rf"{_ATTENTION}|{_FEED_FORWARD}|.*\.proj_(in|out)"
 _RESNETS = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj)|.*\.(down|up)samplers\.0\.conv"
@@ -44,8 +50,8 @@ TARGETS: dict[str, str] = {
 }
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "", later: bool = False,
-           hidden: bool = False, rest: str = "") -> Any:  # fmt: skip
+def option(default: T, help: str, *, choices: tuple[str, ...] = (), metavar: str = "", later: bool = False,
+           hidden: bool = False, rest: str = "") -> T:  # fmt: skip
     """A field of the recipe that is also a flag of the command line.
 
     later: added after recipes were first stored; left out of the stored form at its default, so that older runs resume
@@ -243,23 +249,23 @@ class Recipe:
         """Optimizer steps of warm-up in a run of `total`."""
         return self.warmup or round(self.warmup_share * total)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Stored:
         """The stored form, JSON values: fields that were added later are left out at their defaults."""
         fields = {f.name: f for f in dataclasses.fields(self)}
         return {name: value for name, value in self.values().items()
                 if not (fields[name].metadata["later"] and getattr(self, name) == fields[name].default)}
 
-    def published(self) -> dict[str, Any]:
+    def published(self) -> Stored:
         """The stored form for files that are given away: paths are shortened to their last name."""
         stored = self.as_dict()
         for name in ("base", "tokenizer", "vae", "data", "init"):
             if name in stored:
-                stored[name] = _last_name(stored[name])
+                stored[name] = _last_name(str(stored[name]))
         if self.more_data:
             stored["more_data"] = [_last_name(text) for text in self.more_data]
         return stored
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> Stored:
         """Every field, JSON values."""
         return {f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
                 for f in dataclasses.fields(self)}
@@ -273,7 +279,7 @@ def _last_name(text: str) -> str:
     return (re.split(r"[/\\]", path.rstrip("/\\"))[-1] if local else path) + comma + settings
 
 
-def apart_from_length(stored: Mapping[str, Any]) -> dict[str, Any]:
+def apart_from_length(stored: Mapping[str, Json]) -> Stored:
     """A recipe's stored form without what decides how long the run is."""
     return {name: value for name, value in stored.items() if name not in LENGTH}
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
 
 from convert.errors import JobError, UsageError
 from trainer import plan
@@ -20,6 +19,7 @@ from trainer.lora.lora_file import read_lora, start_from
 from trainer.recipe import MINIATURE, Recipe, home
 from trainer.runs.loss_curve import draw_curve
 from trainer.runs.outputs import OutputClaim, claim, is_sound_png, outputs
+from trainer.runs.record import Record
 from trainer.runs.run_folder import RunFolder, identity_of
 from trainer.sample.during_run import choose_actions
 from trainer.sample.preview import sampler_for, write_preview
@@ -96,12 +96,12 @@ def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | No
 
 
 def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Compute, processes: Processes,
-                     tell: Say, identity: Mapping[str, Any]) -> tuple[Training, State]:  # fmt: skip
+                     tell: Say, identity: Record) -> tuple[Training, State]:  # fmt: skip
     """Encode, attach the LoRA, choose the micro-batch, restore the newest checkpoint."""
-    encode: dict[str, Any] = {"recipe": recipe, "device": compute.device, "cache": job.cache, "say": tell}
+    encode = partial(encode_dataset, base=base, recipe=recipe, device=compute.device, cache=job.cache, say=tell)
     with processes.main_first():
-        encoded = encode_dataset(dataset.train, base, **encode)
-        held_out = encode_dataset(dataset.held_out, base, **encode) if dataset.held_out else None
+        encoded = encode(dataset.train)
+        held_out = encode(dataset.held_out) if dataset.held_out else None
     if not (recipe.text_encoder or processes.main and (job.sample_every or job.preview)):
         base.release_encoders()
     factors = adapter.attach(base.unet, recipe)

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ..errors import JobError
 
@@ -129,7 +128,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, obj: Any) -> None:
+def write_json(path: Path, obj: object) -> None:
     """Write `obj` to `path` as indented JSON with a final newline, whole or not at all."""
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import FileError, quote
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+"""What JSON can hold."""
 
 LIMIT = 16 << 20
 """Bytes; no JSON file that this project reads comes near."""

@@ -30,7 +30,7 @@ def write_base(folder: Path) -> Path:
                   down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
                   ).save_pretrained(folder / "vae")  # fmt: skip
     CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=16, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder / "text_encoder")
     DDPMScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")

@@ -36,10 +36,12 @@ from trainer.training.state import State, Training, prepare
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def make_unet(width: int = 8, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+def make_unet(width: int = 8, dtype: torch.dtype = torch.float32, levels: int = 4) -> UNet2DConditionModel:
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=16, block_out_channels=(width,) * 4, norm_num_groups=2, cross_attention_dim=12,
-                                attention_head_dim=2)
+    down, up = ["CrossAttnDownBlock2D"] * (levels - 1), ["CrossAttnUpBlock2D"] * (levels - 1)
+    unet = UNet2DConditionModel(sample_size=16, block_out_channels=(width,) * levels, norm_num_groups=2, attention_head_dim=2,
+                                cross_attention_dim=12, down_block_types=(*down, "DownBlock2D"),
+                                up_block_types=("UpBlock2D", *up))  # fmt: skip
     return unet.eval().requires_grad_(False).to(dtype)
 
 
@@ -354,7 +356,7 @@ def test_a_first_launch_that_fails_is_the_last(error: Exception, falls_back: boo
 def test_compiled_blocks_agree(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """dynamo and autograd's ahead-of-time graphs, without a C++ compiler: what would break here breaks on a GPU."""
     torch._dynamo.reset()
-    unet = make_unet(48, dtype)
+    unet = make_unet(48, dtype, levels=2)
     factors = learnt(unet, Recipe(rank=2))
     compile = torch.compile
     monkeypatch.setattr(compiling, "missing", lambda device: "")
@@ -366,7 +368,7 @@ def test_compiled_blocks_agree(dtype: torch.dtype, tmp_path: Path, monkeypatch: 
         torch._dynamo.utils.counters.clear()
         mine, mine_gradients = loss_and_gradients(compiled, factors)
     assert len(said) == 1 and said[0].startswith("compiling")
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] in range(1, 30)  # of 38 blocks: one for all of a kind
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] in range(1, 15)  # of 18 blocks: one for all of a kind
     assert not torch._dynamo.utils.counters["graph_break"]
     assert mine == pytest.approx(loss, rel=1e-2)
     assert (mine_gradients - gradients).norm() < 0.05 * gradients.norm()
@@ -390,7 +392,9 @@ def test_four_processes_train_what_one_trains_and_send_one_buffer_a_step(tmp_pat
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Steps of 4, 4 and 2 pictures: in the last one two processes have none. One process alone is asked to stop after two."""
     monkeypatch.setenv("STOP_AT", "2")
-    torch.multiprocessing.spawn(_one_of_four, args=(4, str(tmp_path)), nprocs=4)
+    # forked processes need no imports; CUDA would not work in them
+    method = "spawn" if torch.cuda.is_available() or os.name == "nt" else "fork"
+    torch.multiprocessing.start_processes(_one_of_four, args=(4, str(tmp_path)), nprocs=4, start_method=method)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
     done = results[0]["done"]
     assert {(r["done"], r["stopped"]) for r in results} == {(4, True)} and done == 4

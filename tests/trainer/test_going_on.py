@@ -25,10 +25,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def common(tmp_path_factory: pytest.TempPathFactory, random_miniature: Path) -> list[str]:
+def common(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> list[str]:
     folder = tmp_path_factory.mktemp("common")
     write_doodles(folder / "drawings", per_category=8, seed=1)
-    return ["--base", str(random_miniature), "--data", str(folder / "drawings"), "--categories", "apple,star", "--per-category",
+    return ["--base", str(small_base), "--data", str(folder / "drawings"), "--categories", "apple,star", "--per-category",
             "4", "--batch", "4", "--accumulation", "1", "--learning-rate", "1e-2", "--device", "cpu", "--no-preview",
             "--cache", str(folder / "cache")]
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
 import convert
+from tests.trainer.small_run import Forked
 from trainer.__main__ import main
 from trainer.data.made_up import doodles_folder
 from trainer.miniature.doodles import write_doodles
@@ -40,20 +42,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, random_miniature: Path, drawings: Path, cache: Path) -> list[str]:
-    return ["--out", str(tmp_path / "s.safetensors"), "--run", str(tmp_path / "run"), "--base", str(random_miniature),
+def arguments(tmp_path: Path, small_base: Path, drawings: Path, cache: Path) -> list[str]:
+    return ["--out", str(tmp_path / "s.safetensors"), "--run", str(tmp_path / "run"), "--base", str(small_base),
             "--data", str(drawings), "--categories", "apple,star", "--per-category", "6", "--batch", "4", "--accumulation", "1",
             "--learning-rate", "1e-2", "--steps", "6", "--checkpoint-every", "2", "--cache", str(cache), "--device", "cpu"]
-
-
-@pytest.fixture
-def narrow_base(tmp_path: Path, random_miniature: Path) -> Path:
-    """SD1.5's blocks at other widths: what the miniature is to who does not know it."""
-    folder = tmp_path / "narrow"
-    shutil.copytree(random_miniature, folder)
-    config = folder / "unet/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 8}))
-    return folder
 
 
 def hash_of(path: Path) -> str:
@@ -62,6 +54,7 @@ def hash_of(path: Path) -> str:
 
 def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_path: Path, random_miniature: Path,
                                                       capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    arguments = [*arguments, "--base", str(random_miniature)]
     assert main(arguments) == 0
     lora = convert.read(tmp_path / "s.safetensors")
     assert (len(lora.modules), lora.rank, lora.base) == (128, 4, "scribble_miniature")
@@ -108,7 +101,7 @@ def spawn(arguments: list[str], **environment: str) -> subprocess.Popen:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is a POSIX signal")
-def test_killed_and_run_again_is_the_same_file(arguments: list[str], tmp_path: Path) -> None:
+def test_killed_and_run_again_is_the_same_file(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     long = [*arguments, "--steps", "14", "--checkpoint-every", "2", "--no-preview"]
     process = spawn(long)
     deadline = time.monotonic() + 120
@@ -118,12 +111,8 @@ def test_killed_and_run_again_is_the_same_file(arguments: list[str], tmp_path: P
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "s.safetensors").exists()
-    again = spawn(long)
-    said, _ = again.communicate(timeout=200)
-    assert again.returncode == 0 and "going on after step" in said, said
-    straight = spawn([*long, "--out", str(tmp_path / "t.safetensors"), "--run", str(tmp_path / "run2")])
-    said, _ = straight.communicate(timeout=200)
-    assert straight.returncode == 0, said
+    assert main(long) == 0 and "going on after step" in capsys.readouterr().out
+    assert main([*long, "--out", str(tmp_path / "t.safetensors"), "--run", str(tmp_path / "run2")]) == 0
     assert hash_of(tmp_path / "s.safetensors") == hash_of(tmp_path / "t.safetensors")
 
 
@@ -131,16 +120,21 @@ def test_killed_and_run_again_is_the_same_file(arguments: list[str], tmp_path: P
 def test_two_processes_train_what_one_trains(arguments: list[str], tmp_path: Path) -> None:
     """As torchrun and, on GPUs, accelerate launch start them; accelerate on a CPU would want MPI for a second one."""
     arguments = [*arguments, "--no-preview"]
-    one = spawn([*arguments, "--run", str(tmp_path / "one"), "--out", str(tmp_path / "one.safetensors")])
-    assert one.wait(timeout=200) == 0, one.stdout and one.stdout.read()
+    assert main([*arguments, "--run", str(tmp_path / "one"), "--out", str(tmp_path / "one.safetensors")]) == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     arguments = [*arguments, "--run", str(tmp_path / "two"), "--out", str(tmp_path / "two.safetensors")]
-    two = [spawn(arguments, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-           for rank in "01"]
-    said = [process.communicate(timeout=300)[0] for process in two]
-    assert [process.returncode for process in two] == [0, 0], said
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    def launched(rank: str, argv: list[str]) -> int:
+        os.environ.update(common, RANK=rank, LOCAL_RANK=rank)
+        PartialState._reset_state()  # of this process's own, if an earlier test made one
+        return main(argv)
+
+    two = [Forked(partial(launched, rank), arguments, tmp_path / f"log{rank}") for rank in "01"]
+    ended, said = zip(*(process.wait() for process in two), strict=True)
+    assert ended == (0, 0), said
     assert "2 at once" in said[0] and "at once" not in said[1], said  # each computes half of 4, the first one speaks
     losses = []
     for run in ("one", "two"):
@@ -244,10 +238,8 @@ def test_numbers_that_are_lost_end_the_run_before_anything_is_saved(arguments: l
     assert not (tmp_path / "run/checkpoints").exists() and not (tmp_path / "s.safetensors").exists()
 
 
-def test_a_base_of_other_widths_and_a_convolution_come_out_too(arguments: list[str], tmp_path: Path, narrow_base: Path) -> None:
-    there = arguments.index("--base") + 1
-    narrow = [*arguments[:there], str(narrow_base), *arguments[there + 1 :], "--steps", "2", "--no-preview"]
-    assert main([*narrow, "--targets", r".*(conv1|attn2\.to_q)"]) == 0
+def test_a_base_of_other_widths_and_a_convolution_come_out_too(arguments: list[str], tmp_path: Path) -> None:
+    assert main([*arguments, "--steps", "2", "--no-preview", "--targets", r".*(conv1|attn2\.to_q)"]) == 0
     lora = convert.read(tmp_path / "s.safetensors")
     assert lora.base == "like_sd_v1" and any(name.endswith("conv1") for name in lora.modules)
 

@@ -205,9 +205,9 @@ def test_targets_by_name_are_kohyas() -> None:
                       "decoder-cross-attention": 36}
 
 
-def test_the_whole_program_trains_it_resumes_and_draws_with_it(tmp_path: Path, random_miniature: Path) -> None:
+def test_the_whole_program_trains_it_resumes_and_draws_with_it(tmp_path: Path, small_base: Path) -> None:
     write_doodles(tmp_path / "drawings", per_category=8, seed=1)
-    common = ["--base", str(random_miniature), "--data", str(tmp_path / "drawings"), "--categories", "apple,star",
+    common = ["--base", str(small_base), "--data", str(tmp_path / "drawings"), "--categories", "apple,star",
               "--per-category", "5", "--batch", "4", "--accumulation", "1", "--learning-rate", "1e-2", "--device", "cpu",
               "--checkpoint-every", "2", "--cache", str(tmp_path / "cache"),
               "--text-encoder", "--clip-skip", "2", "--targets", "locon"]
@@ -219,11 +219,11 @@ def test_the_whole_program_trains_it_resumes_and_draws_with_it(tmp_path: Path, r
 
     out = trained("a", 4)
     lora = convert.read(out)
-    assert len(lora.in_scope("text_encoder")) == 6  # of the miniature's two layers one is skipped
+    assert len(lora.in_scope("text_encoder")) == 6  # of the base's two layers one is skipped
     assert lora.metadata["ss_clip_skip"] == "2" and lora.metadata["ss_text_encoder_lr"] == "0.01"
     assert "Clip skip to 2" in out.with_suffix(".json").read_text()
     compute = choose("cpu")
-    base = load_base(Recipe(base=str(random_miniature), clip_skip=2), dtype=torch.float32, say=print)
+    base = load_base(Recipe(base=str(small_base), clip_skip=2), dtype=torch.float32, say=print)
     read_lora(out).attach(base)
     sampler = Sampler(base, compute, steps=2)
     alone = [sampler(["a scribble of apple"], [1], scale=scale) for scale in (0.0, 1.0)]
@@ -235,7 +235,7 @@ def test_the_whole_program_trains_it_resumes_and_draws_with_it(tmp_path: Path, r
     examples = [Drawing(bitmap=bytes(range(256)) * 3 + bytes(16), category="apple", caption="a scribble of apple", source="a")]
     sizes = {"side": 64, "seed": 0, "noises": 2, "batch": 2}
     with_lora = HeldOutLoss(base, compute, **sizes)(examples, [0.0, 1.0], cache=tmp_path / "cache", say=print)
-    plain = load_base(Recipe(base=str(random_miniature), clip_skip=2), dtype=torch.float32, say=print)
+    plain = load_base(Recipe(base=str(small_base), clip_skip=2), dtype=torch.float32, say=print)
     adapter.attach(plain.unet, Recipe())  # its up factors are zero
     without = HeldOutLoss(plain, compute, **sizes)(examples, [1.0], cache=tmp_path / "cache", say=print)
     assert with_lora[0, 0] == pytest.approx(without[0, 0], rel=1e-5)

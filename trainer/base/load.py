@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base import diffusers_folder, hub, prediction, single_file
-from trainer.base.models import Config, Scheduler, Tokenizer, UNet
+from trainer.base.models import VAE, Config, Scheduler, TextEncoder, Tokenizer, UNet
 from trainer.base.sd15 import (
     NARROW_TEXT_CONFIG,
     NARROW_UNET_CONFIG,
@@ -55,9 +55,9 @@ class Base:
     """`sd_v1`, `like_sd_v1` (its block layout at another width) or `scribble_miniature`"""
     unet: UNet
     """diffusers' UNet2DConditionModel, in the dtype asked for"""
-    vae: Any
+    vae: VAE
     """diffusers' AutoencoderKL in float32; None once released"""
-    text_encoder: Any
+    text_encoder: TextEncoder
     """transformers' CLIPTextModel in float32; None once released"""
     tokenizer: Tokenizer
     """transformers' CLIPTokenizer, `model_max_length` at most 77 and the text encoder's positions"""
@@ -90,7 +90,7 @@ class Base:
         """Drop the VAE and the text encoder from memory; the `EncodedSet` holds what they computed."""
         import torch
 
-        self.vae = self.text_encoder = None
+        self.vae = self.text_encoder = None  # type: ignore[assignment]
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

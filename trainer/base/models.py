@@ -24,6 +24,8 @@ class Model(Protocol):
 
     def eval(self) -> Self: ...
 
+    def requires_grad_(self, requires_grad: bool = ...) -> Self: ...
+
     def to(self, *where: torch.device | torch.dtype | str, memory_format: torch.memory_format = ...) -> Self: ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
@@ -74,12 +76,46 @@ class UNet(Network, Predictor, Protocol):
     def set_adapters(self, adapter_names: Sequence[str], weights: Sequence[float]) -> None: ...
 
 
+class VAEConfig(Protocol):
+    """Of diffusers' AutoencoderKL."""
+
+    block_out_channels: Sequence[int]
+    latent_channels: int
+    scaling_factor: float
+
+
+class Gaussian(Protocol):
+    """A posterior of pictures."""
+
+    mean: Tensor
+    """(B, 4, h, w)"""
+    std: Tensor
+
+    def sample(self) -> Tensor: ...
+
+
+class Encoding(Protocol):
+    latent_dist: Gaussian
+
+
+class VAE(Model, Protocol):
+    """diffusers' AutoencoderKL."""
+
+    @property
+    def config(self) -> VAEConfig: ...
+
+    def encode(self, x: Tensor) -> Encoding: ...
+
+    def decode(self, z: Tensor, return_dict: bool) -> tuple[Tensor, ...]: ...
+
+
 class TextConfig(Protocol):
     """Of transformers' CLIPTextModel."""
 
     hidden_size: int
     num_hidden_layers: int
     vocab_size: int
+    max_position_embeddings: int
 
 
 class TextOutput(Protocol):
@@ -91,8 +127,14 @@ class TextOutput(Protocol):
     """of every layer, if asked for"""
 
 
+class TextLayers(Protocol):
+    layers: torch.nn.ModuleList
+
+
 class TextEncoder(Network, Protocol):
     """transformers' CLIPTextModel."""
+
+    encoder: TextLayers
 
     @property
     def config(self) -> TextConfig: ...

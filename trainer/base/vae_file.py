@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
-from trainer.base.sd15 import VAE, VAE_CONFIG
+from trainer.base import sd15
+from trainer.base.models import VAE
+from trainer.base.sd15 import VAE_CONFIG
 
 if TYPE_CHECKING:  # a file is judged without torch
     import torch
@@ -24,7 +26,7 @@ def check_vae(path: Path) -> None:
         found = "is another kind of file" if path.exists() else "there is no such file"
         raise UsageError(f"--vae {path}: {found}; {WANTED}")
     tensors = open_container(path).tensors
-    shapes = {name.removeprefix(VAE): tensor.shape for name, tensor in tensors.items()}
+    shapes = {name.removeprefix(sd15.VAE): tensor.shape for name, tensor in tensors.items()}
     quant = shapes.get("post_quant_conv.weight")
     if quant is None or "decoder.conv_in.weight" not in shapes:
         raise UsageError(f"--vae {path}: is not a VAE; {WANTED}")
@@ -32,7 +34,7 @@ def check_vae(path: Path) -> None:
         raise UsageError(f"--vae {path}: has {quant[0]} latent channels; {WANTED}, which has 4")
 
 
-def load_vae(path: Path) -> Any:
+def load_vae(path: Path) -> VAE:
     """diffusers' AutoencoderKL in float32 on the CPU.
 
     Raises:
@@ -43,20 +45,21 @@ def load_vae(path: Path) -> Any:
     from safetensors.torch import load_file
 
     check_vae(path)
-    tensors = {name.removeprefix(VAE): tensor.float() for name, tensor in load_file(path).items()}
+    tensors = {name.removeprefix(sd15.VAE): tensor.float() for name, tensor in load_file(path).items()}
     ldm = "encoder.down.0.block.0.conv1.weight" in tensors
     first = "encoder.down.{}.block.0.conv1.weight" if ldm else "encoder.down_blocks.{}.resnets.0.conv1.weight"
     try:
         config = VAE_CONFIG | {"block_out_channels": [tensors[first.format(level)].shape[0] for level in range(4)]}
         vae = AutoencoderKL.from_config(config)
-        named = convert_ldm_vae_checkpoint({VAE + name: tensor for name, tensor in tensors.items()}, config) if ldm else {
+        named = convert_ldm_vae_checkpoint({sd15.VAE + name: tensor for name, tensor in tensors.items()}, config) if ldm else {
             _today(name): tensor for name, tensor in tensors.items()}
         wanted = vae.state_dict()
         vae.load_state_dict({name: _shaped(named[name], tensor) for name, tensor in wanted.items()})
     except (KeyError, RuntimeError) as error:
         reason = f"lacks {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise JobError(f"--vae {path}: {reason}: {WANTED}; get the file again") from error
-    return vae
+    loaded: VAE = vae
+    return loaded
 
 
 def _today(name: str) -> str:

@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from convert.errors import UsageError
 from trainer.cli import CACHE, Parser
@@ -53,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
     sizes = _numbers(options.micro_batch)
     from trainer.benchmark.report import as_text, measure
 
-    result: dict[str, Any] = measure(options, sizes, say=lambda text: print(text, file=sys.stderr, flush=True))
+    result = measure(options, sizes, say=lambda text: print(text, file=sys.stderr, flush=True))
     print(json.dumps(result, indent=2) if options.json else as_text(result))
     return 0
 

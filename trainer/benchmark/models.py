@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 
-from trainer.base.models import Config, Scheduler, TextEncoder, UNet
+from trainer.base.models import VAE, Config, Model, Scheduler, TextEncoder, UNet
 from trainer.base.sd15 import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG
 from trainer.lora import adapter
 from trainer.recipe import Recipe
+
+M = TypeVar("M", bound=Model)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ SIZES = {"sd15": Size(1, 32, 512), "quarter": Size(4, 16, 128), "tiny": Size(10,
 
 @dataclass
 class Encoders:
-    vae: Any
+    vae: VAE
     text_encoder: TextEncoder
 
 
@@ -57,7 +59,7 @@ def build_encoders(size: Size, device: torch.device, dtype: torch.dtype) -> Enco
     return Encoders(_frozen(vae, dtype), _frozen(text_encoder, dtype))
 
 
-def _frozen(model: Any, dtype: torch.dtype) -> Any:
+def _frozen(model: M, dtype: torch.dtype) -> M:
     for parameter in model.parameters():  # `to` would warn of modules that some other models keep in float32
         parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False)

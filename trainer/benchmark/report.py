@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ Say = Callable[[str], None]
 Found = dict[str, Any]
 
 
-def measure(options: Any, micro_batches: list[int], say: Say) -> Found:
+def measure(options: Namespace, micro_batches: list[int], say: Say) -> Found:
     """Run what `options` (the command line's) ask for. JobError where memory does not suffice for any micro-batch."""
     if options.threads:
         torch.set_num_threads(options.threads)

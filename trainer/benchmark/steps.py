@@ -7,13 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from trainer.base.models import UNet
+from trainer.base.models import VAE, UNet
 from trainer.benchmark.models import Encoders, scheduler
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.encoding.formats import storage_dtype
@@ -92,7 +91,7 @@ def plain_steps(unet: UNet, encoders: Encoders, recipe: Recipe, compute: Compute
     return {"plain": partial(step, False), "plain_cached": partial(step, True)}
 
 
-def encoding(vae: Any, compute: Compute, resolution: int, say: Callable[[str], None]) -> tuple[Step, int]:
+def encoding(vae: VAE, compute: Compute, resolution: int, say: Callable[[str], None]) -> tuple[Step, int]:
     """trainer/encoding's work on one batch of pictures and their mirror images; and how many VAE inputs these are."""
     posterior = Posterior(SimpleNamespace(vae=vae), compute.device, resolution, views=2, say=say)  # type: ignore[arg-type]
     pictures = np.random.default_rng(0).integers(0, 256, (posterior.batch, resolution, resolution, 3), dtype=np.uint8)

@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from convert.errors import JobError
+from convert.files.json_file import Json
 from trainer.data.folder import plain
 from trainer.data.texts import MOST_TABLE, read_json, read_text
 
@@ -42,7 +42,7 @@ def read_metadata(file: Path) -> list[Line]:
     return list(_json_object(file))
 
 
-def captions_of(entry: Any) -> tuple[str, ...]:
+def captions_of(entry: Json) -> tuple[str, ...]:
     """The captions in a JSON value: a text, a list of texts, or an object of `TEXT_KEYS` and `TAG_KEYS`; () if there are none.
 
     With both a caption and tags the tags follow the caption after a comma, as kohya's sd-scripts joins them.
@@ -50,10 +50,11 @@ def captions_of(entry: Any) -> tuple[str, ...]:
     if isinstance(entry, str):
         return (entry,)
     if isinstance(entry, list):
-        return tuple(entry) if all(isinstance(text, str) for text in entry) else ()
+        texts = tuple(text for text in entry if isinstance(text, str))
+        return texts if len(texts) == len(entry) else ()
     if not isinstance(entry, dict):
         return ()
-    lowered = {str(key).lower(): value for key, value in entry.items()}
+    lowered = {key.lower(): value for key, value in entry.items()}
     texts = next((found for key in TEXT_KEYS if (found := captions_of(lowered.get(key)))), ())
     tags = next((_tags(lowered[key], key) for key in TAG_KEYS if key in lowered), "")
     if not tags:
@@ -61,7 +62,7 @@ def captions_of(entry: Any) -> tuple[str, ...]:
     return tuple(f"{text}, {tags}" if text.strip() else tags for text in texts or ("",))
 
 
-def _tags(value: Any, key: str) -> str:
+def _tags(value: Json, key: str) -> str:
     if isinstance(value, dict):  # a tagger's scores by tag
         value = list(value)
     if isinstance(value, str):
@@ -69,7 +70,7 @@ def _tags(value: Any, key: str) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else ""
 
 
-def _line(where: str, entry: Any) -> Line:
+def _line(where: str, entry: Json) -> Line:
     name = next((entry[key] for key in _keys(entry, FILE_KEYS)), None) if isinstance(entry, dict) else None
     captions = captions_of(entry)
     if not isinstance(name, str) or not captions:
@@ -78,8 +79,8 @@ def _line(where: str, entry: Any) -> Line:
     return Line(where, name, captions)
 
 
-def _keys(entry: dict[Any, Any], wanted: Sequence[str]) -> Iterator[Any]:
-    lowered = {str(key).lower(): key for key in entry}
+def _keys(entry: dict[str, Json], wanted: Sequence[str]) -> Iterator[str]:
+    lowered = {key.lower(): key for key in entry}
     return (lowered[key] for key in wanted if key in lowered)
 
 

@@ -6,9 +6,9 @@ import codecs
 import json
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 from convert.errors import JobError
+from convert.files.json_file import Json
 from trainer.data.folder import read_regular
 
 MOST_CAPTION = 2**20  # bytes of one picture's captions
@@ -36,9 +36,10 @@ def read_text(path: Path, limit: int = MOST_CAPTION) -> str:
     return text
 
 
-def read_json(path: Path, limit: int = MOST_TABLE) -> Any:
+def read_json(path: Path, limit: int = MOST_TABLE) -> Json:
     """A JSON value. JobError names the file, and the line where it can be told."""
     try:
-        return json.loads(read_text(path, limit))
+        found: Json = json.loads(read_text(path, limit))
+        return found
     except (ValueError, RecursionError) as error:
         raise JobError(f"{path}: is not JSON ({error})") from error

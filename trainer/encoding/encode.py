@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -29,6 +29,34 @@ ROWS_PER_SHARD = 1024
 """Chunks of captions in one file of the cache: 120 MB in half precision."""
 
 
+class Latents(TypedDict):
+    """The pictures' part of an `EncodedSet`'s fields."""
+
+    mean: Tensor
+    std: Tensor
+    shapes: NotRequired[tuple[tuple[int, int], ...]]
+
+
+class Captions(TypedDict):
+    """The captions' part."""
+
+    embeddings: Tensor
+    caption_index: Tensor
+    captions: NotRequired[Tensor]
+    caption_count: NotRequired[Tensor]
+    first_chunk: NotRequired[Tensor]
+    chunks: NotRequired[Tensor]
+
+
+class Weights(TypedDict, total=False):
+    """How much pictures count, and how often."""
+
+    mask: Tensor
+    weight: Tensor
+    repeats: tuple[int, ...]
+    reg: tuple[bool, ...]
+
+
 def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, device: torch.device | str, cache: Path,
                    say: Say) -> EncodedSet:  # fmt: skip
     """Encode `examples` with the base's VAE and text encoder on `device`, which the result lives on (`EncodedSet.to`).
@@ -47,18 +75,18 @@ def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, d
     store = cache / "encoded"
     latents = _pictures(pictures, base, side, recipe.flip, device, store, say)
     captions = _captions(pictures, base, device, store, say, as_ids=recipe.text_encoder)
-    return EncodedSet(**latents, **captions, **_weights(pictures, side, down, latents)).to(device)
+    return EncodedSet(**latents, **captions, **_weights(pictures, side, down, "shapes" in latents)).to(device)
 
 
-def _weights(examples: list[Example], side: int, down: int, latents: dict[str, Any]) -> dict[str, Any]:
+def _weights(examples: list[Example], side: int, down: int, packing: bool) -> Weights:
     """Masks, weights of the loss, repeats and which pictures are for regularisation; nothing where all count alike."""
-    fields: dict[str, Any] = {}
+    fields: Weights = {}
     if any(example.masked for example in examples):
         shapes = [example.shape(side) for example in examples]
         masks = [example.mask(side, down) for example in examples]
         tensors = [torch.ones(1, h // down, w // down) if mask is None else torch.from_numpy(mask)[None]
                    for mask, (h, w) in zip(masks, shapes, strict=True)]
-        fields["mask"] = packed(tensors) if latents.get("shapes") else torch.stack(tensors)
+        fields["mask"] = packed(tensors) if packing else torch.stack(tensors)
     if any(example.weight != 1 for example in examples):
         fields["weight"] = torch.tensor([example.weight for example in examples])
     if any(example.repeats != 1 for example in examples):
@@ -69,7 +97,7 @@ def _weights(examples: list[Example], side: int, down: int, latents: dict[str, A
 
 
 def _captions(examples: list[Example], base: Base, device: torch.device, cache: Path, say: Say, *,
-              as_ids: bool) -> dict[str, Any]:  # fmt: skip
+              as_ids: bool) -> Captions:  # fmt: skip
     """The captions' part of the `EncodedSet`, on the CPU. as_ids: token ids for a text encoder that learns."""
     distinct = [*dict.fromkeys(text for example in examples for text in example.captions if text), ""] if examples else []
     row = {caption: index for index, caption in enumerate(distinct)}
@@ -78,7 +106,7 @@ def _captions(examples: list[Example], base: Base, device: torch.device, cache: 
     embeddings = rows if as_ids else _embeddings(ids, base, device, cache, say)
     counts = torch.tensor([len(example.captions) for example in examples], dtype=torch.int64)
     every = torch.tensor([row[text] for example in examples for text in example.captions], dtype=torch.int64)
-    fields: dict[str, Any] = {"embeddings": embeddings, "caption_index": every}
+    fields: Captions = {"embeddings": embeddings, "caption_index": every}
     if (counts > 1).any():
         fields |= {"caption_index": counts.cumsum(0) - counts, "captions": every, "caption_count": counts}
     chunks = torch.tensor([len(some) for some in ids], dtype=torch.int64)
@@ -103,7 +131,7 @@ def _embeddings(ids: list[Tensor], base: Base, device: torch.device, cache: Path
 
 
 def _pictures(examples: list[Example], base: Base, side: int, flip: bool, device: torch.device, cache: Path,
-              say: Say) -> dict[str, Any]:  # fmt: skip
+              say: Say) -> Latents:  # fmt: skip
     """The pictures' part of the `EncodedSet`, on the CPU: shape by shape."""
     by_shape: dict[tuple[int, int], list[int]] = {}
     for index, example in enumerate(examples):
@@ -111,13 +139,12 @@ def _pictures(examples: list[Example], base: Base, side: int, flip: bool, device
     if len(by_shape) <= 1:
         mean, std = _of_one_shape(examples, base, side, next(iter(by_shape), (side, side)), flip, device, cache, say)
         return {"mean": mean, "std": std}
-    means: list[Any] = [None] * len(examples)
-    stds: list[Any] = [None] * len(examples)
+    of_row: dict[int, tuple[Tensor, Tensor]] = {}
     for shape, rows in sorted(by_shape.items()):
         mean, std = _of_one_shape([examples[row] for row in rows], base, side, shape, flip, device, cache, say)
-        for row, m, s in zip(rows, mean, std, strict=True):
-            means[row], stds[row] = m, s
-    return {"mean": packed(means), "std": packed(stds), "shapes": tuple(tuple(mean.shape[-2:]) for mean in means)}
+        of_row |= dict(zip(rows, zip(mean, std, strict=True), strict=True))
+    means, stds = zip(*(of_row[row] for row in range(len(examples))), strict=True)
+    return {"mean": packed(means), "std": packed(stds), "shapes": tuple((mean.shape[-2], mean.shape[-1]) for mean in means)}
 
 
 def _of_one_shape(examples: list[Example], base: Base, side: int, shape: tuple[int, int], flip: bool, device: torch.device,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.base.load import Base
+from trainer.base.models import VAE, Gaussian
 from trainer.data.records import Example
 from trainer.encoding.formats import moved, storage_dtype
 from trainer.memory import halving
@@ -40,7 +40,7 @@ class Posterior:
         """shape: height and width of the pictures, about side * side pixels; None: (side, side)."""
         self.device, self.views, self.say, self._original = device, views, say, base.vae
         self._dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-        self._vae: Any = None
+        self._vae: VAE | None = None
         config = base.vae.config
         down = 2 ** (len(config.block_out_channels) - 1)
         height, width = shape or (side, side)
@@ -71,10 +71,11 @@ class Posterior:
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of pictures (B, 3, height, width), as many at a time as memory holds."""
 
-        def encode(at_once: int) -> list[Any]:
+        def encode(at_once: int) -> list[Gaussian]:
             if self._vae is None:
                 self._vae = moved(self._original, self.device, self._dtype)
-            return [self._vae.encode(some).latent_dist for some in x.to(self._dtype).split(at_once)]
+            vae = self._vae
+            return [vae.encode(some).latent_dist for some in x.to(self._dtype).split(at_once)]
 
         parts, self._at_once = halving(encode, self._at_once, what="encoding a single picture", advice="close other programs "
                                        "that use the GPU, or give a smaller --resolution")

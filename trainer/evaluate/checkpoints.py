@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convert import set_metadata
-from convert.errors import JobError, UsageError
+from convert.errors import FileError, JobError, UsageError
 from convert.files import atomic_path, write_json, write_text
 from convert.files.json_file import read_object
 from trainer.data.ours import RECIPE
@@ -22,7 +21,8 @@ from trainer.evaluate.claim import CLAIM, PAGE, REPORT, check_claim, finished
 from trainer.evaluate.cli import Job
 from trainer.evaluate.evaluate import evaluate
 from trainer.evaluate.page import document, figure, number, rows
-from trainer.evaluate.report import category_means
+from trainer.evaluate.report import category_means, seed_of
+from trainer.evaluate.results import JointReport, Report, Verdict
 from trainer.evaluate.settings import Settings
 from trainer.lora.lora_file import read_lora, trained_by
 from trainer.recipe import Recipe
@@ -30,6 +30,9 @@ from trainer.runs.run_folder import EXPORT, FINISHED, RunFolder
 from trainer.terminal import say
 from trainer.training.checkpoint_lora import checkpoint_lora
 from trainer.training.checkpoints import FACTORS
+
+if TYPE_CHECKING:  # slow to load
+    from matplotlib.patches import Rectangle
 
 
 def is_run(path: Path) -> bool:
@@ -53,7 +56,7 @@ def steps_of(run: Path) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("step-")) for path in (run / "checkpoints").glob(f"step-*/{FACTORS}"))
 
 
-def measure_run(settings: Settings, job: Job) -> dict[str, Any]:
+def measure_run(settings: Settings, job: Job) -> JointReport:
     """Measure every checkpoint of run folder `job.lora` into a sub-folder of `job.out`; returns the joint report.
 
     Raises:
@@ -66,7 +69,7 @@ def measure_run(settings: Settings, job: Job) -> dict[str, Any]:
     if not steps:
         raise UsageError(f"{run}: has no checkpoints")
     trained = _trained(run)
-    reports: dict[int, dict[str, Any]] = {}
+    reports: dict[int, Report] = {}
     for step in steps:
         folder = job.out / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +88,8 @@ def measure_run(settings: Settings, job: Job) -> dict[str, Any]:
 def _trained(run: Path) -> Recipe:
     """The recipe of run folder `run`, with its whole paths. JobError if it cannot be read."""
     try:
-        return Recipe(**json.loads((run / RECIPE).read_text(encoding="utf-8"))["recipe"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Recipe(**read_object(run / RECIPE)["recipe"])
+    except (OSError, FileError, KeyError, TypeError) as error:
         raise JobError(f"{run / RECIPE}: cannot be read ({error}): run the training command again, which writes it") from error
 
 
@@ -99,23 +102,23 @@ def _share_base(first: Path, folder: Path) -> None:
                 shutil.copyfile(picture, temporary)
 
 
-def _joint(run: Path, reports: dict[int, dict[str, Any]], out: Path) -> dict[str, Any]:
+def _joint(run: Path, reports: dict[int, Report], out: Path) -> JointReport:
     steps = list(reports)
     first = reports[steps[0]]
-    joint: dict[str, Any] = {"run": str(run), "steps": steps, "scales": first["scales"], "lora": {"name": run.name},
-                             "similarity": {str(step): category_means(report, "similarity").mean(axis=0).round(6).tolist()
-                                            for step, report in reports.items()},
-                             "each": {str(step): report["recommended"] for step, report in reports.items()}}
-    joint["recommended"] = pair(reports)
-    chosen = joint["recommended"]["step"]
-    joint["warnings"] = reports[chosen]["warnings"] if chosen else []
+    found = pair(reports)
+    joint: JointReport = {
+        "run": str(run), "steps": steps, "scales": first["scales"], "lora": {"name": run.name},
+        "similarity": {str(step): category_means(report, "similarity").mean(axis=0).round(6).tolist()
+                       for step, report in reports.items()},
+        "each": {str(step): report["recommended"] for step, report in reports.items()},
+        "recommended": found, "warnings": reports[found["step"]]["warnings"]}
     write_text(out / PAGE, _page(joint, _heat_map(joint, out)))
     write_json(out / REPORT, joint)
     say(f"wrote {out / PAGE}, {REPORT} and a report for each step")
     return joint
 
 
-def pair(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def pair(reports: dict[int, Report]) -> Verdict:
     """The step and scale to use, by `recommend`'s rules over all pairs at once; equal scales: the earliest step.
 
     Pairs are put in the order of their scale, then their step, so that the first of equals has the smallest scale.
@@ -131,27 +134,28 @@ def pair(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
         return np.stack([values[steps[0]][:, 0], *(values[step][:, k] for k, step in pairs)], axis=1)
 
     numbered = [float(number) for number in range(len(pairs) + 1)]  # of the base and every pair
-    seed = next(iter(reports.values()))["settings"]["seed"]
+    seed = seed_of(next(iter(reports.values())))
     found = recommend.recommend(columns(style), columns(prompt), np.array([False, *copies]), numbered, seed)
 
     def scale_of(number: float | None) -> float | None:
         return None if number is None else scales[pairs[int(number) - 1][0]]
 
     place = found["scale"] if found["scale"] is not None else found["best"]
-    return found | {"step": pairs[int(place) - 1][1], **{key: scale_of(found[key]) for key in ("scale", "low", "high", "best")}}
+    return {**found, "step": pairs[int(place) - 1][1], "scale": scale_of(found["scale"]), "low": scale_of(found["low"]),
+            "high": scale_of(found["high"]), "best": scales[pairs[int(found["best"]) - 1][0]]}
 
 
-def in_words(found: dict[str, Any]) -> str:
+def in_words(found: Verdict) -> str:
     """The pair in a sentence."""
-    if found["scale"] is None:
-        return recommend.in_words(found)
     gain = found["gain"]
+    if found["scale"] is None or gain is None:
+        return recommend.in_words(found)
     return (f"Use the LoRA of step {found['step']} at scale {found['scale']:g} ({gain['mean']:+.3f} similarity against the "
             f"base, 95 % interval over all pairs {gain['low']:+.3f} to {gain['high']:+.3f}): the smallest scale, then the "
             "earliest step, among the pairs as good as the best.")
 
 
-def put_in_place(joint: dict[str, Any], job: Job) -> list[Path]:
+def put_in_place(joint: JointReport, job: Job) -> list[Path]:
     """Replace the run's LoRA by the chosen checkpoint with its scale; the replaced file is kept. Returns the files written.
 
     Raises:
@@ -175,7 +179,7 @@ def put_in_place(joint: dict[str, Any], job: Job) -> list[Path]:
     return written
 
 
-def _heat_map(joint: dict[str, Any], out: Path) -> bytes:
+def _heat_map(joint: JointReport, out: Path) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -202,13 +206,13 @@ def _heat_map(joint: dict[str, Any], out: Path) -> bytes:
     return svg.getvalue()
 
 
-def _rectangle(at: tuple[int, int]) -> Any:
+def _rectangle(at: tuple[int, int]) -> Rectangle:
     from matplotlib.patches import Rectangle
 
     return Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, fill=False, edgecolor="#e02020", linewidth=2.5)
 
 
-def _page(joint: dict[str, Any], svg: bytes) -> str:
+def _page(joint: JointReport, svg: bytes) -> str:
     found = joint["recommended"]
     lines = []
     for step in joint["steps"]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from convert.errors import FileError, JobError, UsageError
 from convert.files import write_json
-from convert.files.json_file import read_object
+from convert.files.json_file import Json, read_object
 from trainer.evaluate.cli import DATA_FLAGS
+from trainer.evaluate.results import Report
 from trainer.evaluate.settings import Settings
 from trainer.recipe import Recipe, flag
 
@@ -41,10 +42,10 @@ def claim(out: Path, settings: Settings, recipe: Recipe, digest: str) -> None:
         write_json(place, _claimed(settings, recipe, digest))
 
 
-def _claimed(settings: Settings, recipe: Recipe, digest: str) -> dict[str, Any]:
+def _claimed(settings: Settings, recipe: Recipe, digest: str) -> dict[str, Json]:
     claimed = {**settings.as_dict(), **{name: getattr(recipe, name) for name in (*DATA_FLAGS, "seed")}, "LoRA": digest}
     claimed["seed"] = [settings.seed, recipe.seed]
-    found: dict[str, Any] = json.loads(json.dumps(claimed))
+    found: dict[str, Json] = json.loads(json.dumps(claimed))
     return found
 
 
@@ -59,19 +60,19 @@ def bind(out: Path, found: dict[str, str]) -> None:
     write_json(place, known | found)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON object that this program wrote. JobError if it is damaged."""
+def read(path: Path) -> Any:
+    """A JSON object that this program wrote, which is taken to have its fields. JobError if it is damaged."""
     try:
         return read_object(path)
-    except FileError as error:
+    except (OSError, FileError) as error:
         raise JobError(f"{error}: delete the folder {path.parent} to start anew") from error
 
 
-def finished(out: Path) -> dict[str, Any] | None:
+def finished(out: Path) -> Report | None:
     """The folder's report of a LoRA, if it is complete. UsageError if it holds one of a whole run."""
     if not ((out / REPORT).exists() and (out / PAGE).exists()):
         return None
-    report = read(out / REPORT)
+    report: Report = read(out / REPORT)
     if "groups" not in report:
         raise UsageError(f"{out}: holds the report of a whole run: name another folder, or one of its step-… folders")
     return report

@@ -7,12 +7,11 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from convert.errors import UsageError
-from trainer.cli import METAVARS, Parser, add_fields, place_options
+from trainer.cli import Parser, add_field, add_fields, place_options
 from trainer.evaluate.settings import Settings
-from trainer.recipe import Recipe, flag
+from trainer.recipe import Fields, Recipe
 
 DATA_FLAGS = ("base", "tokenizer", "data", "data_url", "categories", "trigger", "held_out", "resolution")
 EXAMPLES = """examples:
@@ -34,7 +33,7 @@ class Job:
     cache: Path
     write: bool
     against: Path | None
-    changed: dict[str, Any]
+    changed: Fields
     """fields of the LoRA's recipe that the command line gives anew"""
 
 
@@ -53,9 +52,7 @@ def parser() -> argparse.ArgumentParser:
     data = p.add_argument_group("what it was trained on (default: what its metadata says)")
     for f in dataclasses.fields(Recipe):
         if f.name in DATA_FLAGS:
-            kind: Any = type(f.default)
-            data.add_argument(flag(f.name), type=kind, default=None, help=f.metadata["help"],
-                              metavar=METAVARS[kind])
+            add_field(data, f)
     add_fields(p.add_argument_group("what is measured (decides the numbers)"), Settings)
     job = p.add_argument_group("job (where and how)")
     place_options(job)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import comb
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from trainer.evaluate.curves import curve
+from trainer.evaluate.results import Curve, Nearest, Report
 from trainer.evaluate.statistics import by_category, interval
 
 COLLAPSED = 0.5
@@ -28,7 +28,7 @@ def nearest(features: Tensor, others: Tensor, count: int) -> np.ndarray:
 
 
 def copying(drawn: Tensor, names: Sequence[str], train: dict[str, Tensor], held_out: dict[str, Tensor],
-            seed: int) -> dict[str, Any]:  # fmt: skip
+            seed: int) -> Nearest:  # fmt: skip
     """Whether pictures are copies of training pictures: a three-sample test as in Meehan, Chaudhuri & Dasgupta 2020.
 
     drawn: unit features (n, scales, W) of pictures; names: their categories. train, held_out: features by category.
@@ -49,10 +49,10 @@ def copying(drawn: Tensor, names: Sequence[str], train: dict[str, Tensor], held_
     nearer, _ = interval(means - real[:, None], seed)
     beyond, _ = interval(by_category(np.stack(excess), names)[0], seed)
     copies = [bool(a > 0 and b > 0) for a, b in zip(nearer, beyond, strict=True)]
-    return curve(np.stack(closest), names, seed) | {"drawings": round(float(real.mean()), 6), "copies": copies}
+    return {**curve(np.stack(closest), names, seed), "drawings": round(float(real.mean()), 6), "copies": copies}
 
 
-def diversity(drawn: Tensor, prompts: Sequence[str], seed: int) -> dict[str, Any] | None:
+def diversity(drawn: Tensor, prompts: Sequence[str], seed: int) -> Curve | None:
     """`curve`'s fields of 1 - the mean cosine between pictures of one prompt; None if no prompt has two seeds.
 
     drawn: unit features (n, scales, W); each prompt counts once.
@@ -71,7 +71,7 @@ def among(features: Tensor) -> float:
     return float((features @ features.T).double().sum() - count) / (count * (count - 1))
 
 
-def warnings(report: dict[str, Any]) -> list[str]:
+def warnings(report: Report) -> list[str]:
     """What a reader must know beside the verdict: one line each."""
     scales, found = report["scales"], report["recommended"]
     lines = list(report["told"])
@@ -82,14 +82,15 @@ def warnings(report: dict[str, Any]) -> list[str]:
             lines.append(f"{kind}: at scale {', '.join(copied)} the pictures are copies of training pictures: nearer to them "
                          "than held-out pictures are, and nearer than to held-out pictures")
         line, low = group["similarity"]["drawings"], group["similarity"]["low"]
-        above = [f"{scale:g}" for scale, end in zip(scales, low, strict=True) if None not in (end, line) and end > line]
+        above = [f"{scale:g}" for scale, end in zip(scales, low, strict=True)
+                 if line is not None and end is not None and end > line]
         if above:
             lines.append(f"{kind}: at scale {', '.join(above)} the pictures are more like real ones than those are like each "
                          f"other ({line:.3f}): they may be copies, or all alike")
     varied, shown = report["diversity"], found["scale"] if found["scale"] is not None else found["best"]
     if varied and varied["drawings"]:
         ours = varied["mean"][scales.index(shown)]
-        if ours < COLLAPSED * varied["drawings"]:
+        if ours is not None and ours < COLLAPSED * varied["drawings"]:
             lines.append(f"at scale {shown:g} pictures of one prompt differ from seed to seed by {ours:.3f}, real ones by "
                          f"{varied['drawings']:.3f}: the LoRA draws much the same for every seed")
     return lines

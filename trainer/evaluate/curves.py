@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from trainer.evaluate.results import Curve, Interval, Numbers
 from trainer.evaluate.statistics import by_category, interval
 
 
-def curve(values: np.ndarray, names: Sequence[str], seed: int) -> dict[str, Any]:
+def curve(values: np.ndarray, names: Sequence[str], seed: int) -> Curve:
     """`values`, float (n, scales), of pictures whose categories are `names`; column 0 is the base.
 
     mean, low, high: numbers per scale; each category counts once. against_base: the same of (scale - base), paired by
@@ -22,11 +22,11 @@ def curve(values: np.ndarray, names: Sequence[str], seed: int) -> dict[str, Any]
     return {**_ends(means, seed), "n": len(values), "categories": len(distinct), "against_base": _ends(difference, seed)}
 
 
-def _ends(means: np.ndarray, seed: int) -> dict[str, list[float | None]]:
+def _ends(means: np.ndarray, seed: int) -> Interval:
     low, high = interval(means, seed)
     return {"mean": numbers(means.mean(axis=0)), "low": numbers(low), "high": numbers(high)}
 
 
-def numbers(values: np.ndarray) -> list[float | None]:
+def numbers(values: np.ndarray) -> Numbers:
     """To six decimals; NaN, which JSON does not have, as None."""
     return [round(float(value), 6) if math.isfinite(value) else None for value in values]

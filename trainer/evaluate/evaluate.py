@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,8 @@ from trainer.evaluate.judge import ImageJudge, Judge
 from trainer.evaluate.losses import HeldOutLoss, spread
 from trainer.evaluate.measure import Measure
 from trainer.evaluate.recommend import recommend
-from trainer.evaluate.report import category_means, write_report
+from trainer.evaluate.report import category_means, seed_of, write_report
+from trainer.evaluate.results import Losses, Provenance, Report, Verdict
 from trainer.evaluate.settings import DINO, NONE, Settings
 from trainer.evaluate.small_judge import find_judge
 from trainer.evaluate.subjects import HELD_OUT, Plan, make_plan
@@ -56,7 +56,7 @@ class Judges:
                 for key, judge in found.items()}
 
 
-def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: Path) -> dict[str, Any]:
+def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: Path) -> Report:
     """Measure `lora` into folder `out`; returns the report. Raises JobError and UsageError for what the user can mend."""
     compute = devices.choose(job.device)
     base = load_base(recipe, dtype=compute.base_dtype, say=say)
@@ -84,9 +84,10 @@ def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: 
     base.unet.to("cpu")
     say("judging the pictures")
     measure = Measure(settings, settings.scale_list, gallery, judges.clip, judges.image_clip, judges.dino, ink, side)
-    report = {**_provenance(lora, base, judges, settings, recipe, compute), "told": told, "scales": settings.scale_list,
-              "groups": {g.kind: measure.group(g) | losses[g.kind] for g in plan.groups},
-              "complex": measure.complex(plan), "diversity": measure.diversity(plan)}
+    report: Report = {
+        **_provenance(lora, base, judges, settings, recipe, compute), "told": told, "scales": settings.scale_list,
+        "groups": {g.kind: {**measure.group(g), **losses[g.kind]} for g in plan.groups},
+        "complex": measure.complex(plan), "diversity": measure.diversity(plan)}
     report["recommended"] = verdict(report)
     report["warnings"] = warnings(report)
     grids = draw_grids(plan, gallery, report["scales"], settings.rows, out)
@@ -94,12 +95,12 @@ def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: 
     return report
 
 
-def verdict(report: dict[str, Any]) -> dict[str, Any]:
+def verdict(report: Report) -> Verdict:
     """`recommend` on all categories of a report, seen and unseen together."""
     flags = [group["nearest_training"]["copies"] for group in report["groups"].values() if "nearest_training" in group]
     copies = np.any(flags, axis=0) if flags else np.zeros(len(report["scales"]), dtype=bool)
     return recommend(category_means(report, "similarity"), category_means(report, "prompt_score"), copies, report["scales"],
-                     report["settings"]["seed"])
+                     seed_of(report))
 
 
 def _judges(settings: Settings, base: Base, device: torch.device) -> Judges:
@@ -134,11 +135,11 @@ def _trained_on(lora: LoraFile, recipe: Recipe, plan: Plan) -> list[str]:
             f"{own.data_seed_used}): every number flatters it; train with --held-out 0.3 to measure it fairly"]
 
 
-def _losses(plan: Plan, base: Base, compute: Compute, settings: Settings, side: int, job: Job) -> dict[str, dict[str, Any]]:
+def _losses(plan: Plan, base: Base, compute: Compute, settings: Settings, side: int, job: Job) -> dict[str, Losses]:
     """By group its curve, over categories or, if there are none, pictures, and every drawing's own numbers."""
     loss = HeldOutLoss(base, compute, side=side, seed=settings.seed, noises=settings.noises,
                        batch=job.micro_batch or LOSS_BATCH)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Losses] = {}
     for group in plan.groups:
         examples = spread(group.references)
         values = loss(examples, settings.scale_list, cache=job.cache, say=say_nothing)
@@ -157,7 +158,7 @@ def _decoded(plan: Plan, base: Base, compute: Compute, side: int, sampler: Sampl
 
 
 def _provenance(lora: LoraFile, base: Base, judges: Judges, settings: Settings, recipe: Recipe,
-                compute: Compute) -> dict[str, Any]:  # fmt: skip
+                compute: Compute) -> Provenance:  # fmt: skip
     contents = lora.contents
     return {
         "lora": {"name": lora.name, "file": lora.path.name, "digest": lora.digest, "form": contents.form, "rank": contents.rank,

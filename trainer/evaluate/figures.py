@@ -5,21 +5,27 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from convert.files import atomic_path
 from trainer.evaluate.gallery import Gallery
+from trainer.evaluate.results import Distance, Grid, Interval, Key, Numbers, Report
 from trainer.evaluate.subjects import HELD_OUT, SEEN, UNSEEN, Plan, Subject
 from trainer.sample.grid import draw_grid, write_png
+
+if TYPE_CHECKING:  # slow to load
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {SEEN: "#1f6fb4", UNSEEN: "#e07b1a", HELD_OUT: "#1f6fb4"}
 CELL, SMALL_CELL = 192, 112
 
 
 class Plot(NamedTuple):
-    key: str
+    key: Key | Literal["style_prompt"]
     """of a group's curve"""
     file: str
     title: str
@@ -39,7 +45,7 @@ PLOTS = (
 )
 
 
-def draw_plots(report: dict[str, Any], out: Path) -> dict[str, bytes]:
+def draw_plots(report: Report, out: Path) -> dict[str, bytes]:
     """Write every plot into `out` as PNG; returns them as SVG, by their curve's key."""
     import matplotlib
 
@@ -50,7 +56,7 @@ def draw_plots(report: dict[str, Any], out: Path) -> dict[str, bytes]:
                 if plot == STYLE_PROMPT or any(plot.key in group for group in groups)}
 
 
-def _figure(report: dict[str, Any], plot: Plot) -> Any:
+def _figure(report: Report, plot: Plot) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
@@ -58,17 +64,19 @@ def _figure(report: dict[str, Any], plot: Plot) -> Any:
     figure = Figure(figsize=(5.4, 4.1), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    if plot == STYLE_PROMPT:
+    if plot.key == "style_prompt":
         _style_prompt(axes, report)
     else:
         for kind, group in report["groups"].items():
             if plot.key in group:
-                _line(axes, report["scales"], group[plot.key], kind, plot.key == "held_out_loss")
+                # of the loss the difference: its levels differ for reasons that no scale changes
+                shown = group["held_out_loss"]["against_base"] if plot.key == "held_out_loss" else group[plot.key]
+                _line(axes, report["scales"], shown, group[plot.key], kind)
         _real_lines(axes, report, plot.key)
-    if plot.key == "similarity" and report["recommended"]["scale"] is not None:
-        found = report["recommended"]
-        axes.axvspan(found["low"] - 0.008, found["high"] + 0.008, color="#3a9d5d", alpha=0.15, linewidth=0)
-        axes.axvline(found["scale"], color="#3a9d5d", linewidth=1.2, label=f"recommended: {found['scale']:g}")
+    scale, low, high = (report["recommended"][part] for part in ("scale", "low", "high"))
+    if plot.key == "similarity" and scale is not None and low is not None and high is not None:
+        axes.axvspan(low - 0.008, high + 0.008, color="#3a9d5d", alpha=0.15, linewidth=0)
+        axes.axvline(scale, color="#3a9d5d", linewidth=1.2, label=f"recommended: {scale:g}")
     if plot.key == "ink_distance":
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -80,7 +88,7 @@ def _figure(report: dict[str, Any], plot: Plot) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> bytes:
+def _save(figure: Figure, path: Path) -> bytes:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=160, metadata={"Software": None})
     svg = io.BytesIO()
@@ -88,39 +96,44 @@ def _save(figure: Any, path: Path) -> bytes:
     return svg.getvalue()
 
 
-def _line(axes: Any, scales: list[float], curve: dict[str, Any], kind: str, against_base: bool) -> None:
-    """A group's means with their interval; against the base, where levels differ for reasons that no scale changes."""
-    colour, shown = COLOURS[kind], curve["against_base"] if against_base else curve
-    label = f"{kind}: {curve['n']} of {curve['categories']} categories"
-    axes.plot(scales, shown["mean"], "o-", color=colour, markersize=3.5, label=label)
+def _line(axes: Axes, scales: list[float], shown: Interval, curve: Distance, kind: str) -> None:
+    """A group's means with their interval."""
+    colour, label = COLOURS[kind], f"{kind}: {curve['n']} of {curve['categories']} categories"
+    axes.plot(scales, _floats(shown["mean"]), "o-", color=colour, markersize=3.5, label=label)
     if None not in shown["low"]:
-        axes.fill_between(scales, shown["low"], shown["high"], color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(scales, _floats(shown["low"]), _floats(shown["high"]), color=colour, alpha=0.16, linewidth=0)
 
 
-def _style_prompt(axes: Any, report: dict[str, Any]) -> None:
+def _floats(numbers: Numbers) -> np.ndarray:
+    """float (scales,), NaN for None."""
+    return np.array(numbers, dtype=float)
+
+
+def _style_prompt(axes: Axes, report: Report) -> None:
     """What each scale gains in style and what it costs in following the prompt; points are scales."""
     for kind, group in report["groups"].items():
-        x, y = group["prompt_score"]["mean"], group["similarity"]["mean"]
+        x, y = _floats(group["prompt_score"]["mean"]), _floats(group["similarity"]["mean"])
         axes.plot(x, y, "o-", color=COLOURS[kind], markersize=3.5, linewidth=1, label=kind)
         for k in {0, len(x) // 2, len(x) - 1}:
             axes.annotate(f"{report['scales'][k]:g}", (x[k], y[k]), textcoords="offset points", xytext=(5, 5), fontsize=8)
 
 
-def _real_lines(axes: Any, report: dict[str, Any], key: str) -> None:
+def _real_lines(axes: Axes, report: Report, key: Key) -> None:
     """The real drawings' own value of a measure, dashed; one line if the groups share it."""
     found: dict[float, list[str]] = {}
     for kind, group in report["groups"].items():
-        if group.get(key, {}).get("drawings") is not None:
-            found.setdefault(group[key]["drawings"], []).append(kind)
+        value = group[key].get("drawings") if key in group else None
+        if value is not None:
+            found.setdefault(value, []).append(kind)
     for value, kinds in found.items():
         label = f"{kinds[0]}: real drawings" if len(kinds) < len(report["groups"]) else "real drawings"
         axes.axhline(value, color=COLOURS[kinds[0]] if len(kinds) == 1 else "#777", linestyle="--", linewidth=1, label=label)
 
 
-def draw_grids(plan: Plan, gallery: Gallery, scales: list[float], rows: int, out: Path) -> dict[str, dict[str, Any]]:
+def draw_grids(plan: Plan, gallery: Gallery, scales: list[float], rows: int, out: Path) -> dict[str, Grid]:
     """Write figures 5 to 9 into `out`, PNG; returns of each its file, title, rows and a small image for the page."""
     columns = [f"{scale:g}" for scale in scales]
-    grids: dict[str, dict[str, Any]] = {}
+    grids: dict[str, Grid] = {}
     for name, title, subjects in _grids(plan, rows):
         pictures = gallery.read_all(subjects, scales)
         labels = [f"seed {s.seed}" if name == "figure-5-seeds" else s.prompt for s in subjects]

@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 SIDE = 64  # pixels at which pictures of any size are measured, so that stroke edges weigh the same
-STATISTICS = ("ground", "colour", "ink tone", "ink share", "stroke width", "between")
 LEAST = np.array([0.02, 0.02, 0.04, 0.02, 0.01, 0.01])
 """Smallest spread of each statistic that counts, in its own unit (brightness, share of pixels, share of the side)."""
 

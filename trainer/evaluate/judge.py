@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -20,11 +20,20 @@ from trainer.base.load import MINIATURE_FOLDER
 from trainer.recipe import MINIATURE, home
 from trainer.terminal import quiet
 
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
 BATCH = 32
 WEIGHTS = "model.safetensors"
 SMALL = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
          "special_tokens_map.json")  # fmt: skip
 Say = Callable[[str], None]
+
+
+class Pooled(Protocol):
+    """A model's output."""
+
+    pooler_output: Tensor
 
 
 class ImageJudge:
@@ -55,8 +64,8 @@ class ImageJudge:
         from transformers import BitImageProcessor, Dinov2Model, Dinov2WithRegistersModel
 
         found = _model_type(folder, self.types)
-        self.model: Any = _weights(Dinov2Model if found == "dinov2" else Dinov2WithRegistersModel, folder)
-        self.processor: Any = BitImageProcessor.from_pretrained(folder)
+        self.model: PreTrainedModel = _weights(Dinov2Model if found == "dinov2" else Dinov2WithRegistersModel, folder)
+        self.processor: BaseImageProcessor = BitImageProcessor.from_pretrained(folder)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[np.ndarray]) -> Tensor:
@@ -68,7 +77,7 @@ class ImageJudge:
             parts.append(_unit(self._features(pixels)))
         return torch.cat(parts)
 
-    def _features(self, pixels: Tensor) -> Any:
+    def _features(self, pixels: Tensor) -> Tensor | Pooled:
         return self.model(pixel_values=pixels)
 
 
@@ -83,10 +92,10 @@ class Judge(ImageJudge):
 
         _model_type(folder, self.types)
         self.model = _weights(CLIPModel, folder)
-        self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder)
+        self.tokenizer: PreTrainedTokenizerBase = CLIPTokenizer.from_pretrained(folder)
         self.processor = CLIPImageProcessor.from_pretrained(folder)
 
-    def _features(self, pixels: Tensor) -> Any:
+    def _features(self, pixels: Tensor) -> Tensor | Pooled:
         return self.model.get_image_features(pixel_values=pixels)
 
     @torch.no_grad()
@@ -115,9 +124,9 @@ def similarity(images: Tensor, references: Tensor) -> Tensor:
     return (images @ references.T).mean(dim=1)
 
 
-def _unit(output: Any) -> Tensor:
+def _unit(output: Tensor | Pooled) -> Tensor:
     """Unit features from what transformers returns: a tensor in some versions, an output with `pooler_output` in others."""
-    features: Tensor = getattr(output, "pooler_output", output)
+    features = output if isinstance(output, Tensor) else output.pooler_output
     return F.normalize(features.float(), dim=-1).cpu()
 
 
@@ -161,7 +170,7 @@ def _model_type(folder: Path, expected: tuple[str, ...]) -> str:
     return found
 
 
-def _weights(model_class: Any, folder: Path) -> Any:
+def _weights(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     """The model with every weight from its file. ValueError or OSError if one is missing."""
     model, found = model_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, use_safetensors=True)
     if found["missing_keys"]:

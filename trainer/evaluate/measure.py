@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from trainer.evaluate.curves import curve, numbers
 from trainer.evaluate.gallery import Gallery
 from trainer.evaluate.ink import Ink
 from trainer.evaluate.judge import ImageJudge, Judge, clip_score, similarity
+from trainer.evaluate.results import Complex, Curve, Distance, GroupMeasures, Measured, Nearest, Numbers, SubjectRecord
 from trainer.evaluate.settings import Settings
 from trainer.evaluate.statistics import jackknife, mmd
 from trainer.evaluate.subjects import Group, Plan, Subject
@@ -37,16 +37,17 @@ class Measure:
     ink: Ink
     side: int
 
-    def group(self, group: Group) -> dict[str, Any]:
+    def group(self, group: Group) -> GroupMeasures:
         """Plain data: a record per subject, a curve per measure, and the real pictures' own values."""
         subjects, names = group.subjects, [subject.name for subject in group.subjects]
         pictures = self.gallery.read_all(subjects, self.scales)
         drawn = self._features(list(pictures.reshape(-1, *pictures.shape[2:])), pictures.shape[:2])
         real = {name: self._real(examples) for name, examples in group.references.items()}
-        values = {"clip_score": self._scores([s.prompt for s in subjects], drawn),
-                  "prompt_score": self._scores([s.plain for s in subjects], drawn),
-                  "similarity": self._alike(self.image_clip, names, drawn, real),
-                  "ink_distance": np.array([[self.ink.distance(picture) for picture in row] for row in pictures])}
+        values: dict[Measured, np.ndarray] = {
+            "clip_score": self._scores([s.prompt for s in subjects], drawn),
+            "prompt_score": self._scores([s.plain for s in subjects], drawn),
+            "similarity": self._alike(self.image_clip, names, drawn, real),
+            "ink_distance": np.array([[self.ink.distance(picture) for picture in row] for row in pictures])}
         if self.dino:
             values["dino_similarity"] = self._alike(self.dino, names, drawn, real)
         counted = list(dict.fromkeys(names))[: self.settings.prompts]
@@ -54,14 +55,21 @@ class Measure:
         rows = {key: prompted if key == "clip_score" else range(min(len(names), self.settings.per_scale)) for key in values}
         curves = {key: curve(found[rows[key]], [names[k] for k in rows[key]], self.settings.seed)
                   for key, found in values.items()}
-        return {**self._with_real(curves, group, counted, real),
-                "cmmd": self._distance(names, drawn[self.image_clip.identity], group, real),
-                **self._copying(group, drawn, real),
-                "references": {name: [example.source for example in found] for name, found in group.references.items()},
-                "subjects": [self._record(subject, {key: found[k] for key, found in values.items()})
-                             for k, subject in enumerate(subjects)]}
+        self._add_real(curves, group, counted, real)
+        measured: GroupMeasures = {
+            "clip_score": curves["clip_score"], "prompt_score": curves["prompt_score"], "similarity": curves["similarity"],
+            "ink_distance": curves["ink_distance"],
+            "cmmd": self._distance(names, drawn[self.image_clip.identity], group, real),
+            "references": {name: [example.source for example in found] for name, found in group.references.items()},
+            "subjects": [self._record(subject, {key: numbers(found[k]) for key, found in values.items()})
+                         for k, subject in enumerate(subjects)]}
+        if self.dino:
+            measured["dino_similarity"] = curves["dino_similarity"]
+        if group.training:
+            measured["nearest_training"] = self._copying(group, drawn, real)
+        return measured
 
-    def complex(self, plan: Plan) -> dict[str, Any]:
+    def complex(self, plan: Plan) -> dict[str, Complex]:
         """Figures 8 and 9 in numbers: complex prompts with and without the trigger words, against all held-out pictures.
 
         By "with" and "without": curves of similarity, ink distance and prompt score, and half_way: the smallest scale at
@@ -69,7 +77,7 @@ class Measure:
         """
         references = [example for group in plan.groups for part in group.references.values() for example in part]
         real = self._real(references)[self.image_clip.identity]
-        found = {}
+        found: dict[str, Complex] = {}
         for key, subjects in (("with", plan.with_trigger), ("without", plan.without_trigger)):
             if not subjects:
                 continue
@@ -77,14 +85,14 @@ class Measure:
             drawn = self._features(list(pictures.reshape(-1, *pictures.shape[2:])), pictures.shape[:2])
             ink = np.array([[self.ink.distance(picture) for picture in row] for row in pictures])
             alike = np.stack([similarity(row, real).double().numpy() for row in drawn[self.image_clip.identity]])
-            curves = {"similarity": alike, "ink_distance": ink,
-                      "prompt_score": self._scores([s.plain for s in subjects], drawn)}
+            scores = self._scores([s.plain for s in subjects], drawn)
             half = ink.mean(axis=0) <= (ink.mean(axis=0)[0] + self.ink.own) / 2
-            found[key] = {**{name: curve(values, names, self.settings.seed) for name, values in curves.items()},
+            similar, inked, prompted = (curve(values, names, self.settings.seed) for values in (alike, ink, scores))
+            found[key] = {"similarity": similar, "ink_distance": inked, "prompt_score": prompted,
                           "half_way": self.scales[int(half.argmax())] if half.any() else None}
         return found
 
-    def diversity(self, plan: Plan) -> dict[str, Any] | None:
+    def diversity(self, plan: Plan) -> Curve | None:
         """How much pictures of one prompt differ from seed to seed; drawings: how much real ones of one category do."""
         subjects = list({(s.prompt, s.seed): s for part in (plan.one_prompt, *(g.subjects for g in plan.groups))
                          for s in part}.values())  # fmt: skip
@@ -93,7 +101,9 @@ class Measure:
         found = diversity(drawn, [subject.prompt for subject in subjects], self.settings.seed)
         real = [self._real(part)[self.image_clip.identity] for group in plan.groups for part in group.references.values()]
         own = [1 - among(features) for features in real if len(features) > 1]
-        return found and found | {"drawings": round(float(np.mean(own)), 6) if own else None}
+        if found:
+            found["drawings"] = round(float(np.mean(own)), 6) if own else None
+        return found
 
     def _judges(self) -> list[ImageJudge]:
         judges = [self.clip, self.image_clip, *([self.dino] if self.dino else [])]
@@ -115,16 +125,17 @@ class Measure:
         return np.stack([similarity(row, real[name][judge.identity]).double().numpy()
                          for name, row in zip(names, drawn[judge.identity], strict=True)])
 
-    def _with_real(self, curves: dict[str, dict[str, Any]], group: Group, counted: list[str],
-                   real: dict[str, Features]) -> dict[str, Any]:  # fmt: skip
-        """The curves with the held-out pictures' own value of each measure as `drawings`."""
+    def _add_real(self, curves: dict[Measured, Curve], group: Group, counted: list[str], real: dict[str, Features]) -> None:
+        """Put the held-out pictures' own value of each measure into its curve, as `drawings`."""
         subjects = {subject.name: subject for subject in group.subjects}
-        own = {"clip_score": self._own_score([subjects[name].prompt for name in counted], counted, real),
-               "prompt_score": self._own_score([subjects[name].plain for name in counted], counted, real),
-               "similarity": _own_likeness(real, self.image_clip), "ink_distance": round(self.ink.own, 6)}
+        own: dict[Measured, float | None] = {
+            "clip_score": self._own_score([subjects[name].prompt for name in counted], counted, real),
+            "prompt_score": self._own_score([subjects[name].plain for name in counted], counted, real),
+            "similarity": _own_likeness(real, self.image_clip), "ink_distance": round(self.ink.own, 6)}
         if self.dino:
             own["dino_similarity"] = _own_likeness(real, self.dino)
-        return {key: found | {"drawings": own[key]} for key, found in curves.items()}
+        for key, found in curves.items():
+            found["drawings"] = own[key]
 
     def _own_score(self, texts: list[str], names: list[str], real: dict[str, Features]) -> float:
         """The held-out pictures' own CLIP score with the text of their category; each category counts once."""
@@ -132,7 +143,7 @@ class Measure:
                  for name, text in zip(names, self.clip.texts(texts), strict=True)]
         return round(float(torch.stack(means).mean()), 6)
 
-    def _distance(self, names: list[str], drawn: Tensor, group: Group, real: dict[str, Features]) -> dict[str, Any]:
+    def _distance(self, names: list[str], drawn: Tensor, group: Group, real: dict[str, Features]) -> Distance:
         """CMMD between pictures and held-out pictures at every scale, with a jackknife interval over categories."""
         distinct = list(dict.fromkeys(names))
 
@@ -150,19 +161,22 @@ class Measure:
         return {"mean": numbers(estimate), "low": numbers(low), "high": numbers(high), "n": len(names),
                 "categories": len(distinct), "drawings": 0.0}
 
-    def _copying(self, group: Group, drawn: Features, real: dict[str, Features]) -> dict[str, Any]:
-        if not group.training:
-            return {}
+    def _copying(self, group: Group, drawn: Features, real: dict[str, Features]) -> Nearest:
         key = self.image_clip.identity
         train = {name: self._real(examples)[key] for name, examples in group.training.items()}
         held_out = {name: found[key] for name, found in real.items()}
         names = [subject.name for subject in group.subjects]
-        return {"nearest_training": copying(drawn[key], names, train, held_out, self.settings.seed)}
+        return copying(drawn[key], names, train, held_out, self.settings.seed)
 
-    def _record(self, subject: Subject, values: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _record(self, subject: Subject, values: dict[Measured, Numbers]) -> SubjectRecord:
         files = [f"{self.gallery.folder.name}/{self.gallery.path(subject, scale).name}" for scale in self.scales]
-        return {"name": subject.name, "prompt": subject.prompt, "plain": subject.plain, "seed": subject.seed, "pictures": files,
-                **{key: numbers(row) for key, row in values.items()}}
+        record: SubjectRecord = {
+            "name": subject.name, "prompt": subject.prompt, "plain": subject.plain, "seed": subject.seed, "pictures": files,
+            "clip_score": values["clip_score"], "prompt_score": values["prompt_score"], "similarity": values["similarity"],
+            "ink_distance": values["ink_distance"]}
+        if self.dino:
+            record["dino_similarity"] = values["dino_similarity"]
+        return record
 
 
 def _own_likeness(real: dict[str, Features], judge: ImageJudge) -> float | None:

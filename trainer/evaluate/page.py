@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from html import escape
-from typing import Any
+from typing import Literal
 from urllib.parse import quote
 
 from trainer.base.sd15 import SCRIBBLE_MINIATURE
 from trainer.evaluate.recommend import in_words
+from trainer.evaluate.results import PARTS, Grid, GroupReport, Key, Report
 from trainer.evaluate.style import STYLE
 
 LEAST_WIDTH = 900  # pixels of a grid on the page; a narrower screen scrolls it sideways
@@ -33,11 +34,11 @@ CAPTIONS = {
 NAMES = {"similarity": "similarity", "style_prompt": "style against prompt", "prompt_score": "prompt score",
          "clip_score": "CLIP score", "ink_distance": "ink distance", "dino_similarity": "DINOv2 similarity", "cmmd": "CMMD",
          "held_out_loss": "loss, against the base", "nearest_training": "nearest training picture"}  # fmt: skip
-COLUMNS = ("similarity", "prompt_score", "clip_score", "ink_distance", "dino_similarity", "cmmd", "held_out_loss",
-           "nearest_training")  # fmt: skip
+COLUMNS: tuple[Key, ...] = ("similarity", "prompt_score", "clip_score", "ink_distance", "dino_similarity", "cmmd",
+                            "held_out_loss", "nearest_training")  # fmt: skip
 
 
-def page(report: dict[str, Any], plots: dict[str, bytes], grids: dict[str, dict[str, Any]]) -> str:
+def page(report: Report, plots: dict[str, bytes], grids: dict[str, Grid]) -> str:
     """The whole page. plots: SVG by curve; grids: what `draw_grids` returned."""
     lora, base = report["lora"], report["base"]
     small = ("<p class=soft>These are figures of Scribble LoRA's embedded miniature, with a judge of its own, not of Stable "
@@ -85,7 +86,7 @@ def rows(head: list[str], lines: list[tuple[list[str], bool]]) -> str:
     return f"<div class=numbers><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _grid(grid: dict[str, Any]) -> str:
+def _grid(grid: Grid) -> str:
     stream = io.BytesIO()
     grid["image"].save(stream, format="JPEG", quality=88, optimize=True)
     data, width = base64.b64encode(stream.getvalue()).decode(), grid["image"].width
@@ -95,29 +96,29 @@ def _grid(grid: dict[str, Any]) -> str:
             f"<a href='{quote(grid['file'])}'>{escape(grid['file'])}</a></small>")
 
 
-def _table(kind: str, group: dict[str, Any], report: dict[str, Any]) -> str:
+def _table(kind: str, group: GroupReport, report: Report) -> str:
     keys = [key for key in COLUMNS if key in group]
     lines = []
     for k, scale in enumerate(report["scales"]):
         curves = [group[key]["against_base"] if key == "held_out_loss" else group[key] for key in keys]
-        cells = [number(*(curve[part][k] for part in ("mean", "low", "high"))) for curve in curves]
+        cells = [number(*(curve[part][k] for part in PARTS)) for curve in curves]
         lines.append(([f"{scale:g}", *cells], scale == report["recommended"]["scale"]))
     size = group["similarity"]
     return (f"<h3>{escape(kind)}: {size['n']} pictures of {size['categories']} categories or captions</h3>"
             + rows(["scale", *(NAMES[key] for key in keys)], lines))
 
 
-def _complex(report: dict[str, Any]) -> str:
+def _complex(report: Report) -> str:
     """Figures 8 and 9 in numbers."""
     found = report["complex"]
     if set(found) != {"with", "without"}:
         return ""
-    keys = ("ink_distance", "similarity", "prompt_score")
+    keys: tuple[Literal["ink_distance", "similarity", "prompt_score"], ...] = ("ink_distance", "similarity", "prompt_score")
     head = ["scale", *(f"{NAMES[key]}, {side}" for key in keys for side in ("with", "without"))]
     lines = []
     for k, scale in enumerate(report["scales"]):
         curves = [found[side][key] for key in keys for side in ("with", "without")]
-        cells = [number(*(curve[part][k] for part in ("mean", "low", "high"))) for curve in curves]
+        cells = [number(*(curve[part][k] for part in PARTS)) for curve in curves]
         lines.append(([f"{scale:g}", *cells], scale == report["recommended"]["scale"]))
     ways = [f"{found[side]['half_way']:g}" if found[side]["half_way"] is not None else "none of these scales"
             for side in ("with", "without")]  # fmt: skip
@@ -128,12 +129,12 @@ def _complex(report: dict[str, Any]) -> str:
             f"held-out drawings.{few}</p>" + rows(head, lines))
 
 
-def _diversity(report: dict[str, Any]) -> str:
+def _diversity(report: Report) -> str:
     found = report["diversity"]
     if not found:
         return ""
     head = ["scale", "pictures of one prompt differ by"]
-    lines = [([f"{scale:g}", number(*(found[part][k] for part in ("mean", "low", "high")))],
+    lines = [([f"{scale:g}", number(*(found[part][k] for part in PARTS))],
               scale == report["recommended"]["scale"]) for k, scale in enumerate(report["scales"])]
     own = f"; real ones of one category by {found['drawings']:.4g}" if found["drawings"] is not None else ""
     return ("<h3>Diversity over seeds</h3>"
@@ -141,7 +142,7 @@ def _diversity(report: dict[str, Any]) -> str:
             + rows(head, lines))
 
 
-def _facts(report: dict[str, Any]) -> str:
+def _facts(report: Report) -> str:
     lora, judges = report["lora"], report["judges"]
 
     def judge(found: dict[str, str]) -> str:
@@ -159,7 +160,7 @@ def _facts(report: dict[str, Any]) -> str:
     return f"<div class=facts><table>{lines}</table></div>"
 
 
-def _prompts(report: dict[str, Any]) -> str:
+def _prompts(report: Report) -> str:
     """Every prompt and seed that was drawn, with links to the group's pictures."""
     parts = []
     for kind, group in report["groups"].items():

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from convert import set_metadata
 from convert.errors import JobError, UsageError
 from convert.files.card import read_card, write_card
+from trainer.evaluate.results import Gain, Verdict
 from trainer.evaluate.statistics import FEWEST, equals, interval
 
 UNITS = "categories or captions"
 
 
-def recommend(style: np.ndarray, prompt: np.ndarray, copies: np.ndarray, scales: list[float], seed: int) -> dict[str, Any]:
+def recommend(style: np.ndarray, prompt: np.ndarray, copies: np.ndarray, scales: list[float], seed: int) -> Verdict:
     """The scale to use, as plain data.
 
     1. A scale counts only if it beats the base: the interval of (scale - base), over all scales at once, is above 0.
@@ -41,8 +41,8 @@ def recommend(style: np.ndarray, prompt: np.ndarray, copies: np.ndarray, scales:
     mean = style.mean(axis=0)
     low, high = interval(style[:, 1:] - style[:, :1], seed, together=True)
     best = int(mean[1:].argmax()) + 1
-    found: dict[str, Any] = {"scale": None, "low": None, "high": None, "best": scales[best], "gain": None,
-                             "categories": len(style)}
+    found: Verdict = {"scale": None, "low": None, "high": None, "best": scales[best], "gain": None, "categories": len(style),
+                      "verdict": ""}
     if len(style) < FEWEST:
         return found | {"verdict": "few"}
     beats = np.concatenate([[False], low > 0])
@@ -68,12 +68,12 @@ def recommend(style: np.ndarray, prompt: np.ndarray, copies: np.ndarray, scales:
                     "gain": _gain(style, low, high, chosen)}
 
 
-def _gain(style: np.ndarray, low: np.ndarray, high: np.ndarray, k: int) -> dict[str, float]:
+def _gain(style: np.ndarray, low: np.ndarray, high: np.ndarray, k: int) -> Gain:
     return {"mean": round(float((style[:, k] - style[:, 0]).mean()), 6), "low": round(float(low[k - 1]), 6),
             "high": round(float(high[k - 1]), 6)}
 
 
-def in_words(found: dict[str, Any]) -> str:
+def in_words(found: Verdict) -> str:
     """The verdict in a sentence or two."""
     gain = found["gain"]
     measured = "no interval"
@@ -108,7 +108,7 @@ def check_writable(lora: Path) -> None:
     read_card(lora)
 
 
-def write(lora: Path, found: dict[str, Any], trigger: str) -> list[Path]:
+def write(lora: Path, found: Verdict, trigger: str) -> list[Path]:
     """Put the scale into the file's metadata and its card's `preferred weight`; all else stays. Returns the files written.
 
     Raises:

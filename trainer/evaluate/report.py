@@ -5,21 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from convert.files import write_json, write_text
 from trainer.evaluate.claim import PAGE, REPORT
 from trainer.evaluate.page import page
+from trainer.evaluate.results import Grid, GroupReport, Measured, Report, SubjectRecord
 from trainer.evaluate.statistics import by_category
 from trainer.terminal import say
 
 TABLE = "report.csv"
-MEASURES = ("similarity", "prompt_score", "clip_score", "ink_distance", "dino_similarity")
+MEASURES: tuple[Measured, ...] = ("similarity", "prompt_score", "clip_score", "ink_distance", "dino_similarity")
 
 
-def write_report(report: dict[str, Any], plots: dict[str, bytes], grids: dict[str, dict[str, Any]], out: Path) -> None:
+def write_report(report: Report, plots: dict[str, bytes], grids: dict[str, Grid], out: Path) -> None:
     """Write the three files into `out`; report.json last: it is what makes a report finished."""
     report["grids"] = {name: {"file": grid["file"], "rows": grid["rows"]} for name, grid in grids.items()}
     write_text(out / TABLE, as_csv(report))
@@ -28,7 +28,7 @@ def write_report(report: dict[str, Any], plots: dict[str, bytes], grids: dict[st
     say(f"wrote {out / PAGE}, {REPORT}, {TABLE} and {len(grids) + len(plots)} figures")
 
 
-def as_csv(report: dict[str, Any]) -> str:
+def as_csv(report: Report) -> str:
     """One line for each picture and scale, and for each held-out drawing and scale its denoising loss."""
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
@@ -45,10 +45,20 @@ def as_csv(report: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
-def category_means(report: dict[str, Any], key: str) -> np.ndarray:
+def seed_of(report: Report) -> int:
+    """The seed of the resampling behind a report's intervals."""
+    return int(str(report["settings"]["seed"]))
+
+
+def judged(group: GroupReport, report: Report) -> list[SubjectRecord]:
+    """The pictures of a group that count for its similarity."""
+    return group["subjects"][: int(str(report["settings"]["per_scale"]))]
+
+
+def category_means(report: Report, key: Measured) -> np.ndarray:
     """A measure's means (categories, scales), float, of all groups: what intervals and rules take."""
     parts = []
     for group in report["groups"].values():
-        subjects = group["subjects"][: report["settings"]["per_scale"]]
+        subjects = judged(group, report)
         parts.append(by_category(np.array([s[key] for s in subjects], dtype=float), [s["name"] for s in subjects])[0])
     return np.concatenate(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from convert.errors import UsageError
 from trainer.evaluate import checkpoints, recommend
@@ -11,6 +10,7 @@ from trainer.evaluate.against import AGAINST, compare
 from trainer.evaluate.claim import PAGE, check_claim, finished
 from trainer.evaluate.cli import Job
 from trainer.evaluate.evaluate import evaluate
+from trainer.evaluate.results import JointReport, Report
 from trainer.evaluate.settings import Settings
 from trainer.lora.lora_file import read_lora, trained_by
 from trainer.runs.lock import lock
@@ -61,7 +61,7 @@ def _run_folder(settings: Settings, job: Job) -> int:
     return 0
 
 
-def _tell(verdict: str, report: dict[str, Any]) -> None:
+def _tell(verdict: str, report: Report | JointReport) -> None:
     say(verdict)
     for warning in report["warnings"]:
         say(f"warning: {warning}")

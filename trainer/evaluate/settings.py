@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from convert.errors import UsageError
+from convert.files.json_file import Json
 from trainer.base.sd15 import SCRIBBLE_MINIATURE
 from trainer.cli import parse_scales
 from trainer.recipe import MINIATURE, flag, option
@@ -58,15 +58,13 @@ class Settings:
         """Ascending, 0 first: what is recommended is tested against the base."""
         return sorted({0.0, *parse_scales(self.scales)})
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         return dataclasses.asdict(self)
 
     def settled(self, family: str) -> Settings:
         """With the defaults that depend on the base's `family` filled in."""
         small = family == SCRIBBLE_MINIATURE
-        filled: dict[str, Any] = {
-            "clip": self.clip or (MINIATURE if small else CLIP),
-            "image_clip": self.image_clip or (MINIATURE if small else IMAGE_CLIP),
-            "dino": self.dino or (NONE if small else ""),
-            "complex": self.complex or (MINIATURE_COMPLEX if small else COMPLEX)}
-        return dataclasses.replace(self, **filled)
+        return dataclasses.replace(
+            self, clip=self.clip or (MINIATURE if small else CLIP),
+            image_clip=self.image_clip or (MINIATURE if small else IMAGE_CLIP), dino=self.dino or (NONE if small else ""),
+            complex=self.complex or (MINIATURE_COMPLEX if small else COMPLEX))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from trainer.kernels.conv import ONE, point, small_map
 from trainer.kernels.cpu import WIDE, use_cpu_kernels
 from trainer.kernels.geglu import gated
 from trainer.lora import dora
+
+if TYPE_CHECKING:  # slow to load
+    from diffusers.models.attention_processor import Attention, AttnProcessor
 
 
 class Fused:
@@ -37,7 +40,7 @@ class Fused:
         self._unet, self._attention = unet, attention
         self._backend: AbstractContextManager[None] = nullcontext()
         self._depth = 0
-        self._processors: list[tuple[Any, Any, FusedProcessor]] = []
+        self._processors: list[tuple[Attention, AttnProcessor, FusedProcessor]] = []
         for module in unet.modules():
             if isinstance(module, Attention) and _plain(module):
                 cross = module.is_cross_attention
@@ -71,7 +74,7 @@ class Fused:
             del module.forward
 
 
-def _plain(attention: Any) -> bool:
+def _plain(attention: Attention) -> bool:
     """SD1.5's kind: no norms inside, no residual, one head count for q, k and v; no DoRA, which is more than a sum."""
     if any(dora.is_decomposed(layer) for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])):
         return False

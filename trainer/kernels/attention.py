@@ -6,15 +6,19 @@ Legend: B pictures, H heads, n queries, m keys, d width of a head, C = H d.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from trainer.kernels.context import Context
 from trainer.kernels.cpu import WIDE, use_cpu_kernels
 from trainer.kernels.lora_linear import Joined
+
+if TYPE_CHECKING:  # slow to load
+    from diffusers.models.attention_processor import Attention
 
 NARROW = 16
 """Heads up to this wide: PyTorch's AVX2 kernel takes 1.6 times as long for 10 wide ones, and less from 20 on."""
@@ -25,12 +29,12 @@ CHUNK = 1 << 18
 class FusedProcessor:
     """diffusers' attention processor for SD1.5's blocks: q, k, v of a self-attention from one product; k, v of a caption."""
 
-    def __init__(self, attn: Any, *, cross: bool) -> None:
+    def __init__(self, attn: Attention, *, cross: bool) -> None:
         self.first = Joined([attn.to_q] if cross else [attn.to_q, attn.to_k, attn.to_v])
         self.second = Joined([attn.to_k, attn.to_v]) if cross else None
         self.out = Joined([attn.to_out[0]])
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+    def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
                  attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:  # fmt: skip
         first = self.first(hidden_states)
         second = None
@@ -57,6 +61,11 @@ def _split(first: Tensor, second: Tensor | None, heads: int) -> list[Tensor]:
     return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts]
 
 
+class _AttentionContext(Context, Protocol):
+    heads: int
+    joined: bool
+
+
 class _Attention(torch.autograd.Function):
     """Attention a few heads at a time, computed again for the backward pass: n m numbers never leave the cache.
 
@@ -64,7 +73,7 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor | None, heads: int) -> Tensor:
+    def forward(ctx: _AttentionContext, first: Tensor, second: Tensor | None, heads: int) -> Tensor:
         q, k, v = _columns(_split(first, second, heads))
         q *= q.shape[1] ** -0.5
         mixed = torch.empty_like(q)
@@ -77,7 +86,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: _AttentionContext, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         q, k, v = ctx.saved_tensors
         (do,) = _columns([gradient.unflatten(-1, (ctx.heads, -1)).transpose(1, 2)])
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

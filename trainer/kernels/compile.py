@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch._dynamo
@@ -60,7 +59,7 @@ class Compiled:
 
     def __init__(self, unet: UNet, device: torch.device, wish: str, cache: Path, say: Say) -> None:
         self.unet, self.say = unet, say
-        self.blocks: list[tuple[Any, Any]] = []
+        self.blocks: list[tuple[torch.nn.Module, Callable[..., object]]] = []
         self.proven = False
         self.shapes: set[tuple[int, ...]] = set()
         lacking = missing(device)
@@ -102,7 +101,8 @@ class Compiled:
             self.shapes.add(shape)
         return shape in self.shapes
 
-    def __call__(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *, return_dict: bool = True) -> Any:
+    def __call__(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *,
+                 return_dict: bool = True) -> tuple[Tensor, ...]:  # fmt: skip
         if not self.blocks or not self._is_compiled_for(sample, encoder_hidden_states):
             return self.unet(sample, timestep, encoder_hidden_states, return_dict=return_dict)
         from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from trainer.kernels.context import Context
 from trainer.kernels.cpu import cpu_kernel
+
+if TYPE_CHECKING:  # slow to load
+    from diffusers.models.activations import GEGLU
 
 
 @cpu_kernel
-def gated(layer: Any, x: Tensor) -> Tensor:
+def gated(layer: GEGLU, x: Tensor) -> Tensor:
     """value * gelu(gate) of one projection (Shazeer 2020, GLU variants)."""
     out: Tensor = _Gated.apply(layer.proj(x))
     return out
@@ -23,7 +27,7 @@ class _Gated(torch.autograd.Function):
     """Writes both gradients into one tensor; autograd's own chunk makes two and copies them together."""
 
     @staticmethod
-    def forward(ctx: Any, joined: Tensor) -> Tensor:
+    def forward(ctx: Context, joined: Tensor) -> Tensor:
         value, gate = joined.chunk(2, dim=-1)
         opened = functional.gelu(gate)
         ctx.save_for_backward(joined, opened)
@@ -31,7 +35,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Context, gradient: Tensor) -> Tensor:
         joined, opened = ctx.saved_tensors
         value, gate = joined.chunk(2, dim=-1)
         both = torch.empty_like(joined)

@@ -7,15 +7,19 @@ I and O widths, r rank, R the ranks of all projections together, s = alpha / ran
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from trainer.kernels.context import Context
 from trainer.kernels.cpu import use_cpu_kernels
 from trainer.lora.adapter import NAME
+
+if TYPE_CHECKING:  # slow to load
+    from peft.tuners.lora import LoraLayer
 
 ALIGNED = 8
 """Numbers of half precision in 16 bytes, what a GPU's tensor cores load at a time."""
@@ -28,15 +32,16 @@ class Joined:
     working by themselves. The factors stay peft's own parameters.
     """
 
-    def __init__(self, layers: list[Any]) -> None:
-        bases = [layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer for layer in layers]
+    def __init__(self, layers: list[torch.nn.Linear | LoraLayer]) -> None:
+        bases = [layer if isinstance(layer, torch.nn.Linear) else layer.get_base_layer() for layer in layers]
         self.weight = torch.cat([base.weight.data for base in bases])
         self.bias = torch.cat([base.bias.data for base in bases]) if bases[0].bias is not None else None
         rows = [base.weight.shape[0] for base in bases]
         for base, part in zip(bases, self.weight.split(rows), strict=True):
             base.weight.data = part
-        self.adapted = [(layer, start) for layer, start in zip(layers, _starts(rows), strict=True)
-                        if NAME in getattr(layer, "lora_A", {})]
+        self.adapted: list[tuple[LoraLayer, int]] = [
+            (layer, start) for layer, start in zip(layers, _starts(rows), strict=True)
+            if not isinstance(layer, torch.nn.Linear) and NAME in layer.lora_A]
 
     def __call__(self, x: Tensor) -> Tensor:
         downs = [layer.lora_A[NAME].weight for layer, _ in self.adapted]
@@ -50,6 +55,11 @@ class Joined:
         return y
 
 
+class _FoldedContext(Context, Protocol):
+    scales: list[float]
+    starts: list[int]
+
+
 class _Folded(torch.autograd.Function):
     """One product with W + s B A, for float32: in half precision the small s B A would be rounded away.
 
@@ -57,7 +67,7 @@ class _Folded(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], starts: list[int],
+    def forward(ctx: _FoldedContext, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], starts: list[int],
                 *factors: Tensor) -> Tensor:  # fmt: skip
         folded = weight.clone()
         downs, ups = _halves(factors)
@@ -69,7 +79,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _FoldedContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, folded, *factors = ctx.saved_tensors
         downs, ups = _halves(factors)
         dy, tokens = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -86,6 +96,12 @@ class _Folded(torch.autograd.Function):
         return dx, None, None, None, None, *downs_gradient, *ups_gradient
 
 
+class _LongerContext(_FoldedContext, Protocol):
+    ranks: list[int]
+    heights: list[int]
+    learnt: torch.dtype
+
+
 class _Longer(torch.autograd.Function):
     """One product [x, x A^T] [W, s B]^T, for half precision and GPUs: y is written once, and never read to add to it.
 
@@ -93,7 +109,7 @@ class _Longer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], starts: list[int],
+    def forward(ctx: _LongerContext, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], starts: list[int],
                 *factors: Tensor) -> Tensor:  # fmt: skip
         downs, ups = _halves(factors)
         ranks = [down.shape[0] for down in downs]
@@ -106,7 +122,7 @@ class _Longer(torch.autograd.Function):
         return functional.linear(torch.cat([x, low], -1), torch.cat([weight, up], 1), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _LongerContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, low, weight, down, up = ctx.saved_tensors
         dy, width = gradient.flatten(0, -2), x.shape[-1]
         dx = None

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from convert import Report, convert_file, read
 from convert.errors import BadCard
@@ -49,10 +48,10 @@ def write_lora(run: Path, out: Path, recipe: Recipe, base: Base, dataset: Datase
 
 
 def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: int, total: int,
-             started: float) -> dict[str, Any]:  # fmt: skip
+             started: float) -> dict[str, object]:  # fmt: skip
     """kohya's `ss_*` and ModelSpec keys that this run knows after `steps` of `total` steps; `convert` completes and hashes."""
     resolution = recipe.resolution or base.resolution
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "ss_output_name": name, "ss_training_started_at": started, "ss_training_finished_at": datetime.now(UTC).timestamp(),
         "ss_steps": steps, "ss_max_train_steps": total, "ss_num_train_images": len(dataset.learnt),
         "ss_num_epochs": math.ceil(steps / recipe.steps_per_epoch(dataset.per_epoch)),

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from trainer.data.ours import RECIPE
 from trainer.lora import dora
 from trainer.lora.adapter import NAME, TEXT_FACTORS, Factor
 from trainer.miniature import adapters
-from trainer.recipe import Recipe, flag
+from trainer.recipe import Fields, Recipe, flag
 from trainer.terminal import quiet
 
 PAPER_SCALE = 0.8
@@ -179,7 +178,7 @@ def start_from(factors: Sequence[Factor], lora: LoraFile) -> None:
         names[name].data.copy_(factor)
 
 
-def trained_by(lora: LoraFile, changed: dict[str, Any], *, needed: Sequence[str]) -> Recipe:
+def trained_by(lora: LoraFile, changed: Fields, *, needed: Sequence[str]) -> Recipe:
     """The recipe that says base and data: the LoRA's own with `changed` fields.
 
     Raises:

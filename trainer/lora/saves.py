@@ -6,13 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base.load import Base
 from trainer.data.records import Dataset
-from trainer.recipe import Recipe, apart_from_length
+from trainer.recipe import Recipe, Stored, apart_from_length
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
             raise UsageError(f"--save-to {folder}: {path.name} is not from this run: give another folder or --overwrite")
 
 
-def _recipe_in(path: Path) -> dict[str, Any]:
+def _recipe_in(path: Path) -> Stored:
     """The recipe that a file names, apart from its length; empty where it names none."""
     try:
         return apart_from_length(json.loads(open_container(path).metadata.get("scribble_recipe", "{}")))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from convert import read
 from convert.errors import JobError, UsageError
 from convert.lora import Lora
 from convert.sd15 import TEXT_ENCODER, UNET, modules
-from trainer.recipe import TARGETS, flag
+from trainer.recipe import TARGETS, Fields, flag
 
 DECIDED = ("rank", "alpha", "conv_rank", "conv_alpha", "targets")
 """Fields of the recipe that the file decides."""
 
 
-def recipe_of(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+def recipe_of(path: Path, given: Fields) -> Fields:
     """The recipe's fields that the LoRA at `path`, in any form that `convert` reads, decides.
 
     given: fields that the user named. Raises UsageError where they contradict the file, JobError where it is not a plain LoRA
@@ -29,7 +28,7 @@ def recipe_of(path: Path, given: dict[str, Any]) -> dict[str, Any]:
                        "can be trained further")
     linear, conv = (_strength(lora, path, wide=wide) for wide in (False, True))
     rank, alpha = linear or conv or (0, 0.0)
-    fields: dict[str, Any] = {"rank": rank, "alpha": alpha, "targets": _targets(lora)}
+    fields: Fields = {"rank": rank, "alpha": alpha, "targets": _targets(lora)}
     if conv and conv != (rank, alpha):
         fields |= {"conv_rank": conv[0], "conv_alpha": conv[1]}
     for name in DECIDED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from convert.files import atomic_path
 from trainer.data.ours import MARK
 from trainer.data.records import Dataset, Example
 from trainer.rng import Stream
+
+if TYPE_CHECKING:  # slow to load
+    from matplotlib.figure import SubFigure
 
 EXAMPLES, COLUMNS = 8, 4
 LINE, LINES = 30, 3  # characters and lines of a label
@@ -62,8 +65,7 @@ def write_contact_sheet(dataset: Dataset, path: Path, *, resolution: int, seed: 
     rows = -(-len(examples) // columns)
     figure = Figure(figsize=(max(2.4 * columns, 4.8), 2 * (2.9 * rows + 0.4)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    parts: Any = figure.subfigures(2, 1)
-    above, below = parts
+    above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
     shapes = {example.shape(resolution) for example in examples}
     height, width = next(iter(shapes))
     side = f"{width}\N{MULTIPLICATION SIGN}{height}" if len(shapes) == 1 else f"in {len(shapes)} shapes"
@@ -74,7 +76,7 @@ def write_contact_sheet(dataset: Dataset, path: Path, *, resolution: int, seed: 
         figure.savefig(temporary, format="png", metadata={"Description": MARK})
 
 
-def _draw(part: Any, title: str, examples: list[Example], rows: int, columns: int,
+def _draw(part: SubFigure, title: str, examples: list[Example], rows: int, columns: int,
           picture: Callable[[Example], np.ndarray], label: Callable[[Example], str]) -> None:  # fmt: skip
     part.suptitle(title, fontsize=11)
     cells = part.subplots(rows, columns, squeeze=False).ravel()

@@ -14,14 +14,16 @@ from convert.files.json_file import read_object
 
 CHECKSUM = "sha256"
 NO_CHECKSUM = "has no checksum"
+Record = dict[str, Any]
+"""The fields of such a file. Its checksum held, so they are what this program wrote."""
 
 
-def write_record(path: Path, fields: Mapping[str, Any]) -> None:
+def write_record(path: Path, fields: Mapping[str, object]) -> None:
     """Write `fields` (JSON values) and their checksum, whole or not at all."""
     write_json(path, {**fields, CHECKSUM: _checksum(fields)})
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> Record | None:
     """The fields of a record; None if there is none.
 
     Raises:
@@ -50,5 +52,5 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checksum(fields: Mapping[str, Any]) -> str:
+def _checksum(fields: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

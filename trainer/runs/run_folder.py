@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from convert.container import open_container
 from convert.errors import Damaged, JobError, UsageError
@@ -16,10 +15,10 @@ from convert.files.json_file import read_object
 from trainer.base.load import Base
 from trainer.data.ours import METRICS, RECIPE
 from trainer.data.records import Dataset, fingerprint
-from trainer.recipe import LENGTH, Recipe, flag
+from trainer.recipe import LENGTH, Fields, Recipe, flag
 from trainer.runs.lock import LOCK, lock
 from trainer.runs.outputs import Contents, is_sound_card, is_sound_png, outputs
-from trainer.runs.record import NO_CHECKSUM, file_sha256, read_record, write_record
+from trainer.runs.record import NO_CHECKSUM, Record, file_sha256, read_record, write_record
 from trainer.terminal import Say, say_nothing
 
 EXPORT, FINISHED = "export.json", "finished.json"
@@ -56,7 +55,7 @@ class RunFolder:
         none."""
         return (self.path / FINISHED).exists() or any(self.checkpoints.glob("*"))
 
-    def stored(self) -> dict[str, Any] | None:
+    def stored(self) -> Record | None:
         """The recipe, data and base that the folder is bound to, {} if its recipe.json is damaged; None if it is no run's.
 
         Read from the newest sound checkpoint, since a run goes on from that; finished.json and recipe.json say the same.
@@ -104,7 +103,7 @@ class RunFolder:
             raise UsageError(f"{self.path} holds a run with another recipe ({what}): give the same flags to go on with it, or "
                              "--run another folder for a new one")
 
-    def bind(self, identity: Mapping[str, Any]) -> None:
+    def bind(self, identity: Record) -> None:
         """Make the folder that of a run of this `identity`, or make sure that data and base are still those it began with.
 
         Raises:
@@ -182,7 +181,7 @@ class RunFolder:
         """Note that `out` is about to be written, so that a command that is cut short then can be run again."""
         write_record(self.path / EXPORT, {"out": str(out.resolve())})
 
-    def finish(self, out: Path, identity: Mapping[str, Any]) -> None:
+    def finish(self, out: Path, identity: Record) -> None:
         """Note that everything is written, with digests to tell later whether it still is."""
         contents, diffusers = Contents.of(out), self.path / DIFFUSERS
         write_record(self.path / FINISHED, {
@@ -192,7 +191,7 @@ class RunFolder:
     def _claimed(self, out: Path) -> bool:
         return (_sound(self.path / EXPORT) or {}).get("out") == str(out.resolve())
 
-    def _is_whole(self, out: Path, record: Mapping[str, Any]) -> bool:
+    def _is_whole(self, out: Path, record: Record) -> bool:
         """Whether `out` has the tensors that `record` of finished.json notes."""
         if not record:
             return False
@@ -202,7 +201,7 @@ class RunFolder:
             return False
         return record.get("sshs_model_hash") == found.data and record.get("tensors", found.tensors) == found.tensors
 
-    def _beside(self, out: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, bool]]:
+    def _beside(self, out: Path, record: Record) -> Iterator[tuple[Path, bool]]:
         """The run's other outputs, and whether they are sound. A card or picture that its owner removed is no damage."""
         diffusers = self.path / DIFFUSERS
         if record["diffusers"]:  # a DoRA has none
@@ -219,12 +218,12 @@ class RunFolder:
             yield
 
 
-def identity_of(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, Any]:
+def identity_of(recipe: Recipe, base: Base, dataset: Dataset) -> Record:
     """What makes a run that run, as recipe.json and every checkpoint have it: the recipe, the data and base that it meant."""
     return {"recipe": recipe.as_dict(), "data": fingerprint(dataset), "base": base.identity}
 
 
-def _written(stored: dict[str, Any]) -> tuple[str, ...]:
+def _written(stored: Fields) -> tuple[str, ...]:
     """A stored recipe as `convert` writes it into a header: with its paths, as before they were shortened, and without."""
     try:
         forms = [stored, Recipe(**stored).published()]
@@ -233,7 +232,7 @@ def _written(stored: dict[str, Any]) -> tuple[str, ...]:
     return tuple(json.dumps(form, ensure_ascii=False, sort_keys=True) for form in forms)
 
 
-def _sound(path: Path, say: Say = say_nothing) -> dict[str, Any] | None:
+def _sound(path: Path, say: Say = say_nothing) -> Record | None:
     """A record's fields; None if it is missing or damaged, which `say` is told: it is derived, and written again."""
     try:
         return read_record(path)

@@ -7,15 +7,15 @@ A line is a prompt and, after it, any of kohya's options: `--n` negative prompt,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from convert.errors import JobError, UsageError
+from trainer.recipe import Fields
 from trainer.sample.grid import draw_grid, write_png
 
 if TYPE_CHECKING:  # prompts are read without torch
@@ -39,7 +39,7 @@ class SamplePrompt:
     scale: float = 1.0
 
 
-OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+OPTIONS: dict[str, tuple[str, type[str] | type[int] | type[float]]] = {
     "n": ("negative", str), "w": ("width", int), "h": ("height", int), "d": ("seed", int), "s": ("steps", int),
     "l": ("guidance", float), "am": ("scale", float),
 }  # fmt: skip
@@ -60,7 +60,7 @@ def read_prompts(path: Path) -> list[SamplePrompt]:
 
 def _prompt(line: str, where: str) -> SamplePrompt:
     text, *options = re.split(r"\s--(?=[a-z]+\s)", f"{line} ")
-    values: dict[str, Any] = {"text": text.strip()}
+    values: Fields = {"text": text.strip()}
     for option in options:
         name, _, value = option.strip().partition(" ")
         if name not in OPTIONS:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.base.load import Base
+from trainer.base.models import UNet
 from trainer.base.sd15 import SCRIBBLE_MINIATURE
 from trainer.encoding.text import encode_captions
 from trainer.lora import adapter
@@ -102,7 +102,7 @@ class Sampler:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Latents (N, 4, h, w), scaled, through the VAE: uint8 (N, H, W, 3)."""
-        vae: Any = self.base.vae.to(latents.device)
+        vae = self.base.vae.to(latents.device)
         pictures = []
         for one in latents.split(4):
             pixels = vae.decode(one.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
@@ -110,7 +110,7 @@ class Sampler:
         return np.concatenate(pictures)
 
 
-def _weigh(unet: Any, scales: list[float], device: torch.device) -> None:
+def _weigh(unet: UNet, scales: list[float], device: torch.device) -> None:
     """Weigh the adapter for a batch of len(scales) pictures, which guidance runs twice: without text, then with it."""
     from peft.tuners.lora import LoraLayer
 

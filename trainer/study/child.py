@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from convert.files import write_text
 
@@ -19,7 +18,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def run_module(folder: Path, module: str, *arguments: Any) -> None:
+def run_module(folder: Path, module: str, *arguments: object) -> None:
     """Run `python -m module`. If it fails, the last line of its stderr goes into `folder`/failed.txt.
 
     Ctrl-C, SIGTERM and a closed terminal are passed on to it, once each time, and waited for: it saves before it ends.

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from convert.errors import JobError
 from convert.files import atomic_path, write_json, write_text
+from trainer.evaluate.claim import read as read_report
 from trainer.evaluate.figures import COLOURS
+from trainer.evaluate.report import judged
+from trainer.evaluate.results import PARTS, Key, Report
 from trainer.evaluate.statistics import by_category, interval
 from trainer.study.table import Row, Study
 
-COLUMNS = (("similarity", "similarity"), ("prompt_score", "prompt score"), ("clip_score", "CLIP score"),
-           ("ink_distance", "ink distance"), ("held_out_loss", "loss"))  # fmt: skip
+COLUMNS: tuple[tuple[Key, str], ...] = (("similarity", "similarity"), ("prompt_score", "prompt score"),
+                                        ("clip_score", "CLIP score"), ("ink_distance", "ink distance"),
+                                        ("held_out_loss", "loss"))  # fmt: skip
 Outcome = dict[str, Any]
+"""A row of study.json."""
+
+
+class Value(TypedDict):
+    """A measure at one scale: its interval, or its spread over seeds."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    spread: NotRequired[float | None]
 
 
 def outcome_of(row: Row, x: float | None, report: Path, failure: str) -> Outcome:
@@ -28,17 +40,14 @@ def outcome_of(row: Row, x: float | None, report: Path, failure: str) -> Outcome
                       "recipe": row.recipe.as_dict(), "failed": failure}
     if failure:
         return found
-    try:
-        read = json.loads(report.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JobError(f"{report}: cannot be read ({error}): delete its folder, and the same command makes it again") from error
+    read: Report = read_report(report)
     recommended = read["recommended"]
     at = read["scales"].index(recommended["scale"] if recommended["scale"] is not None else recommended["best"])
-    groups = {kind: {key: {part: group[key][part][at] for part in ("mean", "low", "high")} for key, _ in COLUMNS}
+    groups = {kind: {key: {part: group[key][part][at] for part in PARTS} for key, _ in COLUMNS}
               for kind, group in read["groups"].items()}
     categories: dict[str, float] = {}
     for kind, group in read["groups"].items():
-        subjects = group["subjects"][: read["settings"]["per_scale"]]
+        subjects = judged(group, read)
         means, names = by_category(np.array([s["similarity"][at] for s in subjects]), [s["name"] for s in subjects])
         categories |= {f"{kind}: {name}": float(mean) for name, mean in zip(names, means, strict=True)}
     return found | {"groups": groups, "categories": categories, "shown": read["scales"][at],
@@ -84,20 +93,21 @@ def merged(rows: list[Outcome]) -> list[Outcome]:
     return found
 
 
-def _over_seeds(values: list[dict[str, float]]) -> dict[str, float | None]:
+def _over_seeds(values: list[Value]) -> Value:
     if len(values) == 1:
         return {**values[0], "spread": None}
     means = [value["mean"] for value in values]
     return {"mean": float(np.mean(means)), "low": None, "high": None, "spread": float(np.std(means, ddof=1))}
 
 
-def _paired(line: Outcome, first: Outcome) -> dict[str, float | None] | None:
+def _paired(line: Outcome, first: Outcome) -> Value | None:
     if not line["groups"] or line["categories"].keys() != first["categories"].keys():
         return None
     difference = np.array([[line["categories"][key] - first["categories"][key]] for key in first["categories"]])
     low, high = interval(difference, seed=0)
-    ends = {"low": float(low[0]), "high": float(high[0])} if np.isfinite(low[0]) else {"low": None, "high": None}
-    return {"mean": float(difference.mean()), **ends}
+    known = bool(np.isfinite(low[0]))
+    return {"mean": float(difference.mean()), "low": float(low[0]) if known else None,
+            "high": float(high[0]) if known else None}
 
 
 def _table(study: Study, lines: list[Outcome]) -> str:
@@ -123,8 +133,8 @@ def _scales(line: Outcome) -> str:
     return ", ".join(cells) + (f"; failed: {line['failed']}" if line["failed"] else "")
 
 
-def _cell(value: dict[str, Any] | None, sign: str = "") -> str:
-    if not value or value["mean"] is None:
+def _cell(value: Value | None, sign: str = "") -> str:
+    if not value:
         return ""
     text = f"{value['mean']:{sign}.4g}"
     if value.get("spread") is not None:
@@ -171,7 +181,7 @@ def _plot(study: Study, lines: list[Outcome], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=140, metadata={"Software": None})
 
 
-def _bars(values: list[dict[str, Any]]) -> list[list[float]]:
+def _bars(values: list[Value]) -> list[list[float]]:
     """Below and above the mean: the interval, or the spread over seeds, or nothing."""
     below, above = [], []
     for value in values:

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from convert.errors import FileError, JobError, UsageError
 from convert.files import write_json, write_text
@@ -32,8 +32,18 @@ from trainer.training.checkpoint_lora import checkpoint_lora
 ROWS = "rows.json"
 
 
+class Launched(Protocol):
+    """One of a launcher's processes: accelerate's PartialState, or `Alone`."""
+
+    process_index: int
+    num_processes: int
+    local_process_index: int
+
+    def wait_for_everyone(self) -> None: ...
+
+
 class Alone:
-    """One process; under a launcher accelerate's PartialState takes its place, which has the same three names."""
+    """The only process."""
 
     process_index, num_processes, local_process_index = 0, 1, 0
 
@@ -63,7 +73,7 @@ def run(study: Study, job: Job) -> int:
     return 1 if any(row["failed"] for row in rows) else 0
 
 
-def _all_rows(study: Study, job: Job, state: Any) -> None:
+def _all_rows(study: Study, job: Job, state: Launched) -> None:
     """Train every recipe once, then measure every row; this process does its share of both."""
     recipes = list(dict.fromkeys(row.recipe for row in study.rows))
     if not job.lora:
@@ -75,7 +85,7 @@ def _all_rows(study: Study, job: Job, state: Any) -> None:
     state.wait_for_everyone()
 
 
-def _processes() -> Any:
+def _processes() -> Launched:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Alone()
     from accelerate import PartialState
@@ -118,7 +128,7 @@ def _row_folder(row: Row, job: Job) -> Path:
     return job.out / "rows" / row.slug
 
 
-def _train(study: Study, recipe: Recipe, job: Job, state: Any) -> None:
+def _train(study: Study, recipe: Recipe, job: Job, state: Launched) -> None:
     folder = _run_folder(recipe, job)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "recipe.json", {"recipe": recipe.as_dict()})
@@ -129,7 +139,7 @@ def _train(study: Study, recipe: Recipe, job: Job, state: Any) -> None:
                folder / "run", "--checkpoint-every", every, "--no-preview", "--overwrite", *_where(job, state))
 
 
-def _evaluate(study: Study, row: Row, job: Job, state: Any) -> None:
+def _evaluate(study: Study, row: Row, job: Job, state: Launched) -> None:
     run_folder, folder = _run_folder(row.recipe, job), _row_folder(row, job)
     if (run_folder / FAILED).exists():
         return
@@ -143,7 +153,7 @@ def _evaluate(study: Study, row: Row, job: Job, state: Any) -> None:
             write_text(folder / FAILED, str(error))
             return
     say(f"measuring {row.name}")
-    options: list[Any] = ["--base", row.on] if row.on else []
+    options: list[object] = ["--base", row.on] if row.on else []
     for f in fields(Settings):
         value = study.evaluate.get(f.name)
         for one in value if isinstance(value, list) else [] if value is None else [value]:
@@ -151,7 +161,7 @@ def _evaluate(study: Study, row: Row, job: Job, state: Any) -> None:
     run_module(folder, "trainer.evaluate", lora, "--out", folder, *options, *_where(job, state))
 
 
-def _where(job: Job, state: Any) -> list[Any]:
+def _where(job: Job, state: Launched) -> list[object]:
     """Device and cache for a row's command: each process of a launcher has a GPU of its own."""
     device = job.device
     if device in ("auto", "cuda") and state.num_processes > 1:

@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import tomllib
 
 from convert.errors import JobError, UsageError
 from trainer.evaluate.settings import Settings
-from trainer.recipe import Recipe, flag
+from trainer.recipe import Fields, Recipe, flag
 
 TABLES = Path(__file__).parent / "tables"
 EQUAL = ("epochs", "steps")
@@ -53,7 +52,7 @@ class Study:
     rows: list[Row]
     checkpoints: int
     """of every row's run, how many to compare; 0: only the last"""
-    evaluate: dict[str, Any]
+    evaluate: Fields
     """fields of the evaluation's `Settings`"""
     shared: Recipe = field(default_factory=Recipe)
     """of all rows"""
@@ -106,7 +105,7 @@ def known_tables() -> list[str]:
     return sorted(path.stem for path in TABLES.glob("*.toml"))
 
 
-def read_table(name: str, preset: dict[str, Any], changed: dict[str, Any], *, equal: str = "", repeats: int = 0) -> Study:
+def read_table(name: str, preset: Fields, changed: Fields, *, equal: str = "", repeats: int = 0) -> Study:
     """The study in file `name`, or in the table of that name that comes with the program.
 
     A recipe is the paper's, under `preset`, under the table's [recipe], under `changed` (the command line), under the row.
@@ -136,7 +135,7 @@ def read_table(name: str, preset: dict[str, Any], changed: dict[str, Any], *, eq
                  Recipe(**shared), equal, repeats, _overruled(loaded.get("row") or [], rows, changed))
 
 
-def _load(path: Path, name: str) -> dict[str, Any]:
+def _load(path: Path, name: str) -> Fields:
     if not path.is_file():
         raise UsageError(f"{name}: neither a TOML file nor one of the studies {', '.join(known_tables())}")
     try:
@@ -146,8 +145,8 @@ def _load(path: Path, name: str) -> dict[str, Any]:
     _check(loaded, _TOP, f"{path}")
     _check(loaded.get("recipe", {}), _FIELDS, f"{path} [recipe]")
     _check(loaded.get("evaluate", {}), _SETTINGS, f"{path} [evaluate]")
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                              for key, value in loaded.get("evaluate", {}).items()}
+    values: Fields = {key: tuple(value) if isinstance(value, list) else value
+                      for key, value in loaded.get("evaluate", {}).items()}
     try:
         Settings(**values)
     except UsageError as error:
@@ -155,14 +154,14 @@ def _load(path: Path, name: str) -> dict[str, Any]:
     return loaded
 
 
-def _overruled(entries: list[dict[str, Any]], rows: list[Row], changed: dict[str, Any]) -> list[str]:
+def _overruled(entries: list[Fields], rows: list[Row], changed: Fields) -> list[str]:
     """A line for every flag of the command line that a row's own value stands over."""
     return [f"row {row.name!r} has a {key} of its own, {entry[key]!r}: {flag(key)} {changed[key]} does not count there"
             for entry, row in zip(entries, rows, strict=False)
             for key in entry if key in changed and changed[key] != entry[key]]
 
 
-def _row(entry: dict[str, Any], shared: dict[str, Any], where: str) -> Row:
+def _row(entry: Fields, shared: Fields, where: str) -> Row:
     _check(entry, {**_FIELDS, "name": "", "on": ""}, where)
     own = {key: value for key, value in entry.items() if key not in ("name", "on")}
     name = entry.get("name") or ", ".join(f"{key} {value}" for key, value in own.items()) or entry.get("on") or "run"
@@ -172,7 +171,7 @@ def _row(entry: dict[str, Any], shared: dict[str, Any], where: str) -> Row:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _check(entry: dict[str, Any], known: dict[str, Any], where: str) -> None:
+def _check(entry: Fields, known: Fields, where: str) -> None:
     for key, value in entry.items():
         if key not in known:
             raise UsageError(f"{where}: unknown key {key!r}; expected some of {', '.join(known)}")

@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +20,7 @@ from convert.errors import Damaged, FileError, JobError
 from convert.files import flush_folder
 from trainer.lora.adapter import load_factors
 from trainer.recipe import apart_from_length
-from trainer.runs.record import NO_CHECKSUM, file_sha256, read_record, write_record
+from trainer.runs.record import NO_CHECKSUM, Record, file_sha256, read_record, write_record
 from trainer.terminal import Say
 from trainer.training.state import Named, State
 
@@ -35,12 +33,12 @@ OF_THE_DEVICE = {"params", "fused", "foreach", "capturable"}
 class Checkpoint:
     """A checkpoint, read and verified, in memory of its own: its files may be deleted."""
 
-    record: dict[str, Any]
+    record: Record
     factors: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
 
 
-def save(folder: Path, state: State, run: Mapping[str, Any], device: str) -> Path:
+def save(folder: Path, state: State, run: Record, device: str) -> Path:
     """Write `folder`/step-NNNNNN: factors, optimizer state, and the record. Then drop older optimizer states.
 
     run: the recipe, data and base, as recipe.json has them. device: that the micro-batch was chosen for.
@@ -82,7 +80,7 @@ def resumable(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{OPTIMIZER}"))
 
 
-def restore(folder: Path, state: State, run: Mapping[str, Any], say: Say) -> dict[str, Any] | None:
+def restore(folder: Path, state: State, run: Record, say: Say) -> Record | None:
     """Put the newest sound checkpoint of `run` into `state`; returns its record, None if there is none.
 
     say: gets a line for every damaged one.
@@ -115,7 +113,7 @@ def restore(folder: Path, state: State, run: Mapping[str, Any], say: Say) -> dic
     return None
 
 
-def read(place: Path, run: Mapping[str, Any] | None = None) -> Checkpoint:
+def read(place: Path, run: Record | None = None) -> Checkpoint:
     """Read and verify a checkpoint; `run` None: of any run.
 
     Raises:
@@ -129,7 +127,7 @@ def read(place: Path, run: Mapping[str, Any] | None = None) -> Checkpoint:
     return Checkpoint(record, factors, optimizer)
 
 
-def _without_length(run: Mapping[str, Any]) -> dict[str, Any]:
+def _without_length(run: Record) -> Record:
     return {**run, "recipe": apart_from_length(run.get("recipe", {}))}
 
 
@@ -138,7 +136,7 @@ def read_factors(place: Path) -> dict[str, torch.Tensor]:
     return _read_tensors(place / FACTORS, _read_record(place)["files"][FACTORS])
 
 
-def _read_record(place: Path) -> dict[str, Any]:
+def _read_record(place: Path) -> Record:
     record = read_record(place / STEP)
     if record is None:
         raise Damaged(place / STEP, "is missing")
@@ -159,11 +157,11 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     return load(data)  # not mapped: Windows would refuse to delete it
 
 
-def _optimizer_state(factors: Named, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _optimizer_state(factors: Named, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], Record]:
     """Any optimizer's state: tensors as `<factor>.<key>`, and plain values (with the groups' settings) for JSON."""
     stored = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, Record] = {}
     for index, of_factor in stored["state"].items():
         name = factors[index][0]
         for key, value in of_factor.items():
@@ -178,7 +176,7 @@ def _load_optimizer(state: State, checkpoint: Checkpoint) -> None:
     """The inverse of `_optimizer_state`."""
     rest = checkpoint.record["optimizer"]
     index = {name: number for number, (name, _) in enumerate(state.factors)}
-    of_factors: dict[int, dict[str, Any]] = {index[name]: dict(values) for name, values in rest["values"].items()}
+    of_factors: dict[int, Record] = {index[name]: dict(values) for name, values in rest["values"].items()}
     for full, tensor in checkpoint.optimizer.items():
         name, _, key = full.rpartition(".")
         of_factors.setdefault(index[name], {})[key] = tensor

@@ -16,12 +16,17 @@ from convert.errors import JobError
 from convert.files import write_text
 from convert.files.json_file import parse
 from trainer.plan import in_words
+from trainer.recipe import Stored
 from trainer.terminal import Say, say_nothing
 
 if TYPE_CHECKING:  # metrics are read without torch
+    from accelerate.tracking import GeneralTracker
+
     from trainer.training.deferred import Report
 
 CHECKSUM = "crc32"
+Line = dict[str, Any]
+"""The numbers of a line; `step` is always there."""
 Values = Mapping[str, float | None]
 KEYS = {"step", "loss", "learning_rate", "grad_norm", "pictures_per_second", "held_out_loss"}
 
@@ -36,7 +41,8 @@ class Metrics:
     every = 30.0
     """seconds between lines of progress where there is no terminal for a bar"""
 
-    def __init__(self, path: Path, *, first: int, total: int, tracker: Any = None, say: Say = say_nothing) -> None:
+    def __init__(self, path: Path, *, first: int, total: int, tracker: GeneralTracker | None = None,
+                 say: Say = say_nothing) -> None:  # fmt: skip
         from tqdm import tqdm
 
         self.path, self.tracker, self._say = path, tracker, say
@@ -97,7 +103,7 @@ def check_tracker(name: str) -> None:
         raise JobError(f"--track {name}: {name} is not installed: pip install {name}, or leave --track out")
 
 
-def open_tracker(name: str, run: Path, config: dict[str, Any]) -> Any:
+def open_tracker(name: str, run: Path, config: Stored) -> GeneralTracker | None:
     """accelerate's tracker `name` (tensorboard, wandb), logging into `run`; None for ""."""
     if not name:
         return None
@@ -113,7 +119,7 @@ def open_tracker(name: str, run: Path, config: dict[str, Any]) -> Any:
     return tracker
 
 
-def read_lines(path: Path, say: Say = say_nothing) -> list[dict[str, Any]]:
+def read_lines(path: Path, say: Say = say_nothing) -> list[Line]:
     """The sound lines of a metrics file. `say` is told how many are not; a last one that a crash cut short is no damage."""
     if not path.exists():
         return []
@@ -131,7 +137,7 @@ def _encode(values: Values) -> str:
     return f'{text[:-1]}, "{CHECKSUM}": {zlib.crc32(text.encode())}}}\n'
 
 
-def _decode(text: bytes) -> dict[str, Any] | None:
+def _decode(text: bytes) -> Line | None:
     """The values of a line, None if it is damaged. Earlier versions wrote no checksum."""
     try:
         values = parse(text.decode("utf-8"))

@@ -7,14 +7,13 @@ resumed run takes the checkpoint's number, so that it repeats an uninterrupted r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
+from trainer.runs.record import Record
 from trainer.training.state import Training
 
 LARGEST = 32
@@ -23,7 +22,7 @@ SHARE = 0.6
 """Share of the free memory that activations may take; the rest is for gradients in flight and fragmentation."""
 
 
-def choose_micro_batch(t: Training, wish: int, record: Mapping[str, Any] | None = None) -> int:
+def choose_micro_batch(t: Training, wish: int, record: Record | None = None) -> int:
     """The micro-batch of this run: `wish` (0: none), else that of the checkpoint's `record`, else what fits."""
     rows = t.processes.slice_of(t.largest_step)
     whole = max(rows.stop - rows.start, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -30,7 +28,7 @@ class NoiseSchedule:
         """The betas of `scheduler` (diffusers' DDPMScheduler of the base), or those that `--noise-schedule` names."""
         from diffusers import DDPMScheduler
 
-        overrides: dict[str, Any] = {} if recipe.noise_schedule == "base" else {"beta_schedule": recipe.noise_schedule}
+        overrides: dict[str, str | bool] = {} if recipe.noise_schedule == "base" else {"beta_schedule": recipe.noise_schedule}
         if recipe.zero_snr:  # Lin et al. 2023, algorithm 1
             overrides["rescale_betas_zero_snr"] = True
         alphas_cumprod = DDPMScheduler.from_config(scheduler.config, **overrides).alphas_cumprod

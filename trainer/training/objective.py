@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from convert.errors import JobError
+from trainer.base import models
 from trainer.base.models import Predictor, Scheduler
 from trainer.encoding.encoded_set import EncodedSet, unpacked
 from trainer.recipe import Recipe
@@ -99,7 +99,7 @@ class Encoded:
 class TextEncoder:
     """Prompt embeddings of a text encoder that learns: computed in each step, from the token ids in the encoded set."""
 
-    network: Any
+    network: models.TextEncoder
     """transformers' CLIPTextModel with peft's LoRA, on the training device"""
     tokens: int
     """of a chunk"""
@@ -136,7 +136,8 @@ class Objective:
         return error.mean(dim=(1, 2, 3)) * self.weighting(self.schedule, draw.timestep)
 
 
-def choose_objective(recipe: Recipe, scheduler: Scheduler, device: torch.device, text_encoder: Any = None) -> Objective:
+def choose_objective(recipe: Recipe, scheduler: Scheduler, device: torch.device,
+                     text_encoder: models.TextEncoder | None = None) -> Objective:  # fmt: skip
     """The recipe's objective for a base with `scheduler` (diffusers' DDPMScheduler).
 
     text_encoder: the base's, on `device`, if it learns: the encoded set then has token ids for it.

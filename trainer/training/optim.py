@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from trainer.recipe import Recipe
 
 Schedule = Callable[[int], float]
 """Learning rate of an optimizer step, counted from 0."""
-Groups = list[dict[str, Any]]
+Groups = list[dict[str, float | list[torch.nn.Parameter]]]
 """torch's parameter groups: the UNet's factors, then, if the text encoder learns, its own."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from trainer.encoding.encoded_set import EncodedSet
 from trainer.kernels import Fused
 from trainer.kernels.compile import MOST_SHAPES
 from trainer.recipe import Recipe
+from trainer.runs.record import Record
 from trainer.training.devices import Compute
 from trainer.training.draws import Draw, EpochOrder, draw_held_out, draw_step
 from trainer.training.objective import Objective
@@ -52,7 +53,7 @@ class Training:
     compute: Compute
     processes: Processes
     run: Path
-    identity: Mapping[str, Any] = field(default_factory=dict)
+    identity: Record = field(default_factory=dict)
     """the run's recipe, data and base as recipe.json has them: every checkpoint records which run it belongs to"""
     total: int
     """optimizer steps of the whole run"""
