@@ -14,6 +14,7 @@ from .container import open_container
 from .contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .errors import FileError, UsageError, quote
 from .files import atomic_path, write_json
+from .keys import MODEL_HASH
 from .lora import Lora, base_in_words
 from .metadata import merged
 from .read import read
@@ -146,7 +147,7 @@ def write_lora(lora: Lora, target: Path, *, to: str, dtype: str | None = None, f
     counts = [lora.patched(scope) for scope in (UNET, TEXT_ENCODER)]
     return Report(
         lora.path, target, lora.form, to, lora.base, counts[0], counts[1], final.rank, final.alpha, lora.alpha_from,
-        size, written[0].metadata["sshs_model_hash"], (*notes, *(note for one in written for note in one.notes())),
+        size, written[0].metadata[MODEL_HASH], (*notes, *(note for one in written for note in one.notes())),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import dtypes, names, write
+from . import dtypes, keys, names, write
 from .container import open_container
 from .errors import JobError, NotFinite, UnknownKeys, WrongHash, quote
 from .lora import SD15, Lora, base_in_words
@@ -17,7 +17,7 @@ from .sd15 import TEXT_ENCODER, UNET, patchable
 from .tensors import open_source
 from .words import Note, aligned
 
-HASH_KEYS = ("sshs_model_hash", "modelspec.hash_sha256")
+HASH_KEYS = (keys.MODEL_HASH, keys.FILE_HASH)
 """Metadata that holds the sha256 of all bytes after the header."""
 
 
@@ -118,7 +118,7 @@ def _scan(audit: Audit, lora: Lora) -> None:
             if key in HASH_KEYS and value.removeprefix("0x") != found:
                 wrong = wrong or WrongHash(file, key)
         if file == files[0]:
-            audit.hash, stored = found, container.metadata.get("sshs_model_hash")
+            audit.hash, stored = found, container.metadata.get(keys.MODEL_HASH)
     audit.hash_stored = stored
     if audit.not_finite:
         raise NotFinite(lora.path, audit.not_finite)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import keys
 from .api import Report, convert_file
 from .check import check, table
 from .commands import ADAPTER, OUT, Parser, clear_progress, guarded, progress
@@ -92,7 +93,7 @@ def _metadata(options: argparse.Namespace) -> dict[str, object]:
         if not equals or not key:
             raise UsageError(f"--set {pair}: must be KEY=VALUE")
         given[key] = value
-    named = {"modelspec.title": options.title, "modelspec.trigger_phrase": options.trigger}
+    named = {keys.TITLE: options.title, keys.TRIGGER: options.trigger}
     return {**given, **{key: value for key, value in named.items() if value is not None}}
 
 

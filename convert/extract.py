@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import keys
 from .api import Report, check_arguments, check_target
 from .commands import CHECKPOINT, Parser, guarded, print_report, progress
 from .errors import DoesNotFit, FileError
@@ -18,8 +19,7 @@ from .lora import LoraModule
 from .matrix.arrays import Array, all_finite, decode, encode, to_array
 from .matrix.checkpoint import Checkpoint, open_checkpoint
 from .matrix.low_rank import Limit, norm
-from .matrix.result import ORIGIN_KEY, Losses, lora_module, stored_dtype, write_result
-from .metadata import BASE_KEY
+from .matrix.result import Losses, lora_module, stored_dtype, write_result
 from .miniature import KEY, MINIATURE, is_miniature_file
 from .read import base_of
 from .sd15 import TEXT_ENCODER, UNET, Module, modules
@@ -74,13 +74,13 @@ def _write(
     tuned: Path, base: Path, target: Path, to: str, found: dict[str, LoraModule], losses: Losses, left_out: float, total: int
 ) -> Report:
     shapes = {name: module.shape for name, module in found.items()}
-    word = base_of(tuned, shapes, {BASE_KEY: f"like {base.stem}"})
+    word = base_of(tuned, shapes, {keys.BASE: f"like {base.stem}"})
     whole = math.sqrt(left_out + sum(value**2 for value in losses.norms.values()))
     notes = []
     if left_out:
         share = math.sqrt(left_out) / whole
         notes.append(Note(f"norms and biases changed too, by {share:.3g} of the whole: a LoRA leaves them out"))
-    metadata = {ORIGIN_KEY: f"{tuned.name} - {base.name}", BASE_KEY: word}
+    metadata = {keys.COMPUTED_FROM: f"{tuned.name} - {base.name}", keys.BASE: word}
     if is_miniature_file(base):
         metadata[KEY] = MINIATURE
     return write_result(tuned, target, to, f"a checkpoint less {base.name}", word, found, losses, metadata, tuple(notes))

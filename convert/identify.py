@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from .errors import FileError, NotALora, UnknownKeys, WrongBase
+from .keys import ARCHITECTURE, BASE
 from .miniature import EARLIER
 
 T = TypeVar("T")
@@ -127,7 +128,7 @@ def base_of_metadata(metadata: Mapping[str, str]) -> str | None:
     """The base that the metadata claims, if it is a known one other than Stable Diffusion 1."""
     if metadata.get("ss_v2") == "True":
         return "SD2"
-    for claim in (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")):
+    for claim in (metadata.get(BASE, ""), metadata.get(ARCHITECTURE, "")):
         word = claim[:100].lower()
         for base, starts, parts in _CLAIMS:
             if word.startswith(starts) or any(part in word for part in parts):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import keys
 from .api import Report, check_arguments, check_target
 from .commands import ADAPTER, Parser, guarded, print_report, progress
 from .errors import FileError, UsageError
@@ -21,8 +22,7 @@ from .matrix.change import Change, Product, change, needs_base
 from .matrix.checkpoint import Checkpoint
 from .matrix.low_rank import Limit, joined
 from .matrix.network import DIFFERENCE, Network, NetworkModule, differences, read_network
-from .matrix.result import ORIGIN_KEY, Losses, lora_module, stored_dtype, write_result
-from .metadata import BASE_KEY
+from .matrix.result import Losses, lora_module, stored_dtype, write_result
 from .miniature import KEY, MINIATURE, is_of_miniature
 from .reduce import needed_base
 from .sd15 import modules
@@ -33,7 +33,6 @@ EXAMPLES = """examples:
   python -m convert.merge a.safetensors b.safetensors --out both.safetensors --rank 16
 """
 
-TRIGGER_KEY = "modelspec.trigger_phrase"
 
 Part = tuple[NetworkModule, float, Checkpoint | None]
 """One network's change of a module, its weight, and the base if the change depends on it."""
@@ -125,13 +124,13 @@ def _sum(changes: Sequence[tuple[Change, float]]) -> Change:
 def _metadata(networks: Sequence[tuple[Network, float]]) -> dict[str, str]:
     """The metadata of the sum: its base, the trigger words of all sources, the sources and their scales."""
     first = networks[0][0].metadata
-    phrases = dict.fromkeys(network.metadata[TRIGGER_KEY] for network, _ in networks if network.metadata.get(TRIGGER_KEY))
+    phrases = dict.fromkeys(network.metadata[keys.TRIGGER] for network, _ in networks if network.metadata.get(keys.TRIGGER))
     metadata = {
-        ORIGIN_KEY: " + ".join(f"{weight:g} * {network.path.name}" for network, weight in networks),
-        **{key: first[key] for key in (BASE_KEY,) if key in first},
+        keys.COMPUTED_FROM: " + ".join(f"{weight:g} * {network.path.name}" for network, weight in networks),
+        **{key: first[key] for key in (keys.BASE,) if key in first},
         **({KEY: MINIATURE} if is_of_miniature(first) else {}),
     }
-    return {**metadata, TRIGGER_KEY: ", ".join(phrases)} if phrases else metadata
+    return {**metadata, keys.TRIGGER: ", ".join(phrases)} if phrases else metadata
 
 
 def parser() -> Parser:

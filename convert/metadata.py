@@ -10,17 +10,16 @@ import json
 import re
 from collections.abc import Mapping
 
+from . import keys
 from .errors import UsageError, quote
 from .lora import Lora
 from .peft_config import METADATA_KEY
 from .stream import HASHES
 
-BASE_KEY = "ss_base_model_version"
-
 ARCHITECTURE = "stable-diffusion-v1/lora"
 
 JSON_KEYS = (
-    "ss_bucket_info", "ss_datasets", "ss_dataset_dirs", "ss_network_args", "ss_reg_dataset_dirs", "ss_tag_frequency",
+    "ss_bucket_info", "ss_datasets", "ss_dataset_dirs", keys.NETWORK_ARGS, "ss_reg_dataset_dirs", "ss_tag_frequency",
 )  # fmt: skip
 """Values that kohya's tools and the web UI decode as JSON."""
 
@@ -63,7 +62,7 @@ def _text(key: str, value: object) -> str:
 
 
 def says_sd15(word: str) -> bool:
-    """Whether a value of `BASE_KEY` names Stable Diffusion 1 in some way, or nothing at all."""
+    """Whether a value of `keys.BASE` names Stable Diffusion 1 in some way, or nothing at all."""
     plain = "".join(letter for letter in word.lower().rpartition("/")[2] if letter.isalnum())
     return plain in ("", "none") or re.match(r"(sd|stablediffusion)v?1([^0-9]|[0-5]|$)", plain) is not None
 
@@ -76,26 +75,26 @@ def complete(lora: Lora, name: str, form: str) -> dict[str, str]:
         form: a form of `names.FORMS`. What diffusers keeps of alpha is not in here (see `write`).
     """
     kept = {key: value for key, value in lora.metadata.items() if key not in HASHES and key != METADATA_KEY}
-    title = kept.get("ss_output_name", name)
+    title = kept.get(keys.OUTPUT_NAME, name)
     computed = {
-        BASE_KEY: lora.base,
+        keys.BASE: lora.base,
         "ss_v2": "False",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": ARCHITECTURE if lora.fits_sd15 else f"{lora.base.replace('_', '-')}/lora",
+        keys.ARCHITECTURE: ARCHITECTURE if lora.fits_sd15 else f"{lora.base.replace('_', '-')}/lora",
     }
     if lora.rank:
-        computed["ss_network_dim"], computed["ss_network_alpha"] = str(lora.rank), _number(lora.alpha)
+        computed[keys.NETWORK_DIM], computed[keys.NETWORK_ALPHA] = str(lora.rank), _number(lora.alpha)
     if form != "kohya":
         computed["format"] = "pt"  # transformers refuses a file that does not say it
     defaults = {
-        "ss_output_name": title,
-        "ss_network_module": "networks.lora",
-        "ss_network_args": "{}",
+        keys.OUTPUT_NAME: title,
+        keys.NETWORK_MODULE: "networks.lora",
+        keys.NETWORK_ARGS: "{}",
         "modelspec.implementation": "diffusers",
-        "modelspec.title": title,
-        "modelspec.resolution": "512x512",
+        keys.TITLE: title,
+        keys.RESOLUTION: "512x512",
     }
-    trigger = kept.get("modelspec.trigger_phrase")
+    trigger = kept.get(keys.TRIGGER)
     if trigger:
         defaults["modelspec.usage_hint"] = f"Begin the prompt with: {trigger}"
     return {**defaults, **kept, **computed}

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import dtypes, identify
+from . import dtypes, identify, keys
 from .contents import Contents, Grouped, open_contents
 from .errors import DoesNotFit, FileError, UsageError, WrongBase, quote
 from .lora import SD15, Lora, LoraModule
-from .metadata import BASE_KEY, merged, says_sd15
+from .metadata import merged, says_sd15
 from .miniature import EARLIER, EARLIER_IS_GONE, is_of_miniature
 from .sd15 import SPECIAL_INPUTS, Module, fits, modules
 from .shapes import WrongShape, canonical_parts, implied_shape
@@ -88,7 +88,7 @@ def shapes_and_base(
 
 def base_of(path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
     """`SD15`, or the metadata's word for a base with other widths, or one that is known by its word alone."""
-    word = metadata.get(BASE_KEY, "")
+    word = metadata.get(keys.BASE, "")
     misfits = [(modules()[name], shape) for name, shape in shapes.items() if not fits(modules()[name], shape)]
     if word in identify.KNOWN_BY_WORD:
         return word
@@ -146,7 +146,7 @@ def notes_of_alpha(origins: Mapping[str, int], given: float | None, metadata: Ma
     """Notes on the alphas. `origins` are where the modules' were found (see `alpha_of`), `given` is the caller's."""
     notes = []
     if "the rank" in origins:
-        stated = metadata.get("ss_network_alpha")
+        stated = metadata.get(keys.NETWORK_ALPHA)
         aside = f" although the metadata says {quote(stated)}" if stated else ""
         bare = origins["the rank"]
         have = f"{counted(bare, 'module')} {'has' if bare == 1 else 'have'}"

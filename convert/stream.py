@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
-from . import dtypes
+from . import dtypes, keys
 from .container import HEADER_LIMIT
 from .errors import FileError, JobError, quote
 from .tensors import Tensor, open_source
@@ -62,10 +62,10 @@ def _json(found: Mapping[str, Any]) -> bytes:
     return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
-HASHES = {"sshs_model_hash": 64, "sshs_legacy_hash": 8, "modelspec.hash_sha256": 66}
+HASHES = {keys.MODEL_HASH: 64, keys.LEGACY_HASH: 8, keys.FILE_HASH: 66}
 """Metadata computed from the tensor bytes -> its length in characters."""
 
-CHECKPOINT_HASHES = {"modelspec.hash_sha256": 66}
+CHECKPOINT_HASHES = {keys.FILE_HASH: 66}
 """The one of them that means something in a whole checkpoint."""
 
 
@@ -88,9 +88,9 @@ class _Digest:
     def found(self) -> dict[str, str]:
         digest = self._all.hexdigest()
         values = {
-            "sshs_model_hash": digest,
-            "sshs_legacy_hash": self._window.hexdigest()[:8],
-            "modelspec.hash_sha256": f"0x{digest}",
+            keys.MODEL_HASH: digest,
+            keys.LEGACY_HASH: self._window.hexdigest()[:8],
+            keys.FILE_HASH: f"0x{digest}",
         }
         return {name: values[name] for name in self._wanted}
 

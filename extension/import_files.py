@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..convert import keys
 from ..convert.api import Report, convert_file
 from ..convert.check import check, table
 from ..convert.errors import FileError, JobError
@@ -54,7 +55,7 @@ def convert_beside(path: Path, taken: Collection[str]) -> Report:
     target = conversion_of(path, taken)
     if os.path.lexists(target):
         raise Exists(target)
-    report = convert_file(path, target, metadata={"ss_output_name": target.stem})  # two files of one alias disable it
+    report = convert_file(path, target, metadata={keys.OUTPUT_NAME: target.stem})  # two files of one alias disable it
     try:
         _copy_companions(path, target)
     except OSError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from convert import keys
 from convert.errors import JobError, UsageError
 from convert.files import json_file
 from trainer.presets import DEMO, PAPER, PRESETS, preset_for, settled, told
@@ -232,7 +233,7 @@ def read_recipe(path: Path) -> Fields:
         if path.suffix == ".safetensors":
             from convert import read
 
-            stored = json_file.parse(read(path).metadata["scribble_recipe"])
+            stored = json_file.parse(read(path).metadata[keys.RECIPE])
         else:
             loaded = json_file.read_object(path)
             stored = loaded.get("recipe", loaded)

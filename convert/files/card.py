@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import keys
 from ..errors import BadCard
 from . import write_json
 from .json_file import read_object
@@ -82,8 +83,8 @@ def advice(fields: Mapping[str, Any], metadata: Mapping[str, str]) -> Advice:
     scale = _positive(fields.get("preferred weight"))  # the web UI writes 0 for "not set"
     words = fields.get("activation text")
     if not isinstance(words, str) or not words.strip():
-        words = metadata.get("modelspec.trigger_phrase", "")
-    return Advice(scale if scale is not None else _positive(metadata.get("scribble_scale")), " ".join(words.split()))
+        words = metadata.get(keys.TRIGGER, "")
+    return Advice(scale if scale is not None else _positive(metadata.get(keys.SCALE)), " ".join(words.split()))
 
 
 def _positive(value: object) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy
 
+from .. import keys
 from ..api import Report, write_lora
 from ..dtypes import CASTS
 from ..errors import UsageError
@@ -19,9 +20,6 @@ from ..words import Note, counted
 from .arrays import WEIGHTS, decode, encode, to_array, to_tensor
 from .change import Change, Product
 from .low_rank import Limit, distance, norm, reduced
-
-ORIGIN_KEY = "scribble_computed_from"
-"""Metadata: the files that it was computed from, and how."""
 
 ERROR_KEY = "scribble_relative_error"
 """Metadata: the norm of the error over the norm of the whole change."""
@@ -121,11 +119,11 @@ def write_result(
     size = sum(tensor.size for module in ordered.values() for tensor in module.parts.values())
     full = {**metadata, ERROR_KEY: f"{losses.total:.6g}"}
     lora = Lora(path, form, base, ordered, full, "the computation", size, notes, embeddings or {})
-    return replace(write_lora(lora, target, to=to), computed_from=full[ORIGIN_KEY])
+    return replace(write_lora(lora, target, to=to), computed_from=full[keys.COMPUTED_FROM])
 
 
 def own_metadata(metadata: Mapping[str, str], source: str) -> dict[str, str]:
     """The part of a network's metadata that is still true of a LoRA computed from it, and its source."""
-    stale = ("ss_network_module", "ss_network_args", "ss_network_dim", "ss_network_alpha", ERROR_KEY)
-    kept = {key: value for key, value in metadata.items() if key not in stale and key != "ss_output_name"}
-    return {**kept, ORIGIN_KEY: source}
+    stale = (keys.NETWORK_MODULE, keys.NETWORK_ARGS, keys.NETWORK_DIM, keys.NETWORK_ALPHA, ERROR_KEY)
+    kept = {key: value for key, value in metadata.items() if key not in stale and key != keys.OUTPUT_NAME}
+    return {**kept, keys.COMPUTED_FROM: source}

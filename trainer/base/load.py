@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -91,7 +90,6 @@ class Base:
         import torch
 
         self.vae = self.text_encoder = None  # type: ignore[assignment]
-        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convert import set_metadata
+from convert import keys, set_metadata
 from convert.errors import FileError, JobError, UsageError
 from convert.files import atomic_path, write_json, write_text
 from convert.files.json_file import read_object
@@ -170,7 +170,7 @@ def put_in_place(joint: JointReport, job: Job) -> list[Path]:
             shutil.copyfile(final, temporary)
     with atomic_path(final) as temporary:
         shutil.copyfile(job.out / f"step-{found['step']:06d}" / "lora.safetensors", temporary)
-    set_metadata(final, {"scribble_recipe": _trained(job.lora).published()})  # without this machine's paths
+    set_metadata(final, {keys.RECIPE: _trained(job.lora).published()})  # without this machine's paths
     say(f"{final} is now the LoRA of step {found['step']}; the one of the last step is kept as {kept.name}")
     written = recommend.write(final, found, read_lora(final).trigger)
     record = job.lora / FINISHED

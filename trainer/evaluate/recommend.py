@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert import set_metadata
+from convert import keys, set_metadata
 from convert.errors import JobError, UsageError
 from convert.files.card import read_card, write_card
 from trainer.evaluate.results import Gain, Verdict
@@ -117,6 +117,6 @@ def write(lora: Path, found: Verdict, trigger: str) -> list[Path]:
     if found["scale"] is None:
         raise JobError(f"--write: {lora} is left as it is. {in_words(found)}")
     read_card(lora)  # an unreadable card is an error before anything is written
-    set_metadata(lora, {"scribble_scale": found["scale"], "scribble_scale_interval": [found["low"], found["high"]]})
+    set_metadata(lora, {keys.SCALE: found["scale"], keys.SCALE_INTERVAL: [found["low"], found["high"]]})
     card = write_card(lora, {"preferred weight": found["scale"]}, defaults={"activation text": trigger})
     return [lora, card]

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from convert import Report, convert_file, read
+from convert import Report, convert_file, keys, read
 from convert.errors import BadCard
 from convert.files import card, write_bytes
 from convert.miniature import is_miniature
@@ -41,7 +41,7 @@ def write_lora(run: Path, out: Path, recipe: Recipe, base: Base, dataset: Datase
         source = adapter.save_dora(base.unet, recipe, folder, base.text_encoder) if recipe.dora else adapter.save(
             base.unet, folder, base.text_encoder)
         if base.family == SCRIBBLE_NARROW:
-            narrow = read(source, metadata={"ss_base_model_version": SCRIBBLE_NARROW})
+            narrow = read(source, metadata={keys.BASE: SCRIBBLE_NARROW})
             source = folder / "wide_lora_weights.safetensors"
             write_bytes(source, adapters.lora_bytes(adapters.widened(narrow), out.stem, form))
         return convert_file(source, out, to="kohya", dtype=recipe.dtype, overwrite=True, metadata=said)
@@ -52,8 +52,8 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
     """kohya's `ss_*` and ModelSpec keys that this run knows after `steps` of `total` steps; `convert` completes and hashes."""
     resolution = recipe.resolution or base.resolution
     values: dict[str, object] = {
-        "ss_output_name": name, "ss_training_started_at": started, "ss_training_finished_at": datetime.now(UTC).timestamp(),
-        "ss_steps": steps, "ss_max_train_steps": total, "ss_num_train_images": len(dataset.learnt),
+        keys.OUTPUT_NAME: name, "ss_training_started_at": started, "ss_training_finished_at": datetime.now(UTC).timestamp(),
+        keys.STEPS: steps, "ss_max_train_steps": total, "ss_num_train_images": len(dataset.learnt),
         "ss_num_epochs": math.ceil(steps / recipe.steps_per_epoch(dataset.per_epoch)),
         "ss_total_batch_size": recipe.batch * recipe.accumulation,
         "ss_gradient_accumulation_steps": recipe.accumulation, "ss_learning_rate": recipe.learning_rate,
@@ -64,16 +64,16 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
         "ss_resolution": f"({resolution}, {resolution})",
         "ss_sd_model_name": base.name if base.family == SCRIBBLE_MINIATURE else Path(base.name).name,
         "ss_cache_latents": True, "ss_tag_frequency": {name: _frequency(dataset)},
-        "modelspec.trigger_phrase": dataset.trigger, "modelspec.resolution": f"{resolution}x{resolution}",
+        keys.TRIGGER: dataset.trigger, keys.RESOLUTION: f"{resolution}x{resolution}",
         "modelspec.date": datetime.now(UTC).date().isoformat(),
-        "scribble_recipe": recipe.published(), "scribble_scale": recipe.scale,
+        keys.RECIPE: recipe.published(), keys.SCALE: recipe.scale,
         "scribble_versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft")},
     }
     values |= {key: value for used, key, value in _choices(recipe) if used}
     if base.family == SCRIBBLE_NARROW:
-        values |= {"ss_base_model_version": SD_V1, adapters.KEY: adapters.MINIATURE, "ss_sd_model_name": adapters.MINIATURE}
+        values |= {keys.BASE: SD_V1, adapters.KEY: adapters.MINIATURE, "ss_sd_model_name": adapters.MINIATURE}
     elif base.family != SD_V1:  # else convert says what the tensors' shapes say
-        values["ss_base_model_version"] = base.family
+        values[keys.BASE] = base.family
     elif _is_miniature(base):
         values[adapters.KEY] = adapters.MINIATURE
     if recipe.published() != recipe.as_dict():  # its paths are shortened to names: digests say what they meant
@@ -99,7 +99,7 @@ def _choices(recipe: Recipe) -> list[tuple[object, str, object]]:
     arguments |= {"dora_wd": "True", "wd_on_output": "False"} if recipe.dora else {}  # LyCORIS's names
     return [(recipe.text_encoder, "ss_text_encoder_lr", recipe.true_text_encoder_rate),
             (warm, "ss_lr_scheduler", "constant_with_warmup"),
-            (arguments, "ss_network_args", arguments),
+            (arguments, keys.NETWORK_ARGS, arguments),
             (huber, "ss_loss_type", "huber"), (huber, "ss_huber_schedule", "snr"), (huber, "ss_huber_c", recipe.huber_c),
             (recipe.clip_skip > 1, "ss_clip_skip", recipe.clip_skip), (recipe.debiased, "ss_debiased_estimation", True)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from convert import Lora, convert_bytes, read
+from convert import Lora, convert_bytes, keys, read
 from convert.errors import JobError, UsageError
 from convert.files import json_file
 from convert.names import parse
@@ -52,13 +52,13 @@ class LoraFile:
     def recommended(self) -> float:
         """The scale its metadata recommends, else the paper's 0.8."""
         try:
-            return float(self.contents.metadata["scribble_scale"])
+            return float(self.contents.metadata[keys.SCALE])
         except (KeyError, ValueError):
             return PAPER_SCALE
 
     @property
     def trigger(self) -> str:
-        return self.contents.metadata.get("modelspec.trigger_phrase", "")
+        return self.contents.metadata.get(keys.TRIGGER, "")
 
     @property
     def digest(self) -> str:
@@ -67,7 +67,7 @@ class LoraFile:
         header = json.loads(self.diffusers[8 : 8 + length])["__metadata__"]
         magnitudes = b"".join(module.parts[dora.PART].read() for module in self.contents.modules.values()
                               if module.dora == COLUMNS)  # fmt: skip
-        return hashlib.sha256((header["sshs_model_hash"] + header["lora_adapter_metadata"]).encode() + magnitudes).hexdigest()
+        return hashlib.sha256((header[keys.MODEL_HASH] + header["lora_adapter_metadata"]).encode() + magnitudes).hexdigest()
 
     def factors(self) -> dict[str, Tensor]:
         """The factors in float32 by the names that `adapter.attach` and `adapter.attach_text_encoder` give them."""
@@ -222,7 +222,7 @@ def _with_paths(path: Path, recipe: Recipe | None) -> Recipe | None:
 
 def _recipe(contents: Lora) -> Recipe | None:
     """The recipe in the metadata; None where there is none, JobError where another version wrote it."""
-    text = contents.metadata.get("scribble_recipe")
+    text = contents.metadata.get(keys.RECIPE)
     if text is None:
         return None
     try:

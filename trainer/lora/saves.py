@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from convert import keys
 from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base.load import Base
@@ -49,6 +50,6 @@ def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
 def _recipe_in(path: Path) -> Stored:
     """The recipe that a file names, apart from its length; empty where it names none."""
     try:
-        return apart_from_length(json.loads(open_container(path).metadata.get("scribble_recipe", "{}")))
+        return apart_from_length(json.loads(open_container(path).metadata.get(keys.RECIPE, "{}")))
     except (JobError, ValueError, AttributeError):
         return {}

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from convert import keys
 from convert.errors import JobError
 from convert.lora import SD15, Lora, LoraModule
 from convert.miniature import KEY, MINIATURE
@@ -52,7 +53,7 @@ def widened(lora: Lora, by: Factors = widen.SD15) -> Lora:
     modules = {name: _module(module, module.module.shape, partial(_wide, rule=_rule(module.module, by)))
                for name, module in lora.modules.items()}
     return replace(lora, modules=modules, base=SD15,
-                   metadata={**lora.metadata, KEY: MINIATURE, "ss_base_model_version": SD15})
+                   metadata={**lora.metadata, KEY: MINIATURE, keys.BASE: SD15})
 
 
 def narrowed(lora: Lora, by: Factors = widen.SD15) -> Lora:
@@ -65,7 +66,7 @@ def narrowed(lora: Lora, by: Factors = widen.SD15) -> Lora:
         shape = tuple(n // factor for n, factor in zip(module.shape, (rule.rows.factor, rule.columns.factor)))
         modules[name] = _module(module, (*shape, *module.shape[2:]), partial(_narrow, rule=rule, lora=lora, name=name))
     kept = {key: value for key, value in lora.metadata.items() if key != KEY}
-    return replace(lora, modules=modules, base=NARROW, metadata={**kept, "ss_base_model_version": NARROW})
+    return replace(lora, modules=modules, base=NARROW, metadata={**kept, keys.BASE: NARROW})
 
 
 def lora_bytes(lora: Lora, name: str, form: str = "kohya") -> bytes:

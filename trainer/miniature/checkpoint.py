@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from convert import keys
 from convert.errors import JobError, UsageError
 from convert.files import atomic_path, write_json
 from convert.stream import CHECKPOINT_HASHES, Output, write_container
@@ -30,9 +31,9 @@ LAYERS = 12
 """Of CLIP's text encoder; those beyond the narrow one's add nothing."""
 
 METADATA = {
-    "modelspec.architecture": "stable-diffusion-v1",
-    "modelspec.title": "Scribble LoRA's miniature",
-    "modelspec.resolution": "128x128",
+    keys.ARCHITECTURE: "stable-diffusion-v1",
+    keys.TITLE: "Scribble LoRA's miniature",
+    keys.RESOLUTION: "128x128",
     "modelspec.description": "A narrow network in Stable Diffusion 1.5's shapes that draws simple things at 128 x 128.",
     "scribble_miniature": "2",
 }

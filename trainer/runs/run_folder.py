@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert import keys
 from convert.container import open_container
 from convert.errors import Damaged, JobError, UsageError
 from convert.files.json_file import read_object
@@ -173,9 +174,9 @@ class RunFolder:
         except JobError:  # something else altogether lies there
             return False
         # as convert writes a mapping into a header
-        if mine is None or header.get("scribble_recipe") not in _written(mine):
+        if mine is None or header.get(keys.RECIPE) not in _written(mine):
             return False
-        return claimed or record.get("sshs_model_hash") == header.get("sshs_model_hash")
+        return claimed or record.get(keys.MODEL_HASH) == header.get(keys.MODEL_HASH)
 
     def claim(self, out: Path) -> None:
         """Note that `out` is about to be written, so that a command that is cut short then can be run again."""
@@ -185,7 +186,7 @@ class RunFolder:
         """Note that everything is written, with digests to tell later whether it still is."""
         contents, diffusers = Contents.of(out), self.path / DIFFUSERS
         write_record(self.path / FINISHED, {
-            "sshs_model_hash": contents.data, "tensors": contents.tensors, "file": file_sha256(out),
+            keys.MODEL_HASH: contents.data, "tensors": contents.tensors, "file": file_sha256(out),
             "diffusers": file_sha256(diffusers) if diffusers.exists() else "", "run": dict(identity)})
 
     def _claimed(self, out: Path) -> bool:
@@ -199,7 +200,7 @@ class RunFolder:
             found = Contents.of(out)
         except JobError:
             return False
-        return record.get("sshs_model_hash") == found.data and record.get("tensors", found.tensors) == found.tensors
+        return record.get(keys.MODEL_HASH) == found.data and record.get("tensors", found.tensors) == found.tensors
 
     def _beside(self, out: Path, record: Record) -> Iterator[tuple[Path, bool]]:
         """The run's other outputs, and whether they are sound. A card or picture that its owner removed is no damage."""

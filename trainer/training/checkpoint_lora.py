@@ -27,7 +27,7 @@ def checkpoint_lora(run: Path, step: int, recipe: Recipe, final: Path, target: P
     except Damaged as error:
         raise JobError(f"{error}: delete the run's folder to train it again") from error
     said = {key: value for key, value in read(final).metadata.items() if key.startswith(("ss_", "modelspec.", "scribble_"))}
-    said |= {"ss_steps": str(step), "scribble_recipe": json.dumps(recipe.as_dict())}
+    said |= {keys.STEPS: str(step), keys.RECIPE: json.dumps(recipe.as_dict())}
     with tempfile.TemporaryDirectory() as folder:
         save_file(as_peft(factors, recipe), Path(folder) / "factors.safetensors")
         convert_file(Path(folder) / "factors.safetensors", target, metadata=said, overwrite=True)

@@ -62,7 +62,7 @@ def save(folder: Path, state: State, run: Record, device: str) -> Path:
     return final
 
 
-def _fill(part: Path, state: State, run: Mapping[str, Any], device: str) -> None:
+def _fill(part: Path, state: State, run: Record, device: str) -> None:
     """Write the files of a checkpoint into `part`, a new folder."""
     tensors, rest = _optimizer_state(state.factors, state.optimizer)
     save_file({name: p.detach().cpu().contiguous() for name, p in state.factors}, part / FACTORS)

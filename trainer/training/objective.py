@@ -128,8 +128,9 @@ class Objective:
         eps = unpacked(draw.eps, draw.shape)
         x_0 = mean.float() + std.float() * unpacked(draw.posterior, draw.shape)
         x_t = self.schedule.add_noise(x_0, eps, draw.timestep)
-        prompt = self.embed(embedding).to(unet.dtype)
-        predicted = unet(x_t.to(unet.dtype), draw.timestep, prompt, return_dict=False)[0].float()
+        dtype = unet.dtype  # diffusers looks through all modules for it
+        prompt = self.embed(embedding).to(dtype)
+        predicted = unet(x_t.to(dtype), draw.timestep, prompt, return_dict=False)[0].float()
         error = self.distance(self.schedule, predicted, self.target(self.schedule, x_0, eps, draw.timestep), draw.timestep)
         if (weight := encoded.loss_weight(draw.picture, draw.view, draw.shape)) is not None:
             error = error * weight
