@@ -107,9 +107,9 @@ def add_field(group: argparse._ActionsContainer, f: dataclasses.Field) -> None:
     """The flag of one field, unless it is hidden."""
     if f.metadata["hidden"]:
         return
-    silent = "(default" in f.metadata["help"] or f.default == ()
-    told = "" if silent else f" (default {f.default!r})".replace("(default '')", "(default: none)")
-    kind, help = type(f.default), f.metadata["help"] + told
+    words = f.metadata["shown"] or ("none" if f.default in ("", ()) else "")
+    default = f"(default: {words})" if words else f"(default {f.default!r})"
+    kind, help = type(f.default), f"{f.metadata['help']} {default}"
     if kind is bool:
         group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=help)
     elif kind is tuple or f.metadata["rest"]:

@@ -51,15 +51,16 @@ TARGETS: dict[str, str] = {
 
 
 def option(default: T, help: str, *, choices: tuple[str, ...] = (), metavar: str = "", later: bool = False,
-           hidden: bool = False, rest: str = "") -> T:  # fmt: skip
+           hidden: bool = False, rest: str = "", shown: str = "") -> T:  # fmt: skip
     """A field of the recipe that is also a flag of the command line.
 
     later: added after recipes were first stored; left out of the stored form at its default, so that older runs resume
     and files that do not use it keep their bytes. Every new field is one. hidden: has no flag of its own. rest: the flag may be
-    given several times, and this field takes the values after the first.
+    given several times, and this field takes the values after the first. shown: the default as --help has it, where the value
+    itself would not tell a reader anything.
     """
-    metadata = {"help": help, "choices": choices, "metavar": metavar, "later": later, "hidden": hidden,
-                "rest": rest}
+    metadata = {"help": help, "choices": choices, "metavar": metavar, "later": later, "hidden": hidden, "rest": rest,
+                "shown": shown}
     return field(default=default, metadata=metadata)
 
 
@@ -70,7 +71,7 @@ class Recipe:
     # where from
     base: str = option(DEFAULT_BASE, "hub id (or id@revision), diffusers folder or single .safetensors checkpoint of SD1.5, or "
                                      "'miniature'")
-    tokenizer: str = option("", "tokenizer folder or bpe_simple_vocab_16e6.txt.gz, for a base that has none (default: CLIP's)")
+    tokenizer: str = option("", "tokenizer folder or bpe_simple_vocab_16e6.txt.gz, for a base that has none", shown="CLIP's")
     vae: str = option("", "VAE in place of the base's own, .safetensors, for checkpoints pruned without one", later=True)
     prediction: str = option("base", "what the base predicts, if it does not tell by itself", choices=PREDICTIONS, later=True)
     zero_snr: bool = option(False, "zero terminal SNR for the training noise, for bases that were made with it", later=True)

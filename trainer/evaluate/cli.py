@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import UsageError
-from trainer.cli import Parser, add_field, add_fields, place_options
+from trainer.cli import METAVARS, Parser, add_fields, place_options
 from trainer.evaluate.settings import Settings
-from trainer.recipe import Fields, Recipe
+from trainer.recipe import Fields, Recipe, flag
 
 DATA_FLAGS = ("base", "tokenizer", "data", "data_url", "categories", "trigger", "held_out", "resolution")
 EXAMPLES = """examples:
@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     data = p.add_argument_group("what it was trained on (default: what its metadata says)")
     for f in dataclasses.fields(Recipe):
         if f.name in DATA_FLAGS:
-            add_field(data, f)
+            kind = type(f.default)
+            data.add_argument(flag(f.name), type=kind, default=None, help=f.metadata["help"], metavar=METAVARS[kind])
     add_fields(p.add_argument_group("what is measured (decides the numbers)"), Settings)
     job = p.add_argument_group("job (where and how)")
     place_options(job)

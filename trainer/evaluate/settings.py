@@ -32,15 +32,14 @@ class Settings:
     seeds: int = option(4, "rows of the grid of one prompt (figure 5)")
     rows: int = option(6, "rows of the grids of categories (figures 6 and 7)")
     complex: tuple[str, ...] = option((), "a complex prompt, without trigger words; may be given again (figures 8 and 9)",
-                                      metavar="PROMPT")
-    clip: str = option("", "CLIP of the CLIP score, hub id or folder (default: ViT-B/16; the miniature's own for the "
-                           "miniature)")
-    image_clip: str = option("", "CLIP of the image-image similarity (default: ViT-L/14; the miniature's own)")
-    dino: str = option("", "DINOv2 of a second image-image similarity, hub id or folder, or 'none' (default: ViT-B/14 if it "
-                           "can be had; the miniature none)")
+                                      metavar="PROMPT", shown="the paper's three; the miniature's own")
+    clip: str = option("", "CLIP of the CLIP score, hub id or folder", shown="ViT-B/16; the miniature's own for the miniature")
+    image_clip: str = option("", "CLIP of the image-image similarity", shown="ViT-L/14; the miniature's own")
+    dino: str = option("", "DINOv2 of a second image-image similarity, hub id or folder, or 'none'",
+                       shown="ViT-B/14 if it can be loaded; the miniature none")
     noises: int = option(2, "noise levels per held-out drawing in the denoising loss")
-    sampling_steps: int = option(0, "sampling steps of a picture (default 25; the miniature 12)")
-    guidance: float = option(0.0, "classifier-free guidance (default 7.5; the miniature 3)")
+    sampling_steps: int = option(0, "sampling steps of a picture", shown="25; the miniature 12")
+    guidance: float = option(0.0, "classifier-free guidance", shown="7.5; the miniature 3")
     seed: int = option(0, "seed of pictures, of what is chosen, and of the resampling behind every interval")
 
     def __post_init__(self) -> None:
