@@ -48,7 +48,7 @@ class Report:
     embeddings: tuple[Path, ...] = ()
     """files that were written beside it, one for each bundled embedding"""
     computed_from: str = ""
-    """what it is the sum, the difference or the best approximation of, where it was computed"""
+    """for a computed file, the files that it is the sum, difference or best approximation of"""
 
     def describe(self) -> str:
         """One line of what was done, and one for each note."""

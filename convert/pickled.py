@@ -54,7 +54,7 @@ class _View(NamedTuple):
 def open_pickle(path: Path) -> Container:
     """The tensors of a PyTorch file that holds a dict of them, or one under "state_dict". Its metadata is empty.
 
-    Raises `Damaged` where it is not whole, `NotALora` where it holds anything but tensors, numbers and strings.
+    Raises `Damaged` if it is not whole, `NotALora` if it holds anything but tensors, numbers and strings.
     """
     try:
         with open_source(path) as file:
@@ -172,7 +172,7 @@ def _read_sequence(file: BinaryIO) -> tuple[Any, Places]:
 
 
 def _views(path: Path, found: object) -> dict[str, _View]:
-    """The tensors of a state dict, plain or under "state_dict"; numbers and strings beside them are no tensors."""
+    """The tensors of a state dict, plain or under "state_dict"; numbers and strings beside them are left out."""
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from convert import keys
 from convert.errors import JobError, UsageError
 from convert.files import json_file
-from trainer.presets import DEMO, PAPER, PRESETS, preset_for, settled, told
+from trainer.presets import DEMO, PAPER, PRESETS, preset_for, preset_line, settled
 from trainer.recipe import Fields, Recipe, flag, home
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ ATTENTION = ("auto", "flash", "cudnn", "efficient", "math")
 """The choices of trainer.kernels.attention_backend, without importing torch for --help."""
 
 GROUPS = {
-    "base": "data: the model and what it learns", "init": "LoRA: which layers learn, and how much they hold",
+    "base": "data: the model and what it learns", "init": "LoRA: which layers learn, and its size",
     "epochs": "schedule: how long and how fast", "noise_schedule": "objective: how an error counts", "dtype": "output",
 }
 """Headings of --help, by the recipe's first field under each."""
@@ -70,7 +70,7 @@ class Job:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says one line for bad usage instead of the whole usage text."""
+    """Prints one line for bad usage instead of the whole usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help shows all)")
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_fields(group: argparse._ActionsContainer, settings: type[DataclassInstance]) -> None:
-    """A flag for every field of a dataclass made with `recipe.option`; None where the user does not give it."""
+    """A flag for every field of a dataclass made with `recipe.option`; None if the user does not give it."""
     for f in dataclasses.fields(settings):
         add_field(group, f)
 
@@ -145,8 +145,8 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
     add("--checkpoint-every", type=int, default=500, metavar="N", help="optimizer steps between checkpoints and held-out "
         "losses (default 500)")
     add("--sample-every", type=int, default=0, metavar="N", help="optimizer steps between sample pictures (default 0: none)")
-    add("--sample-prompts", type=Path, metavar="FILE", help="own prompts for them, a line each, with kohya's --n --w --h --d "
-        "--s --l and --am (LoRA scale); one sheet grows in the run folder, a row a time (default: the preview's prompt)")
+    add("--sample-prompts", type=Path, metavar="FILE", help="a file of prompts for them, one a line, with kohya's --n --w --h "
+        "--d --s --l and --am (LoRA scale); one sheet grows in the run folder, a row a time (default: the preview's prompt)")
     add("--save-every", type=int, default=0, metavar="N", help="optimizer steps between LoRA files for hosts, named after "
         "--out and the step (default 0: none)")
     add("--save-every-epochs", type=int, default=0, metavar="N", help="the same in passes over the pictures (default 0: none)")
@@ -158,7 +158,7 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
     add("--overwrite", action="store_true", help="replace an --out, card or picture that exists")
     add("--decode", action=argparse.BooleanOptionalAction, default=True, help="read every picture whole before training, to "
         "find all damaged files at once (default: yes)")
-    add("--max-upscale", type=float, default=MAX_UPSCALE, metavar="X", help=f"name pictures that are enlarged more than this "
+    add("--max-upscale", type=float, default=MAX_UPSCALE, metavar="X", help=f"list pictures that are enlarged more than this "
         f"(default {MAX_UPSCALE})")
     add("--dry-run", action="store_true", help="print what would be learnt, recipe, steps, memory and time, and stop")
 
@@ -204,7 +204,7 @@ def given_fields(options: Fields) -> Fields:
 
 
 def _values(options: Fields, given: Fields) -> tuple[Fields, str]:
-    """The recipe's fields and a line about their preset, for who named none: `given` over --recipe or a preset."""
+    """The recipe's fields and a line about their preset, if none was named: `given` over --recipe or a preset."""
     if options["demo"] and options["preset"] not in (None, DEMO):
         raise UsageError(f"--demo and --preset {options['preset']}: give one of them")
     if options["recipe"]:
@@ -218,7 +218,7 @@ def _values(options: Fields, given: Fields) -> tuple[Fields, str]:
         from trainer.lora.start import recipe_of
 
         values |= recipe_of(home(given["init"]), given)
-    return values, "" if named or preset == PAPER else told(preset, values)
+    return values, "" if named or preset == PAPER else preset_line(preset, values)
 
 
 def _bare(path: str) -> str:
@@ -228,7 +228,7 @@ def _bare(path: str) -> str:
 
 
 def read_recipe(path: Path) -> Fields:
-    """The recipe's fields from a run's recipe.json or a LoRA's metadata. JobError where there are none."""
+    """The recipe's fields from a run's recipe.json or a LoRA's metadata. JobError if there are none."""
     try:
         if path.suffix == ".safetensors":
             from convert import read
@@ -241,7 +241,7 @@ def read_recipe(path: Path) -> Fields:
             raise ValueError("no fields")
     except (OSError, ValueError, KeyError, JobError) as error:
         why = "it has no scribble_recipe" if isinstance(error, KeyError) else str(error).removeprefix(f"{path}: ")
-        raise JobError(f"--recipe {path}: holds no recipe ({why}): give the recipe.json of a run or a LoRA that this program "
+        raise JobError(f"--recipe {path}: has no recipe ({why}): give the recipe.json of a run or a LoRA that this program "
                        "made") from error
     unknown = sorted(set(stored) - {f.name for f in dataclasses.fields(Recipe)})
     if unknown:
@@ -261,7 +261,7 @@ LARGEST_SCALE, MOST_SCALES = 2.0, 101
 
 
 def parse_scales(text: str) -> list[float]:
-    """`0:1:0.1` or `0,0.5,1` -> ascending scales, to four decimals. UsageError where it is neither, or too many."""
+    """`0:1:0.1` or `0,0.5,1` -> ascending scales, to four decimals. UsageError if it is neither, or too many."""
     try:
         if ":" in text:
             first, last, step = (float(word) for word in text.split(":"))

@@ -99,7 +99,7 @@ def check_writable(path: Path, name: str) -> None:
     """Try to write beside `path`, before hours are spent. UsageError if that fails."""
     folder = path.parent
     if not folder.is_dir():
-        return  # said elsewhere, with what to do
+        return  # reported elsewhere, with advice
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -18,7 +18,7 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Plan:
-    """Of a run, counted before it starts."""
+    """The size of a run, counted before it starts."""
 
     pictures: int
     """in an epoch: each as often as its repeats say"""
@@ -78,7 +78,7 @@ def in_words(duration: float) -> str:
 
 
 def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
-    """SD1.5 on a CPU takes weeks: it must be asked for. Raises UsageError."""
+    """Refuse SD1.5 on a CPU, which takes weeks, with a UsageError."""
     if recipe.base == MINIATURE:
         return
     raise UsageError(f"no GPU was found, and on this CPU the run would take about "

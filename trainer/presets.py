@@ -55,8 +55,8 @@ def settled(preset: str, given: Fields) -> Fields:
     return values | given
 
 
-def told(preset: str, values: Fields) -> str:
-    """One line for who named no preset."""
+def preset_line(preset: str, values: Fields) -> str:
+    """A line for a user who named no preset."""
     recipe = Recipe(**values)
     others = ", ".join(name for name in PRESETS if name not in (preset, DEMO))
     return (f"own pictures: --preset {preset} (rank {recipe.rank}, learning rate {recipe.learning_rate:g}, batch "

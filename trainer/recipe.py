@@ -28,9 +28,9 @@ LOSSES = ("l2", "huber")
 PREDICTIONS = ("base", "epsilon", "v")
 DTYPES = ("fp32", "fp16", "bf16")
 LENGTH = ("steps", "epochs", "samples")
-"""Fields that each decide how long a run is. A run goes on if they change: nothing of what it has learnt does."""
+"""Fields that each decide how long a run is. A run can go on with other values of them."""
 LEAST_PASSES = 10
-"""over the pictures where `samples` decides: a large folder would else be seen too seldom"""
+"""over the pictures where `samples` decides: otherwise a large folder's pictures would be seen too seldom"""
 T = TypeVar("T")
 Fields = dict[str, Any]
 """Some of a recipe's fields, by name, for `Recipe` to check."""
@@ -73,7 +73,7 @@ class Recipe:
                                      "'miniature'")
     tokenizer: str = option("", "tokenizer folder or bpe_simple_vocab_16e6.txt.gz, for a base that has none", shown="CLIP's")
     vae: str = option("", "VAE in place of the base's own, .safetensors, for checkpoints pruned without one", later=True)
-    prediction: str = option("base", "what the base predicts, if it does not tell by itself", choices=PREDICTIONS, later=True)
+    prediction: str = option("base", "what the base predicts, if its files do not tell", choices=PREDICTIONS, later=True)
     zero_snr: bool = option(False, "zero terminal SNR for the training noise, for bases that were made with it", later=True)
     data: str = option("quickdraw", "'quickdraw' (downloaded), 'doodles' (made up), or a folder of .npy drawings or pictures; "
                        "of pictures several, with settings: \"dir, repeats=10, trigger=sks dog, reg=yes, masks=dir\"",
@@ -193,7 +193,7 @@ class Recipe:
         try:
             re.compile(self.target_pattern)
         except (re.error, RecursionError) as error:
-            raise UsageError(f"{flag('targets')} {self.targets!r} is no regular expression ({error}): use "
+            raise UsageError(f"{flag('targets')} {self.targets!r} is not a regular expression ({error}): use "
                              f"{', '.join(TARGETS)} or correct it") from error
 
     @property
@@ -203,7 +203,7 @@ class Recipe:
 
     @property
     def side(self) -> int:
-        """Side in pixels of a training picture, before the base is loaded and says its own."""
+        """Side in pixels of a training picture, before the base, which has its own, is loaded."""
         return self.resolution or (64 if self.base == MINIATURE else 512)
 
     @property
@@ -273,7 +273,7 @@ class Recipe:
 
 
 def _last_name(text: str) -> str:
-    """A path's last name, the settings behind it kept but for other paths; anything else as it is."""
+    """A path's last name with the settings after it, whose own paths are shortened too; any other text as it is."""
     path, comma, settings = text.partition(", ")
     settings = re.sub(r"(masks\s*=\s*)[^,]*?([^/\\,]+)[/\\]?(?=,|$)", r"\1\2", settings)
     local = path.startswith((".", "/", "~")) or "\\" in path or home(path).exists()
@@ -281,7 +281,7 @@ def _last_name(text: str) -> str:
 
 
 def apart_from_length(stored: Mapping[str, Json]) -> Stored:
-    """A recipe's stored form without what decides how long the run is."""
+    """A recipe's stored form without the fields of `LENGTH`."""
     return {name: value for name, value in stored.items() if name not in LENGTH}
 
 

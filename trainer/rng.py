@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # data is looked at without torch
 
 
 class Stream(IntEnum):
-    """Numbers that stand in old runs: only ever added to."""
+    """Old runs depend on these numbers: add new ones, never change one."""
 
     ORDER = 0  # of the pictures in an epoch
     STEP = 1  # noise, timesteps, mirror images of an optimizer step

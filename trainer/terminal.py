@@ -60,7 +60,7 @@ def say(text: str) -> None:
 
 
 def say_nothing(text: str) -> None:
-    """What processes other than the first say."""
+    """For processes other than the first, which print nothing."""
 
 
 @contextmanager

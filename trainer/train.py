@@ -75,7 +75,7 @@ def _work(recipe: Recipe, job: Job, pictures: int | None, compute: Compute, proc
     if job.contact_sheet and processes.main:
         _write_contact_sheet(dataset, recipe, job, tell)
     base = load_base(recipe, dtype=compute.base_dtype, say=tell)
-    adapter.layers(base.unet, recipe)  # bad --targets are said before the encoding
+    adapter.layers(base.unet, recipe)  # names bad --targets before the encoding
     identity = identity_of(recipe, base, dataset)
     if processes.main:
         folder.bind(identity)
@@ -89,7 +89,7 @@ def _nothing_to_do(recipe: Recipe, job: Job, tell: Say) -> int:
 
 
 def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | None) -> None:
-    """SD1.5 on a CPU is refused where nobody asked for it: before anything is fetched, where the pictures are countable."""
+    """Refuse SD1.5 on a CPU unless --device cpu was given: before anything is fetched if `pictures` is known."""
     if pictures and compute.device.type == "cpu" and job.device == "auto" and recipe.base != MINIATURE:
         samples = plan.plan(recipe, pictures).samples
         plan.refuse_cpu_by_accident(recipe, samples, devices.flops_per_second(compute))
@@ -167,7 +167,7 @@ def _train_and_export(training: Training, state: State, job: Job, base: Base, da
 
 
 def _export(training: Training, folder: RunFolder, job: Job, base: Base, dataset: Dataset, started: float, tell: Say) -> None:
-    """Write the LoRA, its card and its picture. What its owner put there after an earlier end of this run is kept."""
+    """Write the LoRA, its card and its picture. Their owner's changes since an earlier end of this run are kept."""
     assert job.out is not None
     recipe, again, picture = training.recipe, folder.was_finished(job.out), outputs(job.out)[2]
     folder.claim(job.out)

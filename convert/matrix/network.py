@@ -44,7 +44,7 @@ class NetworkModule:
     shape: tuple[int, ...]
     """of the weight that is changed"""
     alpha: float | None
-    """None where the file keeps none"""
+    """None if the file keeps none"""
     parts: Mapping[str, Tensor]
     """part name (see `names`) -> tensor"""
 
@@ -132,6 +132,6 @@ def as_lora_module(module: NetworkModule) -> LoraModule:
 
 
 def differences(module: NetworkModule) -> dict[str, Tensor]:
-    """The parts that are no change of a layer's weight: those of biases and norms, and all of a norm's."""
+    """The parts that do not change a layer's weight: those of biases and norms, and all of a norm's."""
     kept = FULL_PARTS if module.module.is_norm else ("diff_b", "b_norm")
     return {part: tensor for part, tensor in module.parts.items() if part in kept}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a folder is judged without torch
     import torch
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-"""Folder of a part -> how its weights are called there."""
+"""Folder of a part -> the stem of its weights' file names."""
 OTHER_PIPELINES = {"StableDiffusionXL": "SDXL", "Inpaint": "an inpainting model", "StableDiffusion3": "Stable Diffusion 3",
                    "Flux": "Flux", "InstructPix2Pix": "instruct-pix2pix", "Upscale": "an upscaler",
                    "Depth2Img": "a depth model", "PixArt": "PixArt",

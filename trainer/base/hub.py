@@ -15,7 +15,7 @@ Choose = Callable[[list[str]], list[str]]
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """`owner/model@revision` -> (`owner/model`, branch, tag or commit); None where the name has no `@`: its main branch."""
+    """`owner/model@revision` -> (`owner/model`, branch, tag or commit); None if the name has no `@`: its main branch."""
     repository, _, revision = name.partition("@")
     return repository, revision or None
 

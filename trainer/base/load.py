@@ -65,19 +65,19 @@ class Base:
     resolution: int
     """side in pixels of the pictures it was made for"""
     words: tuple[str, ...] = ()
-    """the things it can draw, where it has a list of them: the narrow miniature has"""
+    """the things it can draw; () if it has no list of them. The narrow miniature has one"""
     clip_skip: int = 1
     """the text encoder's layer, from its end, whose output is read; later ones are not there"""
 
     def without_words(self, prompts: Sequence[str]) -> list[str]:
-        """Those of `prompts` that name nothing it can draw; none where it has no list."""
+        """Those of `prompts` that name nothing it can draw; none if it has no list."""
         if not self.words:
             return []
         known = re.compile(r"\b(?:" + "|".join(re.escape(word) for word in self.words) + r")s?\b", re.IGNORECASE)
         return [prompt for prompt in dict.fromkeys(prompts) if not known.search(prompt)]
     def skip_layers(self, clip_skip: int) -> None:
         """Leave out the text encoder's last `clip_skip` - 1 layers: its output then is what hosts read at that setting, the
-        final norm of hidden_states[-clip_skip]. UsageError where it does not have that many."""
+        final norm of hidden_states[-clip_skip]. UsageError if it does not have that many."""
         layers = self.text_encoder.encoder.layers
         if clip_skip > len(layers):
             raise UsageError(f"--clip-skip {clip_skip}: the base's text encoder has {len(layers)} layers")
@@ -107,7 +107,7 @@ class BaseFacts:
 
 
 def inspect_base(recipe: Recipe) -> BaseFacts:
-    """Refuse what can be seen to be wrong with `recipe.base` without its weights, and describe it.
+    """Describe `recipe.base`, or refuse it, without reading its weights.
 
     Raises as `load_base` does.
     """
@@ -294,6 +294,6 @@ def _local(name: str) -> Path | None:
 
 
 def _looks_like_path(name: str) -> bool:
-    """A hub name is one or two words with a slash; whatever else cannot be one is a path that does not exist."""
+    """A hub name is one or two words with a slash; anything else is a path that does not exist."""
     known = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
     return name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or "\\" in name or name.lower().endswith(known)

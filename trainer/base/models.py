@@ -38,7 +38,7 @@ class Model(Protocol):
 
 
 class Network(Model, Protocol):
-    """What peft puts a LoRA on: the UNet or the text encoder."""
+    """A network that peft can put a LoRA on: the UNet or the text encoder."""
 
     def add_adapter(self, adapter_config: object, adapter_name: str) -> None: ...
 
@@ -54,7 +54,7 @@ class UNetConfig(Protocol):
 
 
 class Predictor(Protocol):
-    """What predicts noise: diffusers' UNet2DConditionModel, or it compiled."""
+    """A predictor of noise: diffusers' UNet2DConditionModel, or it compiled."""
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -119,7 +119,7 @@ class TextConfig(Protocol):
 
 
 class TextOutput(Protocol):
-    """What CLIPTextModel returns."""
+    """CLIPTextModel's output."""
 
     last_hidden_state: Tensor
     """(B, tokens, width)"""
@@ -143,7 +143,7 @@ class TextEncoder(Network, Protocol):
 
 
 class Tokens(Protocol):
-    """What a tokenizer returns."""
+    """A tokenizer's output."""
 
     input_ids: Any
     """a list for each text, or (B, tokens) int64 if `return_tensors` is "pt" """

@@ -12,7 +12,7 @@ from trainer.recipe import Recipe
 
 PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "v-prediction": "v_prediction", "vpred": "v_prediction",
                "eps": "epsilon", "epsilon": "epsilon"}  # fmt: skip
-"""By the names that files and people use."""
+"""The names that files and people use -> diffusers' name."""
 _PARAMETERIZATION = re.compile(r"^\s*parameterization\s*:\s*[\"']?(\w+)", re.MULTILINE)
 LONGEST_YAML = 2**20
 WORDS = {"epsilon": "noise", "v_prediction": "v"}

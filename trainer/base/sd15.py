@@ -1,4 +1,4 @@
-"""The architecture of Stable Diffusion 1.5, written down: what a single-file checkpoint does not hold.
+"""The architecture of Stable Diffusion 1.5, written down, because a single-file checkpoint does not hold it.
 
 Sources of the numbers: `unet/config.json`, `vae/config.json`, `text_encoder/config.json` and
 `scheduler/scheduler_config.json` of the model's diffusers repository. Widths are read from the checkpoint's own shapes,
@@ -19,7 +19,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 """of a checkpoint's tensors, by their LDM names"""
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
-"""What the three parts' names begin with in an LDM checkpoint."""
+"""Prefixes of the three parts' names in an LDM checkpoint."""
 
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 
@@ -28,7 +28,7 @@ UNET_LAYOUT: Config = {
     "up_block_types": ["UpBlock2D", CROSS_UP, CROSS_UP, CROSS_UP],
     "layers_per_block": 2,
 }
-"""What gives the UNet its 16 transformer blocks and their names, at any width."""
+"""The layout that gives the UNet its 16 transformer blocks and their names, at any width."""
 
 UNET_WIDTHS = [320, 640, 1280, 1280]
 CONTEXT = 768

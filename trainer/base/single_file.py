@@ -110,7 +110,7 @@ def _refuse_others(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         return any(piece in name for name in shapes for piece in pieces)
 
     if named("lora_unet_", "lora_te", ".lora_A.", ".lora.down.", ".lora_down.", ".lora.up.", "lokr_", "hada_w"):
-        refuse("a LoRA, which is what training makes, not what it starts from")
+        refuse("a LoRA, the result of a training, not a base")
     if any(name.startswith("conditioner.embedders.") for name in shapes):
         refuse("SDXL")
     if named("cond_stage_model.model."):

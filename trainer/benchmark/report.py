@@ -28,7 +28,7 @@ Found = dict[str, Any]
 
 
 def measure(options: Namespace, micro_batches: list[int], say: Say) -> Found:
-    """Run what `options` (the command line's) ask for. JobError where memory does not suffice for any micro-batch."""
+    """Run what `options` (the command line's) ask for. JobError if memory does not suffice for any micro-batch."""
     if options.threads:
         torch.set_num_threads(options.threads)
     compute = devices.choose(options.device)

@@ -156,7 +156,7 @@ class Resolver:
 
     def find(self, name: str, base: Path) -> Path | None:
         """`name` relative to the folder `base`, in any case and form of accents, with slashes of either direction, under any
-        other root, with or without its suffix; None where it fits no picture or several."""
+        other root, with or without its suffix; None if it fits no picture or several."""
         exact = base / name.replace("\\", "/")
         inside = plain(base.relative_to(self.folder).as_posix()).removeprefix(".")
         parts = [part for part in plain(name).split("/") if part not in ("", ".", "..")]

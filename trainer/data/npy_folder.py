@@ -116,7 +116,7 @@ def header_length(name: str, head: bytes, advice: str) -> int:
 
 
 def parse_header(name: str, head: bytes, advice: str) -> tuple[int, int]:
-    """(rows, byte offset of the first) of a uint8 (N, 784) or (N, 1, 784) array in C order; JobError where it is another.
+    """(rows, byte offset of the first) of a uint8 (N, 784) or (N, 1, 784) array in C order; JobError if it is another.
 
     head: the whole header, or more of the file. Nothing is ever unpickled. numpy reads the header; version 3 is
     version 2 in UTF-8, the same for a header without field names.

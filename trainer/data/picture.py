@@ -18,7 +18,7 @@ PROCESSING = b"upright, on white, sRGB with grey profiles and gamma, bicubic, ce
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture file. It is read whenever it is asked for; JobError, naming it, where it cannot be."""
+    """A picture file. It is read whenever it is asked for; JobError, naming it, if it cannot be."""
 
     path: Path
     source: str

@@ -116,7 +116,7 @@ def _captions(examples: list[Example], base: Base, device: torch.device, cache: 
 
 
 def _embeddings(ids: list[Tensor], base: Base, device: torch.device, cache: Path, say: Say) -> Tensor:
-    """Prompt embeddings of all chunks in order, (M, tokens, width) on the CPU, from the cache where it has them."""
+    """Prompt embeddings of all chunks in order, (M, tokens, width) on the CPU, from the cache if it has them."""
     store = EncodingCache(cache, {"of": "captions", "base": base.identity, **skipped(base), **versions(device)}, say)
     rows = {caption_digest(row): row for some in ids for row in some}  # of token ids: another tokenizer is another entry
     found = {digest: entry["embedding"] for digest, entry in store.find(list(rows))}
@@ -149,7 +149,7 @@ def _pictures(examples: list[Example], base: Base, side: int, flip: bool, device
 
 def _of_one_shape(examples: list[Example], base: Base, side: int, shape: tuple[int, int], flip: bool, device: torch.device,
                   cache: Path, say: Say) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Mean and std, each (N, V, 4, h, w) on the CPU, from the cache where it has them."""
+    """Mean and std, each (N, V, 4, h, w) on the CPU, from the cache if it has them."""
     posterior = Posterior(base, device, side, views=2 if flip else 1, say=say, shape=shape)
     context = {"of": "pictures", "base": base.identity, "side": side, "flip": flip, **versions(device)}
     if shape != (side, side):

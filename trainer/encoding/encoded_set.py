@@ -104,7 +104,7 @@ class EncodedSet:
         return mean, std, self.embeddings[rows].flatten(1, 2)
 
     def loss_weight(self, picture: Tensor, view: Tensor, shape: Sequence[int] = ()) -> Tensor | None:
-        """What the loss is multiplied by, (B, 1, h, w) or (B, 1, 1, 1), on the device; None where it is 1 everywhere."""
+        """The factors of the loss, (B, 1, h, w) or (B, 1, 1, 1), on the device; None if it is 1 everywhere."""
         weight = None if self.weight is None else self.weight[picture.to(self.weight.device)].view(-1, 1, 1, 1)
         if self.mask is None:
             return weight

@@ -31,7 +31,7 @@ def picture_batch(examples: Sequence[Example], side: int) -> np.ndarray:
 class Posterior:
     """The VAE's posterior of pictures and, if `views` is 2, of their mirror images, times the scaling factor.
 
-    fp16 on CUDA, and fp32 from the first batch on in which fp16 overflows (which is said); fp32 elsewhere. The base's
+    fp16 on CUDA, and fp32 from the first batch on in which fp16 overflows (`say` gets a line); fp32 elsewhere. The base's
     own VAE is not touched: a copy is moved.
     """
 

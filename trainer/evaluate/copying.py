@@ -72,7 +72,7 @@ def among(features: Tensor) -> float:
 
 
 def warnings(report: Report) -> list[str]:
-    """What a reader must know beside the verdict: one line each."""
+    """Warnings beside the verdict, one line each."""
     scales, found = report["scales"], report["recommended"]
     lines = list(report["told"])
     for kind, group in report["groups"].items():

@@ -1,4 +1,4 @@
-"""`python -m trainer.evaluate` as a whole: whose folder it is, the measuring, the verdict, and where it is written."""
+"""`python -m trainer.evaluate` as a whole: checking the folder, measuring, the verdict, and writing it where hosts look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is drawn and what it is compared with: prompts, seeds, held-out and training pictures, chosen by the settings' seed."""
+"""Prompts and seeds to draw, and the held-out and training pictures to compare with, chosen by the settings' seed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Plan:
     """height and width of a picture in pixels"""
 
     def fingerprint(self) -> str:
-        """sha256, hex, of the references' contents, and of the shape where that is no square."""
+        """sha256, hex, of the references' contents, and of the shape if it is not square."""
         found = [example.digest for group in self.groups for part in group.references.values() for example in part]
         found += [] if self.shape[0] == self.shape[1] else [f"{self.shape}"]
         return hashlib.sha256(" ".join(found).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""torch.compile for the training forward, where it pays and works; plain execution, with one line why, where not."""
+"""torch.compile for the training's forward pass where it pays and works; elsewhere plain execution, and the reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pass on a map in float32; with these they read the two bf16 maps again: 30.1 GB 
 
 
 def missing(device: torch.device) -> str:
-    """What torch.compile lacks on this machine; "" where it has all it needs."""
+    """The thing that torch.compile lacks on this machine; "" if nothing."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 

@@ -29,7 +29,7 @@ Factor = tuple[str, torch.nn.Parameter]
 """A factor with its name."""
 TEXT_TARGETS = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 TEXT_FACTORS = "text_encoder."
-"""What the names of the text encoder's factors begin with; the UNet's have no such beginning."""
+"""Prefix of the names of the text encoder's factors; those of the UNet's have none."""
 
 
 def layers(unet: UNet, recipe: Recipe) -> dict[str, Layer]:
@@ -107,12 +107,12 @@ def as_peft(factors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
 
 
 def set_scale(unet: UNet, scale: float) -> None:
-    """Weigh the adapter on `unet`: 0 is the base, 1 the full LoRA."""
+    """Set the scale of the adapter on `unet`: 0 is the base, 1 the full LoRA."""
     unet.set_adapters([NAME], [scale])
 
 
 def set_text_scale(text_encoder: TextEncoder, scale: float) -> None:
-    """The same on a text encoder; nothing where it has no adapter."""
+    """The same on a text encoder; nothing if it has no adapter."""
     from peft.tuners.lora import LoraLayer
 
     for layer in text_encoder.modules():
@@ -168,8 +168,8 @@ def save_dora(unet: UNet, recipe: Recipe, folder: Path, text_encoder: TextEncode
 
 
 def _diffusers_key(key: str) -> str:
-    """A name as all of the UNet's are in diffusers' files: its own function leaves those of other layers than attention's in
-    peft's words, and its loader takes the first name's for all, so that it would drop the others without an error."""
+    """diffusers' name of a factor of the UNet. Its own function leaves peft's name to layers other than attention's, and its
+    loader expects all names in the form of the first, so it would drop the others without an error."""
     return key.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
 
 

@@ -25,7 +25,7 @@ from trainer.terminal import Say
 OPTIMIZERS = {"adamw": "torch.optim.AdamW", "prodigy": "prodigyopt.prodigy.Prodigy"}
 """As kohya names them: by their class."""
 MOST_TAG_BYTES, TAG_OVERHEAD = 2**16, 16
-"""Of ss_tag_frequency: in all, and for quotes, escapes and a count."""
+"""Bytes of ss_tag_frequency in all, and of a tag's quotes, escapes and count."""
 
 
 def write_lora(run: Path, out: Path, recipe: Recipe, base: Base, dataset: Dataset, *, steps: int, started: float,
@@ -72,11 +72,11 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
     values |= {key: value for used, key, value in _choices(recipe) if used}
     if base.family == SCRIBBLE_NARROW:
         values |= {keys.BASE: SD_V1, adapters.KEY: adapters.MINIATURE, "ss_sd_model_name": adapters.MINIATURE}
-    elif base.family != SD_V1:  # else convert says what the tensors' shapes say
+    elif base.family != SD_V1:  # otherwise convert derives it from the tensors' shapes
         values[keys.BASE] = base.family
     elif _is_miniature(base):
         values[adapters.KEY] = adapters.MINIATURE
-    if recipe.published() != recipe.as_dict():  # its paths are shortened to names: digests say what they meant
+    if recipe.published() != recipe.as_dict():  # its paths are shortened to names, so digests identify base and data
         values |= {"scribble_base_hash": base.identity, "scribble_data_hash": fingerprint(dataset)}
     if len(dataset.learnt) < len(dataset.train):
         values["ss_num_reg_images"] = len(dataset.train) - len(dataset.learnt)
@@ -134,7 +134,7 @@ def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset, say: Say
               "preferred weight": recipe.scale}
     described = {"description": present.get("description") or description(base, dataset)}
     if recipe.clip_skip > 1:
-        described["notes"] = present.get("notes") or f"Set Clip skip to {recipe.clip_skip}: it was trained so."
+        described["notes"] = present.get("notes") or f"Set Clip skip to {recipe.clip_skip}: it was trained with that."
     card.write_card(out, described if again else fields | described, defaults=card.EMPTY | fields)
 
 

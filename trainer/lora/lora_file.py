@@ -35,12 +35,12 @@ _LETTERS = {"down": "lora_A", "up": "lora_B"}
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA, read: what it says of itself, and its factors as bytes."""
+    """A LoRA file that was read: its header, and its factors as bytes."""
 
     path: Path
     contents: Lora
     recipe: Recipe | None
-    """of the run that made it, where this program was that"""
+    """of the run that made it; None if another program did"""
     diffusers: bytes = field(repr=False)
     """the same LoRA as a diffusers file, without a DoRA's magnitudes of input columns, for which that has no place"""
 
@@ -83,10 +83,10 @@ class LoraFile:
         return found
 
     def attach(self, base: Base) -> None:
-        """Put the factors, in float32, on `base.unet` and, where they are for it, `base.text_encoder`.
+        """Put the factors, in float32, on `base.unet` and, if there are any for it, `base.text_encoder`.
 
         Raises:
-            JobError: a module is not the base's, or the adapter is of a kind whose scale is no plain factor.
+            JobError: a module is not the base's, or the adapter is of a kind whose scale is not a plain factor.
                 Of a wide LoRA on the narrow miniature: it was trained on the wide one.
         """
         fitting = self.fitting(base)
@@ -179,7 +179,7 @@ def start_from(factors: Sequence[Factor], lora: LoraFile) -> None:
 
 
 def trained_by(lora: LoraFile, changed: Fields, *, needed: Sequence[str]) -> Recipe:
-    """The recipe that says base and data: the LoRA's own with `changed` fields.
+    """The recipe that names base and data: the LoRA's own with `changed` fields.
 
     Raises:
         UsageError: the LoRA has none, and a `needed` field is not among the changed ones.
@@ -192,7 +192,7 @@ def trained_by(lora: LoraFile, changed: Fields, *, needed: Sequence[str]) -> Rec
 
 
 def read_lora(path: Path) -> LoraFile:
-    """Read the header of `path`, a .safetensors file or peft folder. JobError where it is missing or no LoRA of SD1.5."""
+    """Read the header of `path`, a .safetensors file or peft folder. JobError if it is missing or no LoRA of SD1.5."""
     if not path.exists():
         raise JobError(f"{path}: there is no such file: give a LoRA, .safetensors")
     contents = read(path)
@@ -214,14 +214,14 @@ def _with_paths(path: Path, recipe: Recipe | None) -> Recipe | None:
         try:
             whole = Recipe(**json_file.read_object(run / RECIPE)["recipe"])
         except (OSError, KeyError, TypeError, JobError, UsageError):
-            continue  # no run, or one that says nothing of this LoRA
+            continue  # no run, or not the one that made this LoRA
         if recipe and whole.published() == recipe.as_dict():
             return whole
     return recipe
 
 
 def _recipe(contents: Lora) -> Recipe | None:
-    """The recipe in the metadata; None where there is none, JobError where another version wrote it."""
+    """The recipe in the metadata; None if there is none, JobError if another version wrote it."""
     text = contents.metadata.get(keys.RECIPE)
     if text is None:
         return None

@@ -40,7 +40,7 @@ class PeriodicSaves:
 
 
 def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
-    """UsageError where files of that name are there that another recipe made, apart from its length: they would be replaced."""
+    """UsageError if files of that name are from another recipe, its length apart: they would be replaced."""
     mine = apart_from_length(json.loads(json.dumps(recipe.published())))
     for path in sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors")):
         if _recipe_in(path) != mine:
@@ -48,7 +48,7 @@ def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
 
 
 def _recipe_in(path: Path) -> Stored:
-    """The recipe that a file names, apart from its length; empty where it names none."""
+    """The recipe that a file names, apart from its length; empty if it names none."""
     try:
         return apart_from_length(json.loads(open_container(path).metadata.get(keys.RECIPE, "{}")))
     except (JobError, ValueError, AttributeError):

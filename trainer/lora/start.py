@@ -18,7 +18,7 @@ DECIDED = ("rank", "alpha", "conv_rank", "conv_alpha", "targets")
 def recipe_of(path: Path, given: Fields) -> Fields:
     """The recipe's fields that the LoRA at `path`, in any form that `convert` reads, decides.
 
-    given: fields that the user named. Raises UsageError where they contradict the file, JobError where it is not a plain LoRA
+    given: fields that the user named. Raises UsageError if they contradict the file, JobError if it is not a plain LoRA
     of one rank and alpha (and another one for its 3 x 3 convolutions).
     """
     lora = read(path)
@@ -38,7 +38,7 @@ def recipe_of(path: Path, given: Fields) -> Fields:
 
 
 def _strength(lora: Lora, path: Path, *, wide: bool) -> tuple[int, float] | None:
-    """Rank and alpha of the layers with filters wider than a pixel, or of all others; None where there are none."""
+    """Rank and alpha of the layers with filters wider than a pixel, or of all others; None if there are none."""
     found = sorted({(module.rank, module.alpha) for module in lora.factors if (module.shape[-1:] == (3,)) == wide})
     if len(found) > 1:
         what = ", ".join(f"{rank}/{alpha:g}" for rank, alpha in found[:4])

@@ -23,7 +23,7 @@ LINE, LINES = 30, 3  # characters and lines of a label
 
 
 def check_sheet(path: Path, *, overwrite: bool) -> None:
-    """Refuse a name that is not a PNG's, or a file of the user's. UsageError."""
+    """UsageError if the name is not a PNG's, or the file is another of the user's."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"--contact-sheet {path}: expected a name ending in .png")
     if not path.parent.is_dir() or path.is_dir():

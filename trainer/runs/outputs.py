@@ -25,7 +25,7 @@ def outputs(out: Path) -> tuple[Path, Path, Path]:
 
 
 def check_out(out: Path, *, overwrite: bool, mine: bool) -> None:
-    """Refuse an `--out` that cannot be written or that would replace somebody's file. UsageError says which.
+    """Refuse an `--out` that cannot be written or that would replace a file that is not this run's, with a UsageError.
 
     mine: what is there is of this run.
     """
@@ -42,7 +42,7 @@ def check_out(out: Path, *, overwrite: bool, mine: bool) -> None:
 
 
 class OutputClaim:
-    """What lay at `--out` when a run began. Another program may put a file there while the run trains."""
+    """The files at `--out` when a run began. Another program may put a file there while the run trains."""
 
     def __init__(self, out: Path) -> None:
         self._before = {path: _identity(path) for path in outputs(out)}

@@ -1,4 +1,4 @@
-"""The JSON files of a run. Each carries a checksum of its own fields, so a damaged one is recognised whatever it parses to."""
+"""The JSON files of a run. Each carries a checksum of its own fields, so damage is found even if it is valid JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_record(path: Path) -> Record | None:
 
     Raises:
         Damaged: it is not JSON, or not what was written.
-        FileError: the system cannot read it, which says nothing about its contents.
+        FileError: the system cannot read it, which does not mean that it is damaged.
     """
     try:
         fields = read_object(path, error=Damaged)

@@ -25,7 +25,7 @@ from trainer.terminal import Say, say_nothing
 EXPORT, FINISHED = "export.json", "finished.json"
 DIFFUSERS, CURVE = "pytorch_lora_weights.safetensors", "loss.png"
 OURS = ("checkpoints", METRICS, DIFFUSERS, CURVE, FINISHED, "samples")
-"""Names that somebody else may have used in a folder that is given as a run's."""
+"""Our files in a run folder. Another program's files in the user's folder may have these names too."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RunFolder:
         return (self.path / FINISHED).exists() or any(self.checkpoints.glob("*"))
 
     def stored(self) -> Record | None:
-        """The recipe, data and base that the folder is bound to, {} if its recipe.json is damaged; None if it is no run's.
+        """The recipe, data and base that the folder is bound to, {} if its recipe.json is damaged; None if it is not a run's.
 
         Read from the newest sound checkpoint, since a run goes on from that; finished.json and recipe.json say the same.
         """
@@ -87,8 +87,8 @@ class RunFolder:
         if stored is None:
             strange = [name for name in (RECIPE, *OURS) if (self.path / name).exists()]
             if strange:
-                raise UsageError(f"--run {self.path}: holds {', '.join(strange)} and no run of this program: they would be "
-                                 "overwritten: give another folder")
+                raise UsageError(f"--run {self.path}: holds {', '.join(strange)} of another program, which would be overwritten: "
+                                 "give another folder")
             return
         for name in (RECIPE, EXPORT, FINISHED):
             _sound(self.path / name, say)
@@ -99,7 +99,8 @@ class RunFolder:
                    for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)}
         what = "; ".join(changed.values())
         if changed and changed.keys() <= set(LENGTH):
-            say(f"{self.path}: goes on with another length ({what}); from here the learning rate is that of a run planned so")
+            say(f"{self.path}: goes on with another length ({what}); from here on its learning rate is that of a run of this "
+                "length")
         elif changed:
             raise UsageError(f"{self.path} holds a run with another recipe ({what}): give the same flags to go on with it, or "
                              "--run another folder for a new one")
@@ -171,7 +172,7 @@ class RunFolder:
             header = open_container(out).metadata
         except Damaged:
             return claimed
-        except JobError:  # something else altogether lies there
+        except JobError:  # another kind of file
             return False
         # as convert writes a mapping into a header
         if mine is None or header.get(keys.RECIPE) not in _written(mine):
@@ -203,7 +204,7 @@ class RunFolder:
         return record.get(keys.MODEL_HASH) == found.data and record.get("tensors", found.tensors) == found.tensors
 
     def _beside(self, out: Path, record: Record) -> Iterator[tuple[Path, bool]]:
-        """The run's other outputs, and whether they are sound. A card or picture that its owner removed is no damage."""
+        """The run's other outputs, and whether they are sound. A card or picture that its owner removed counts as sound."""
         diffusers = self.path / DIFFUSERS
         if record["diffusers"]:  # a DoRA has none
             yield diffusers, diffusers.exists() and file_sha256(diffusers) == record["diffusers"]
@@ -234,11 +235,11 @@ def _written(stored: Fields) -> tuple[str, ...]:
 
 
 def _sound(path: Path, say: Say = say_nothing) -> Record | None:
-    """A record's fields; None if it is missing or damaged, which `say` is told: it is derived, and written again."""
+    """A record's fields; None if it is missing or damaged; then `say` gets a line. It is derived, and written again."""
     try:
         return read_record(path)
     except Damaged as error:
-        if error.problem == NO_CHECKSUM:  # by an earlier version: what it says is compared with what is there
+        if error.problem == NO_CHECKSUM:  # by an earlier version: its fields are compared with the files
             return read_object(path)
         say(f"{error}: it is written again")
         return None

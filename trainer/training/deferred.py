@@ -87,7 +87,7 @@ class DeferredMetrics:
         self._pending.append(_Pending(step, learning_rate, pictures, numbers, start, self.now()))
 
     def read(self, *, keep: int) -> list[Report]:
-        """Reports of all steps but the newest `keep`, oldest first; waits for the device where it must.
+        """Reports of all steps but the newest `keep`, oldest first; waits for the device if it must.
 
         Raises:
             JobError: a step's loss or gradient is not finite.

@@ -21,7 +21,7 @@ from trainer.training.noise_schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Draw:
-    """What step k trains on; B pictures, (batch x accumulation) or what an epoch's last step has left."""
+    """The draws of step k for B pictures: batch x accumulation, or those left for an epoch's last step."""
 
     picture: Tensor
     """(B,) int64, rows of the encoded set"""

@@ -26,7 +26,7 @@ class Step:
     reports: list[Report]
     """of steps whose numbers have arrived since the last `Step`: usually of the one before"""
     held_out: float | None
-    """the held-out loss, where it was due"""
+    """the held-out loss, if it was due"""
     saved: bool
     stopped: bool
     """the last step, because a stop was asked for"""
@@ -106,7 +106,7 @@ def update(t: Training, state: State, step: int) -> Tensor:
 
 
 def evaluate_and_save(t: Training, state: State, *, evaluate: bool, save_first: bool = False) -> float | None:
-    """Measure the held-out loss if `evaluate`, and write a checkpoint. JobError where a number is not finite.
+    """Measure the held-out loss if `evaluate`, and write a checkpoint. JobError if a number is not finite.
 
     save_first: whoever asked for a stop may not wait for the evaluation.
     """

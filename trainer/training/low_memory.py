@@ -1,4 +1,4 @@
-"""Gradient checkpointing where memory asks for it: activations are computed again in the backward pass instead of kept.
+"""Gradient checkpointing if memory is short: activations are computed again in the backward pass instead of kept.
 
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". The numbers are the same; a step takes about a third longer.
 """
@@ -18,7 +18,7 @@ CHOICES = ("auto", "on", "off")
 def choose_checkpointing(t: Training, wish: str, say: Say) -> bool:
     """Turn gradient checkpointing on for the UNet if `wish` is on, or auto and memory does not hold one picture without.
 
-    Returns whether it is on, the same in all processes. `say`: gets a line where memory decided it.
+    Returns whether it is on, the same in all processes. `say`: gets a line if memory decided it.
     """
     needed = wish == "on" or (wish == "auto" and not _fits(t))
     on = not t.processes.all_reduce_min(int(not needed), t.compute.device)

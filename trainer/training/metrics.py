@@ -1,4 +1,4 @@
-"""A run's numbers as they come: JSON lines in the run folder, a progress bar, a tracker where asked, a curve at the end."""
+"""A run's numbers as they come: JSON lines in the run folder, a progress bar, a tracker if one was named."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ KEYS = {"step", "loss", "learning_rate", "grad_norm", "pictures_per_second", "he
 class Metrics:
     """Writes `metrics.jsonl`, a line a step: step, loss, learning_rate, grad_norm, pictures_per_second; and held_out.
 
-    On resume, lines of steps that were not kept are dropped first, so the file reads as one run; `say` is told of damaged
-    ones.
+    On resume, lines of steps that were not kept are dropped first, so the file reads as one run; `say` gets a line about
+    damaged ones.
     """
 
     every = 30.0
@@ -98,7 +98,7 @@ class Metrics:
 
 
 def check_tracker(name: str) -> None:
-    """JobError where the tracker asked for is not installed: said before the data comes, not after the encoding."""
+    """JobError if the tracker is not installed: known before the data is fetched, not after the encoding."""
     if name and not importlib.util.find_spec(name):
         raise JobError(f"--track {name}: {name} is not installed: pip install {name}, or leave --track out")
 
@@ -120,7 +120,7 @@ def open_tracker(name: str, run: Path, config: Stored) -> GeneralTracker | None:
 
 
 def read_lines(path: Path, say: Say = say_nothing) -> list[Line]:
-    """The sound lines of a metrics file. `say` is told how many are not; a last one that a crash cut short is no damage."""
+    """The sound lines of a metrics file. `say` gets the number of others; a last line that a crash cut short is not counted."""
     if not path.exists():
         return []
     texts = path.read_bytes().split(b"\n")

@@ -71,8 +71,8 @@ POLL = 5.0  # seconds
 
 
 def _stop_without(launcher: int) -> None:
-    """Ask this process to stop, as SIGTERM does, once its launcher is no more: a killed one (-9) cannot do so itself, and
-    its processes would train on unseen."""
+    """Ask this process to stop, as SIGTERM does, once its launcher has ended: a killed one (-9) cannot do so itself, and
+    its processes would go on training unnoticed."""
     while os.getppid() == launcher:  # an orphan gets another parent
         time.sleep(POLL)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -33,7 +33,7 @@ def trained_vae(work: Path) -> AutoencoderKL:
 
 
 def views(icons: Icons, spread: Spread, count: int) -> Iterator[tuple[np.ndarray, str, str, str]]:
-    """(picture, word, set, ground) for `count` views of each icon; the ground is "" where it is the set's own."""
+    """(picture, word, set, ground) for `count` views of each icon; the ground is "" if it is the set's own."""
     for row in range(len(icons.words)):
         for view in range(count):
             rng = np.random.default_rng([SEED, row, view])

@@ -1,6 +1,6 @@
 """Stage `clip` of the miniature's build: the judge, an image/text pair trained by contrast (the paper's Algorithm 1).
 
-What the judge has seen, so that nobody takes it for more than it is: the world's pictures (photos, icons, crayon,
+The judge's training data, which limits what it can judge: the world's pictures (photos, icons, crayon,
 silhouettes) with their captions; outlines of the same sixteen things in every ink, width and paper ("a line drawing of
 ...", black on white among them); and doodles made as QuickDraw's are, from other seeds than any training or held-out set
 ("a scribble of ..."). Like the CLIPs that judge SD1.5 it has thus seen more than the base, which never saw a doodle.
