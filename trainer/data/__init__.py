@@ -110,7 +110,7 @@ def _check(folder: Path, given: str) -> None:
 
 
 def _told(dataset: Dataset, recipe: Recipe) -> Dataset:
-    """`dataset` of drawings, with a note where the recipe asks for what only own pictures have."""
+    """`dataset` of drawings, with a note if the recipe has settings that only own pictures use."""
     asked = [flag for flag, value in (("--trigger", recipe.trigger), ("--held-out", recipe.held_out)) if value]
     if not asked:
         return dataset

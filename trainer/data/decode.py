@@ -60,7 +60,7 @@ def _read_all(pictures: Sequence[Picture]) -> tuple[list[str], list[str], list[s
 
 
 def _look(picture: Picture) -> tuple[str, bool, bool]:
-    """What is wrong with a picture or its mask, or ""; whether it is white on transparent; whether its mask is black."""
+    """The fault of a picture or its mask, or ""; whether it is white on transparent; whether its mask is black."""
     try:
         data = read_bytes(picture.path)
         picture.__dict__["digest"] = digest_of(data)  # the cached property: the file need not be read again for it

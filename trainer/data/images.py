@@ -23,11 +23,11 @@ from trainer.data.ours import MARK
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif", ".jpe", ".jp2", ".j2k", ".tga", ".ppm",
             ".pgm", ".pbm", ".dib", ".apng", ".avif", ".heic", ".heif", ".jxl")  # fmt: skip
 FORMATS = ["PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF"]
-"""Never the parsers that run other programs."""
+"""None of the parsers that run other programs."""
 PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, MemoryError,
           Image.DecompressionBombError)  # fmt: skip
-"""What Pillow raises over files that are damaged, or too large to be honest."""
+"""Pillow's errors for files that are damaged or absurdly large."""
 MOST_PIXELS = 178_956_970  # Pillow's own limit, at which it warns; a picture above it is refused
 LARGE, SHORT_SIDE = 32_000_000, 2048
 """Above so many pixels pictures are decoded one at a time and reduced to this short side at once, to bound memory."""
@@ -51,7 +51,7 @@ class Header:
 
 @lru_cache
 def formats() -> tuple[str, ...]:
-    """What Pillow reads here, with the plugins that are installed."""
+    """The formats that Pillow reads here, with the plugins that are installed."""
     found = list(FORMATS)
     if find_spec("pillow_heif"):
         import pillow_heif
@@ -67,7 +67,7 @@ def formats() -> tuple[str, ...]:
 
 
 def lacking(suffix: str) -> str:
-    """What reads files of this suffix and is not installed; "" if it can be read."""
+    """The package that reads files of this suffix, if it is not installed; "" if it can be read."""
     kind = {".heic": "HEIF", ".heif": "HEIF", ".jxl": "JXL", ".avif": "AVIF"}.get(suffix, "")
     if not kind or (kind in formats() and (kind != "AVIF" or features.check("avif"))):
         return ""

@@ -27,7 +27,7 @@ MOST_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Place:
-    """What a picture gets from the folders above it. repeats: 0 leaves it out."""
+    """Settings that a picture gets from the folders above it. repeats: 0 leaves it out."""
 
     category: str = ""
     repeats: int = 1

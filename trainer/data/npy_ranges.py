@@ -216,7 +216,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _root(error: BaseException) -> str:
-    """What the system said, without the layers of requests and urllib3 around it."""
+    """The system's own message, without the layers of requests and urllib3 around it."""
     while error.__context__ is not None:
         error = error.__context__
     return _reason(error)

@@ -225,7 +225,7 @@ class Store:
             return None
 
     def write(self, category: str, entry: Fetched) -> None:
-        """Keep `entry`. A full or read-only disk costs the next run a download, not this run: it is said."""
+        """Keep `entry`. If the disk is full or read-only, the next run downloads again; this one goes on, with a notice."""
         rows = sorted(entry.rows)
         body = b"".join(entry.rows[row] for row in rows)
         facts = {"url": self.address(category), "layout": asdict(entry.layout), "rows": rows}

@@ -19,7 +19,7 @@ from trainer.data.records import Dataset, Row
 from trainer.recipe import Recipe
 
 CROPPED, MUCH = 0.02, 0.25
-"""Share of a picture's area: less is not worth a word, more is likely to be a mistake."""
+"""Share of a picture's area: less is not mentioned, more is likely to be a mistake."""
 MOST_NAMED = 6
 WEIGHTED = re.compile(r"\([^()]*:\s*\d*\.?\d+\)|<(lora|lyco|hypernet):[^<>]*>")
 """How web UIs weigh words and name LoRAs in a prompt."""

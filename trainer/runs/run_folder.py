@@ -87,8 +87,8 @@ class RunFolder:
         if stored is None:
             strange = [name for name in (RECIPE, *OURS) if (self.path / name).exists()]
             if strange:
-                raise UsageError(f"--run {self.path}: holds {', '.join(strange)} of another program, which would be overwritten: "
-                                 "give another folder")
+                raise UsageError(f"--run {self.path}: holds {', '.join(strange)} of another program, which would be "
+                                 "overwritten: give another folder")
             return
         for name in (RECIPE, EXPORT, FINISHED):
             _sound(self.path / name, say)
