@@ -20,7 +20,7 @@ from trainer.kernels import compile as compiling
 from trainer.kernels.attention import attend
 from trainer.kernels.attention_backend import BACKENDS, CHOICES, attention_backend, preferred
 from trainer.kernels.conv import small_map
-from trainer.kernels.lora_linear import _Folded, _Longer
+from trainer.kernels.lora_linear import _ConcatenatedProduct, _MergedProduct
 from trainer.lora import adapter
 from trainer.recipe import Recipe
 from trainer.training import checkpoints, micro_batch
@@ -136,7 +136,7 @@ def test_in_half_precision_as_on_a_gpu_the_fused_forward_is_as_near_to_float32_a
     assert off < 1.5 * plain_off < 0.1
 
 
-@pytest.mark.parametrize("kind", [_Folded, _Longer])
+@pytest.mark.parametrize("kind", [_MergedProduct, _ConcatenatedProduct])
 def test_the_gradients_of_joined_projections_are_right_to_double_precision(kind: type[torch.autograd.Function]) -> None:
     g = torch.Generator().manual_seed(0)
 

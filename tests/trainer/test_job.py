@@ -79,12 +79,12 @@ def check_against_diffusers(tmp_path: Path, base: Path) -> None:
 
     x, e = torch.randn(1, 4, 16, 16), torch.randn(1, 32, 96)
     trained = load_file(sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1] / "factors.safetensors")
-    use_cpu_kernels = UNet2DConditionModel.from_pretrained(base / "unet").eval()
-    plain = use_cpu_kernels(x, 7, e).sample
+    merged = UNet2DConditionModel.from_pretrained(base / "unet").eval()
+    plain = merged(x, 7, e).sample
     for name in [n for n in trained if ".lora_A." in n]:
-        module = use_cpu_kernels.get_submodule(name.partition(".lora_A.")[0])
+        module = merged.get_submodule(name.partition(".lora_A.")[0])
         module.weight.data += trained[name.replace(".lora_A.", ".lora_B.")] @ trained[name]  # alpha = rank
-    expected = use_cpu_kernels(x, 7, e).sample
+    expected = merged(x, 7, e).sample
     assert (expected - plain).abs().max() > 1e-3
     for folder, file in ((tmp_path / "run", "pytorch_lora_weights.safetensors"), (tmp_path, "s.safetensors")):
         unet = UNet2DConditionModel.from_pretrained(base / "unet").eval()

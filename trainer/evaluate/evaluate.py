@@ -21,7 +21,7 @@ from trainer.evaluate.figures import draw_grids, draw_plots
 from trainer.evaluate.gallery import Gallery
 from trainer.evaluate.ink import Ink
 from trainer.evaluate.judge import ImageJudge, Judge
-from trainer.evaluate.losses import HeldOutLoss, spread
+from trainer.evaluate.losses import HeldOutLoss, round_robin
 from trainer.evaluate.measure import Measure
 from trainer.evaluate.recommend import recommend
 from trainer.evaluate.report import category_means, seed_of, write_report
@@ -141,7 +141,7 @@ def _losses(plan: Plan, base: Base, compute: Compute, settings: Settings, side: 
                        batch=job.micro_batch or LOSS_BATCH)
     found: dict[str, Losses] = {}
     for group in plan.groups:
-        examples = spread(group.references)
+        examples = round_robin(group.references)
         values = loss(examples, settings.scale_list, cache=job.cache, say=say_nothing)
         found[group.kind] = {
             "held_out_loss": curve(values, [e.category or e.source for e in examples], settings.seed),
@@ -151,7 +151,7 @@ def _losses(plan: Plan, base: Base, compute: Compute, settings: Settings, side: 
 
 def _decoded(plan: Plan, base: Base, compute: Compute, side: int, sampler: Sampler, job: Job) -> list[np.ndarray]:
     """The references encoded and decoded by the VAE: the nearest to them that the base could draw."""
-    examples = [example for group in plan.groups for example in spread(group.references)]
+    examples = [example for group in plan.groups for example in round_robin(group.references)]
     recipe = Recipe(base=base.name, flip=False, resolution=side)
     encoded = encode_dataset(examples, base, recipe=recipe, device=compute.device, cache=job.cache, say=say_nothing)
     return list(sampler.decode(encoded.mean[:, 0].to(compute.device).float()))

@@ -22,7 +22,7 @@ from trainer.training.objective import choose_objective
 DRAWINGS = 40  # at most, of seen and of unseen categories each
 
 
-def spread(references: dict[str, list[Example]]) -> list[Example]:
+def round_robin(references: dict[str, list[Example]]) -> list[Example]:
     """At most `DRAWINGS` of the references, as evenly over the categories as they allow."""
     longest = max(map(len, references.values()))
     rounds = [examples[k] for k in range(longest) for examples in references.values() if k < len(examples)]

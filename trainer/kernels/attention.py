@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from trainer.kernels.context import Context
 from trainer.kernels.cpu import WIDE, use_cpu_kernels
-from trainer.kernels.lora_linear import Joined
+from trainer.kernels.lora_linear import FusedLoraLinear
 
 if TYPE_CHECKING:  # slow to load
     from diffusers.models.attention_processor import Attention
@@ -30,9 +30,9 @@ class FusedProcessor:
     """diffusers' attention processor for SD1.5's blocks: q, k, v of a self-attention from one product; k, v of a caption."""
 
     def __init__(self, attn: Attention, *, cross: bool) -> None:
-        self.first = Joined([attn.to_q] if cross else [attn.to_q, attn.to_k, attn.to_v])
-        self.second = Joined([attn.to_k, attn.to_v]) if cross else None
-        self.out = Joined([attn.to_out[0]])
+        self.first = FusedLoraLinear([attn.to_q] if cross else [attn.to_q, attn.to_k, attn.to_v])
+        self.second = FusedLoraLinear([attn.to_k, attn.to_v]) if cross else None
+        self.out = FusedLoraLinear([attn.to_out[0]])
 
     def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
                  attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:  # fmt: skip

@@ -25,7 +25,7 @@ ALIGNED = 8
 """Numbers of half precision in 16 bytes, what a GPU's tensor cores load at a time."""
 
 
-class Joined:
+class FusedLoraLinear:
     """The linear layers `layers`, plain or peft's, applied to one input: (..., I) -> (..., sum of their O).
 
     Their frozen weights move into one tensor, of which each layer keeps its rows: no byte more, and the layers go on
@@ -50,40 +50,40 @@ class Joined:
         starts = [start for _, start in self.adapted]
         if not downs:
             return functional.linear(x, self.weight, self.bias)
-        kind = _Folded if use_cpu_kernels(x) else _Longer
+        kind = _MergedProduct if use_cpu_kernels(x) else _ConcatenatedProduct
         y: Tensor = kind.apply(x, self.weight, self.bias, scales, starts, *downs, *ups)
         return y
 
 
-class _FoldedContext(Context, Protocol):
+class _MergedContext(Context, Protocol):
     scales: list[float]
     starts: list[int]
 
 
-class _Folded(torch.autograd.Function):
+class _MergedProduct(torch.autograd.Function):
     """One product with W + s B A, for float32: in half precision the small s B A would be rounded away.
 
     Narrow products have their narrow side as rows: with it as columns, MKL is three times slower.
     """
 
     @staticmethod
-    def forward(ctx: _FoldedContext, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], starts: list[int],
+    def forward(ctx: _MergedContext, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], starts: list[int],
                 *factors: Tensor) -> Tensor:  # fmt: skip
-        folded = weight.clone()
+        merged = weight.clone()
         downs, ups = _halves(factors)
         for down, up, scale, start in zip(downs, ups, scales, starts, strict=True):
-            folded[start : start + len(up)].addmm_(up, down, alpha=scale)
+            merged[start : start + len(up)].addmm_(up, down, alpha=scale)
         ctx.scales, ctx.starts = scales, starts
-        ctx.save_for_backward(x, folded, *factors)
-        return functional.linear(x, folded, bias)
+        ctx.save_for_backward(x, merged, *factors)
+        return functional.linear(x, merged, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _FoldedContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, folded, *factors = ctx.saved_tensors
+    def backward(ctx: _MergedContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, merged, *factors = ctx.saved_tensors
         downs, ups = _halves(factors)
         dy, tokens = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
-        dx = (dy @ folded).view_as(x) if ctx.needs_input_grad[0] else None
+        dx = (dy @ merged).view_as(x) if ctx.needs_input_grad[0] else None
         low = torch.cat(downs) @ tokens.T  # (R, T)
         back = torch.empty_like(low)  # s B^T dy^T, (R, T)
         ups_gradient, row = [], 0
@@ -96,21 +96,21 @@ class _Folded(torch.autograd.Function):
         return dx, None, None, None, None, *downs_gradient, *ups_gradient
 
 
-class _LongerContext(_FoldedContext, Protocol):
+class _ConcatenatedContext(_MergedContext, Protocol):
     ranks: list[int]
     heights: list[int]
     learnt: torch.dtype
 
 
-class _Longer(torch.autograd.Function):
+class _ConcatenatedProduct(torch.autograd.Function):
     """One product [x, x A^T] [W, s B]^T, for half precision and GPUs: y is written once, and never read to add to it.
 
     The ranks are filled up with zeros to a multiple of `ALIGNED`, without which tensor cores are not fed at full width.
     """
 
     @staticmethod
-    def forward(ctx: _LongerContext, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], starts: list[int],
-                *factors: Tensor) -> Tensor:  # fmt: skip
+    def forward(ctx: _ConcatenatedContext, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float],
+                starts: list[int], *factors: Tensor) -> Tensor:  # fmt: skip
         downs, ups = _halves(factors)
         ranks = [down.shape[0] for down in downs]
         down = functional.pad(torch.cat(downs), (0, 0, 0, -sum(ranks) % ALIGNED)).to(x.dtype)  # (R, I)
@@ -122,7 +122,7 @@ class _Longer(torch.autograd.Function):
         return functional.linear(torch.cat([x, low], -1), torch.cat([weight, up], 1), bias)
 
     @staticmethod
-    def backward(ctx: _LongerContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _ConcatenatedContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, low, weight, down, up = ctx.saved_tensors
         dy, width = gradient.flatten(0, -2), x.shape[-1]
         dx = None

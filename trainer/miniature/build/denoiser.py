@@ -75,7 +75,7 @@ class Training:
             [{"params": list(self.pair.unet.parameters()), "share": 1.0},
              {"params": list(self.pair.text.parameters()), "share": 3.0}], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
-    def descend(self, loss: torch.Tensor, rate: float) -> None:
+    def optimizer_step(self, loss: torch.Tensor, rate: float) -> None:
         """One optimizer step at the UNet's `rate`, the gradient's norm clipped at 1, and the average moved along."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -151,7 +151,7 @@ def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[
         x_0, tokens, generator = _batch(data, captions, training.step, plan.batch)
         x_t, eps, t = noise.draw(x_0, generator)
         weighted, plain = noise.loss(training.pair(x_t, t, tokens), eps, t)
-        training.descend(weighted, plan.rate * plan.factor(training.step))
+        training.optimizer_step(weighted, plan.rate * plan.factor(training.step))
         losses.append((weighted.item(), plain.item()))
         before, training.samples = training.samples, training.samples + plan.batch
         if training.step % 50 == 0:

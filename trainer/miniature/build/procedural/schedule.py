@@ -21,7 +21,7 @@ def cosine(step: int, steps: int, *, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
     """One step at learning rate `rate`, the gradient's norm clipped at 1."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
