@@ -72,15 +72,16 @@ class Sampler:
         base, device = self.base, self.compute.device
         if adapter.has_adapter(base.unet):
             _weigh(base.unet, scales, device)
+        dtype = base.unet.dtype  # kept: diffusers looks through all modules for it
         scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config, use_karras_sigmas=False)
         scheduler.set_timesteps(steps or self.steps, device=device)
         x = torch.stack([self.noise(seed, size) for seed in seeds]).to(device) * scheduler.init_noise_sigma
         if adapter.has_adapter(base.text_encoder):
             self._prompts.clear()  # it may have learnt since
-        texts = torch.cat([self._embedding(some, scales) for some in ([negative] * len(prompts), prompts)]).to(base.unet.dtype)
+        texts = torch.cat([self._embedding(some, scales) for some in ([negative] * len(prompts), prompts)]).to(dtype)
         base.unet.to(device)
         for timestep in scheduler.timesteps:
-            both = scheduler.scale_model_input(torch.cat([x, x]), timestep).to(base.unet.dtype)
+            both = scheduler.scale_model_input(torch.cat([x, x]), timestep).to(dtype)
             with self.compute.context():
                 predicted = base.unet(both, timestep, texts, return_dict=False)[0].float()
             without, with_text = predicted.chunk(2)
