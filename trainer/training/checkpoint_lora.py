@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from convert import convert_file, read
+from convert import convert_file, keys, read
 from convert.errors import Damaged, JobError
 from trainer.lora.adapter import as_peft
 from trainer.recipe import Recipe
