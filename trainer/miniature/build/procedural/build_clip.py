@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor
 from trainer.data.records import process
 from trainer.miniature.build.procedural import models
 from trainer.miniature.build.procedural.build_vae import to_model
-from trainer.miniature.build.procedural.schedule import Progress, cosine, descend, seeded
+from trainer.miniature.build.procedural.schedule import Progress, cosine, optimizer_step, seeded
 from trainer.miniature.build.procedural.vocabulary import build_tokenizer
 from trainer.miniature.build.procedural.world import COLOURS, Subject, caption
 from trainer.miniature.doodles import doodle, wobble
@@ -129,7 +129,7 @@ def train_clip(pictures: np.ndarray, subjects: list[Subject], folder: Path) -> N
         rows = torch.randint(len(everything), (BATCH,), generator=generator).tolist()
         captions = [seen[row].words(words) for row in rows]
         loss = contrastive_loss(model, augment(to_model(everything[rows]), generator), captions, tokenizer)
-        descend(optimizer, loss, LEARNING_RATE * cosine(step, STEPS, warmup=100))
+        optimizer_step(optimizer, loss, LEARNING_RATE * cosine(step, STEPS, warmup=100))
         progress(step, loss)
     model.save_pretrained(folder / "clip")
     tokenizer.save_pretrained(folder / "clip")

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 
 from trainer.miniature.build.procedural import models
 from trainer.miniature.build.procedural.build_vae import encode
-from trainer.miniature.build.procedural.schedule import Progress, cosine, descend, seeded
+from trainer.miniature.build.procedural.schedule import Progress, cosine, optimizer_step, seeded
 from trainer.miniature.build.procedural.vocabulary import build_tokenizer
 from trainer.miniature.build.procedural.world import Subject, caption
 
@@ -95,7 +95,7 @@ def _learn(stage: Stage, latents: torch.Tensor, subjects: list[Subject], folder:
         predicted = unet(x_t, timesteps, text(tokens).last_hidden_state).sample
         snr = compute_snr(scheduler, timesteps)
         loss = ((predicted - eps).square().mean(dim=(1, 2, 3)) * snr.clamp(max=SNR_GAMMA) / snr).mean()
-        descend(optimizer, loss, stage.rate(step))
+        optimizer_step(optimizer, loss, stage.rate(step))
         progress(step, loss)
         if (step + 1) % KEEP_EVERY == 0:
             _keep(stage, step + 1, optimizer, generator)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from trainer.miniature.build.procedural import models
-from trainer.miniature.build.procedural.schedule import Progress, cosine, descend, seeded
+from trainer.miniature.build.procedural.schedule import Progress, cosine, optimizer_step, seeded
 
 STEPS, LEARNING_RATE = 1700, 2e-3
 CROPPED = 1450  # steps on 32-pixel crops, four times cheaper; the last ones see whole pictures and settle the norms
@@ -45,7 +45,7 @@ def train_vae(pictures: np.ndarray, folder: Path) -> None:
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator)).sample
         loss = reconstruction_loss(y, x) + KL_WEIGHT * posterior.kl().mean()
-        descend(optimizer, loss, LEARNING_RATE * cosine(step, STEPS, warmup=50))
+        optimizer_step(optimizer, loss, LEARNING_RATE * cosine(step, STEPS, warmup=50))
         progress(step, loss)
     vae.eval()
     latents = encode(vae, pictures[:512])
@@ -76,7 +76,7 @@ def train_decoder(pictures: np.ndarray, strokes: np.ndarray, folder: Path) -> No
         smooth = F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         z = torch.lerp(z, smooth, blur) + noise * torch.randn(z.shape, generator=generator)
         loss = reconstruction_loss(vae.decode(z).sample, to_model(x))
-        descend(optimizer, loss, DECODER_RATE * cosine(step, DECODER_STEPS, warmup=50))
+        optimizer_step(optimizer, loss, DECODER_RATE * cosine(step, DECODER_STEPS, warmup=50))
         progress(step, loss)
     vae.save_pretrained(folder / "vae")
 
