@@ -24,7 +24,7 @@ from trainer.page import __main__ as page_command
 from trainer.page.bases import checked_base, checkpoints, host_flag
 from trainer.page.captions import add_trigger, caption_of, own_text, write_caption
 from trainer.page.card import Card, read_card, write_card
-from trainer.page.commands import Places, Wish, recipe_of, sheet_arguments, training_arguments
+from trainer.page.commands import Places, Wish, install, recipe_of, sheet_arguments, training_arguments
 from trainer.page.context import Context
 from trainer.page.folders import Folders
 from trainer.page.guard import LOOPBACK, OwnPagesOnly
@@ -379,6 +379,22 @@ def test_the_card_editor_keeps_what_it_does_not_show(tmp_path) -> None:
     assert '"mine": 1' in lora.with_suffix(".json").read_text()
     with pytest.raises(UsageError, match="expected 0"):
         write_card(lora, Card("", 3.0, "", ""))
+
+
+def test_install_py_puts_a_lora_where_a_web_ui_looks_and_refuses_in_its_own_words(tmp_path) -> None:
+    ui = tmp_path / "ui"
+    for folder in ("modules", "extensions", "models/Lora", "models/Stable-diffusion"):
+        (ui / folder).mkdir(parents=True)
+    for file in ("webui.py", "modules/scripts.py"):
+        (ui / file).touch()
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    lora = tmp_path / "mine.safetensors"
+    save_file({f"{module}.lora_down.weight": np.ones((4, 320), np.float16), f"{module}.alpha": np.array(4, np.float16),
+               f"{module}.lora_up.weight": np.ones((320, 4), np.float16)}, lora)  # fmt: skip
+    ended = install(host_flag(ui), ui, lora)
+    assert not ended.error and (ui / "models/Lora/mine.safetensors").read_bytes() == lora.read_bytes()
+    lora.write_bytes(b"cut off")
+    assert "install.py: --lora" in install("--webui", ui, lora).error
 
 
 # the server's door, and the command

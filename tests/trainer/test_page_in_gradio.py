@@ -17,6 +17,7 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install -e '.[page]'")
 
 from convert.errors import UsageError  # noqa: E402
+from trainer.page import step_result  # noqa: E402
 from trainer.page.commands import Places, Wish  # noqa: E402
 from trainer.page.context import Context  # noqa: E402
 from trainer.page.folders import Folders  # noqa: E402
@@ -76,6 +77,19 @@ def test_a_tab_is_sent_only_what_changed(page, tmp_path) -> None:
     page.queue.add(kind="train", name="x<y", module="trainer", argv=[], out=tmp_path / "x", run=tmp_path, total=5, per_step=1)
     third = watcher.look(None, first[-1])
     assert "x&lt;y" in third[0] and third[-1]["chosen"][0] == page.queue.jobs()[0].id
+
+
+def test_the_newest_drawing_of_a_lora_is_shown_once(page, tmp_path) -> None:
+    out, job = tmp_path / "x.png", dict(name="x", argv=[], run=tmp_path, total=0, per_step=0)
+    Image.new("RGB", (8, 8)).save(out)
+    lora = page.queue.add(kind="train", module="trainer", out=tmp_path / "x.safetensors", **job)
+    sample = page.queue.add(kind="sample", module="trainer.sample", out=out, **job)
+    for done in (lora, sample):
+        (done.folder / "exit.json").write_text('{"status": 0}')
+    results = step_result.Handlers(page)
+    offered, shown, seen = results.refresh(lora.id, ([], ""))
+    assert lora.id in str(offered) and "x: sample: done" in shown and "data:image/jpeg" in shown
+    assert len({str(view) for view in results.refresh(lora.id, seen)}) == 1  # nothing
 
 
 def test_presets_with_drawings_need_no_folder(page) -> None:

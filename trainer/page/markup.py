@@ -54,7 +54,7 @@ def thumbnail(uri: str, name: str) -> str:
 
 def drawn(path: Path | None, alt: str) -> str:
     """A picture that a command has drawn; "" where there is none yet."""
-    if path is None or not path.exists():
+    if path is None or not path.is_file():
         return ""
     try:
         return f'<img src="{picture_uri(path)}" alt="{escape(alt)}">'
@@ -73,6 +73,12 @@ def queue_table(jobs: Sequence[tuple[Job, State]]) -> str:
 
 def _why(job: Job, state: State) -> str:
     return job.last_line() if state is State.FAILED else ""
+
+
+def line(job: Job, state: State) -> str:
+    """One job in a sentence."""
+    text = f"{job.title}: {state.value}" + (f". {job.last_line()}" if state is not State.WAITING else "")
+    return f'<p class="{"bad" if state is State.FAILED else "good"}">{escape(text)}</p>'
 
 
 def progress_bar(job: Job, state: State, progress: Progress) -> str:

@@ -19,7 +19,7 @@ from trainer.page.jobs import Job
 def build(page: Context, timer: gr.Timer) -> None:
     gr.Markdown("## 4. Result")
     handlers = Handlers(page)
-    lora, said, seen = gr.Dropdown([], allow_custom_value=True, label="Finished LoRA"), answer(), gr.State([])
+    lora, said, seen = gr.Dropdown([], allow_custom_value=True, label="Finished LoRA"), answer(), gr.State(([], ""))
     picture = gr.HTML(elem_classes=["drawn"])
     place = gr.Textbox(label="Its file", interactive=False, max_lines=2)
     command = gr.Textbox(label="The command that does the same", interactive=False, lines=3, max_lines=8)
@@ -33,6 +33,7 @@ def build(page: Context, timer: gr.Timer) -> None:
         scales = gr.Textbox(label="LoRA scales, with commas or first:last:step", value="0,0.5,0.8,1", max_lines=1)
         seeds = gr.Slider(1, 8, value=2, step=1, label="Seeds")
         draw = gr.Button("Draw (in the queue)")
+    drawing = gr.HTML(elem_classes=["drawn", "bar"])
     with gr.Accordion("Which scale is best? Evaluate it", open=False):
         gr.Markdown("Draws at every scale and tests each against the base. It waits in the queue like a training. Its report "
                     "is a file to open: `reports/<name>/index.html` beside the LoRA.")
@@ -48,7 +49,7 @@ def build(page: Context, timer: gr.Timer) -> None:
     draw.click(handlers.draw, [lora, prompt, scales, seeds], said)
     evaluate.click(handlers.evaluate, [lora, take], said)
     install.click(handlers.install, [lora, host], said, concurrency_limit=1)
-    timer.tick(handlers.refresh, [lora, seen], [lora, seen], show_progress="hidden")
+    timer.tick(handlers.refresh, [lora, seen], [lora, drawing, seen], show_progress="hidden")
 
 
 class Handlers:
@@ -60,14 +61,18 @@ class Handlers:
         self.save, self.draw = answering(1)(self._save), answering(1)(self._draw)
         self.evaluate, self.install = answering(1)(self._evaluate), answering(1)(self._install)
 
-    def refresh(self, id: str | None, seen: list[str]) -> tuple[Any, Any]:
-        """Offer LoRAs that were finished meanwhile."""
-        finished = self.page.queue.finished()
-        ids = [job.id for job in finished]
-        if ids == seen:
-            return gr.skip(), gr.skip()
+    def refresh(self, id: str | None, seen: tuple[list[str], str]) -> tuple[Any, ...]:
+        """Offer LoRAs that were finished meanwhile, and show what became of the newest drawing and evaluation."""
+        finished, jobs = self.page.queue.finished(), self.page.queue.jobs()
+        ids, name = [job.id for job in finished], next((job.name for job in jobs if job.id == id), "")
+        work = [(job, self.page.queue.state(job)) for job in jobs if job.name == name and job.kind != "train"][-1:]
+        now = (ids, str([(job.id, state, job.last_line()) for job, state in work]))
+        if now == tuple(seen):
+            return gr.skip(), gr.skip(), gr.skip()
         kept = {} if id in ids else {"value": ids[0] if ids else None}
-        return gr.update(choices=[(job.name, job.id) for job in finished], **kept), ids
+        offered = gr.skip() if ids == seen[0] else gr.update(choices=[(job.name, job.id) for job in finished], **kept)
+        shown = "".join(markup.line(job, state) + markup.drawn(job.out, f"drawn with {name}") for job, state in work)
+        return offered, shown if now[1] != seen[1] else gr.skip(), now
 
     def _show(self, id: str | None) -> tuple[Any, ...]:
         job = self._job(id)
