@@ -81,8 +81,9 @@ def install(machine: Machine) -> None:
         done = False
     if not done:
         machine.say("uv could not do it: trying pip, whose own build of torch does not use the graphics card on Windows")
-        pip = [python, "-m", "pip", "install", "-q"]
-        if machine.run([python, "-m", "ensurepip", "--upgrade"]) or machine.run([*pip, *WHAT]):
+        if machine.run([python, "-c", "import pip"]):  # an environment of uv's has none
+            machine.run([python, "-m", "ensurepip"])
+        if machine.run([python, "-m", "pip", "install", "-q", *WHAT]):
             raise StarterError("the packages could not be installed: the lines above say why; mend that and start again")
     machine.stamp.write_text(wanted(machine.home), encoding="utf-8")
 

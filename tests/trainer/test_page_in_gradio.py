@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -109,14 +112,16 @@ def test_a_page_that_is_opened_again_shows_what_the_last_training_was_given() ->
 
 
 @pytest.fixture
-def address(page) -> Iterator[str]:
+def address(page, request) -> Iterator[str]:
+    """Of a page that listens on 127.0.0.1, or where the test says."""
+    host = getattr(request, "param", "127.0.0.1")
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((host, 0))
         port = free.getsockname()[1]
     stop = threading.Event()
-    server = threading.Thread(target=serve, args=(page,), kwargs=dict(host="127.0.0.1", port=port, browser=False, stop=stop))
+    server = threading.Thread(target=serve, args=(page,), kwargs=dict(host=host, port=port, browser=False, stop=stop))
     server.start()
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://{host}:{port}"
     for _ in range(600):
         try:
             urllib.request.urlopen(address).close()
@@ -139,3 +144,20 @@ def test_the_server_serves_its_own_page_alone_and_tells_nobody(address) -> None:
     for path in ("gradio_api/file=/etc/passwd", f"gradio_api/file={Path(__file__)}"):
         with pytest.raises(urllib.error.HTTPError, match="40[34]"):
             urllib.request.urlopen(f"{address}/{path}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is this machine on Linux only")
+@pytest.mark.parametrize("address", ["127.0.0.2"], indirect=True)
+def test_on_any_other_address_it_asks_for_a_password(address, capsys) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{address}/config")
+    printed = ""
+    while not (found := re.search(r"user (\w+), password ([\w-]+)", printed)):
+        time.sleep(0.05)
+        printed += capsys.readouterr().out
+    user, password = found.groups()
+    login = urllib.request.Request(f"{address}/login", data=f"username={user}&password={password}".encode())
+    with urllib.request.urlopen(login) as answer:
+        cookie = answer.headers["set-cookie"].partition(";")[0]
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/config", headers={"Cookie": cookie})) as answer:
+        assert answer.status == 200
