@@ -35,7 +35,7 @@ BYTES = {
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 OUTPUTS = ("s.safetensors", "s.json", "run/finished.json", "run/loss.png", "run/pytorch_lora_weights.safetensors")
 OPTIMIZER = "run/checkpoints/step-{:06d}/optimizer.safetensors"
-UNREAD = re.compile(r"step-\d+/|\.lock$|metrics\.jsonl$|s\.json$")
+UNREAD = re.compile(r"^cache/|step-\d+/|\.lock$|metrics\.jsonl$|s\.json$")
 """Files that a finished run or one that goes on from a newer checkpoint does not read; a card's text is its owner's."""
 
 
@@ -72,7 +72,7 @@ class Bench:
             shutil.copytree(self.place, self.states[state])
 
     def command(self, *more: str) -> list[str]:
-        return [*small_run.arguments(self.work / "base", self.work / "drawings", self.work / "cache",
+        return [*small_run.arguments(self.work / "base", self.work / "drawings", self.place / "cache",
                                      self.place / "s.safetensors", self.place / "run"), *more]  # fmt: skip
 
     def start(self, *more: str) -> small_run.Forked:
