@@ -28,13 +28,13 @@ def sampler(recipe: Recipe, lora: Path | None) -> Sampler:
 
 
 def test_pictures_are_those_of_diffusers_pipeline(recipe: Recipe, lora: Path) -> None:
-    """The same prompt, noise, scheduler, steps and guidance through StableDiffusionPipeline, with the LoRA at a scale."""
+    """The same prompts, noise, scheduler, steps and guidance through StableDiffusionPipeline, with the LoRA at a scale."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
     ours = sampler(recipe, lora)
-    for prompt, seed, scale, guidance in (("a scribble of apple", 3, 0.8, 4.0), ("sun", 5, 0.0, 2.0)):
+    for prompt, negative, seed, scale, guidance in (("a scribble of apple", "", 3, 0.8, 4.0), ("sun", "house", 5, 0.0, 4.0)):
         ours.guidance = guidance
-        mine = ours([prompt], [seed], scale=scale)[0]
+        mine = ours([prompt], [seed], scale=scale, negative=negative)[0]
         base = load_base(recipe, dtype=torch.float32, say=print)
         pipe = StableDiffusionPipeline(
             base.vae, base.text_encoder, base.tokenizer, base.unet,
@@ -42,8 +42,9 @@ def test_pictures_are_those_of_diffusers_pipeline(recipe: Recipe, lora: Path) ->
             feature_extractor=None, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
         pipe.load_lora_weights(read_diffusers(lora))
-        theirs = pipe(prompt, num_inference_steps=ours.steps, guidance_scale=guidance, latents=ours.noise(seed)[None],
-                      cross_attention_kwargs={"scale": scale}, output_type="np").images[0]  # fmt: skip
+        theirs = pipe(prompt, negative_prompt=negative, num_inference_steps=ours.steps, guidance_scale=guidance,
+                      latents=ours.noise(seed)[None], cross_attention_kwargs={"scale": scale},
+                      output_type="np").images[0]  # fmt: skip
         assert near(mine, (theirs * 255).round().astype(np.uint8))
 
 
