@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.evaluate.copying import nearest
+from trainer.evaluate.copying import copying, nearest
 from trainer.evaluate.curves import curve
 from trainer.evaluate.statistics import by_category, equals, interval, jackknife, mmd, standard_error, student_t
 
@@ -117,3 +117,17 @@ def test_the_nearest_of_some_drawn_at_random_is_the_mean_over_all_draws() -> Non
     for count in (1, 4, 6):
         draws = [cosines[:, list(some)].max(axis=1) for some in itertools.combinations(range(6), count)]
         np.testing.assert_allclose(nearest(features, others, count), np.mean(draws, axis=0), rtol=1e-5)
+
+
+def test_what_is_near_to_every_drawing_is_not_a_copy() -> None:
+    """A category's middle is nearer to training drawings than held-out ones are, and as near to held-out ones."""
+    def unit(features: np.ndarray) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.from_numpy(features), dim=-1)
+
+    rng, names = np.random.default_rng(3), [f"c{k}" for k in range(8)]
+    middle = {name: rng.normal(size=16) for name in names}
+    train, held_out = ({name: unit(middle[name] + rng.normal(size=(10, 16))) for name in names} for _ in range(2))
+    middles = torch.stack([unit(middle[name]) for name in names])
+    trained = torch.stack([train[name][0] for name in names])
+    found = copying(torch.stack([middles, trained], dim=1), names, train, held_out, seed=0)
+    assert found["mean"][0] > found["drawings"] and found["copies"] == [False, True]
