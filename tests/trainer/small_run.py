@@ -24,7 +24,7 @@ def write_base(folder: Path) -> Path:
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(folder / "tokenizer")
-    UNet2DConditionModel(sample_size=8, block_out_channels=(8, 8, 8, 8), norm_num_groups=2, cross_attention_dim=8,
+    UNet2DConditionModel(sample_size=8, block_out_channels=(8, 16, 24, 24), norm_num_groups=2, cross_attention_dim=8,
                          attention_head_dim=2).save_pretrained(folder / "unet")
     AutoencoderKL(sample_size=64, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=4,
                   down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,

@@ -139,6 +139,21 @@ def test_what_decides_the_result_decides_the_entry(base, tmp_path) -> None:
     assert said == ["2 of 3 pictures were encoded before"]
 
 
+class Regularising(Drawing):
+    """A drawing with the settings of a regularisation picture."""
+
+    repeats, reg, weight = 3, True, 0.25
+
+
+def test_what_a_picture_counts_comes_with_its_latents(base, tmp_path) -> None:
+    plain, other = drawings(2)
+    both = encoded([plain, Regularising(**vars(other))], base, tmp_path)
+    assert both.weight is not None and both.weight.tolist() == [1.0, 0.25]
+    assert (both.repeats, both.reg) == ((1, 3), (False, True))
+    alone = encoded([plain], base, tmp_path)
+    assert (alone.weight, alone.repeats, alone.reg) == (None, (), ())
+
+
 def test_an_interrupted_run_keeps_what_it_has(base, tmp_path, monkeypatch) -> None:
     examples = drawings(80)
     whole = encoded(examples, base, tmp_path / "whole")
