@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
+import convert
 from convert.errors import JobError
 from tests.trainer import small_run
 from trainer.__main__ import main
@@ -218,6 +219,19 @@ def test_two_runs_do_not_write_one_file(run: Run, inputs: Path, tmp_path: Path, 
     (tmp_path / ".s.safetensors.lock").write_text("")  # a killed command's
     assert main(run.command) == 0
     assert not (tmp_path / ".s.safetensors.lock").exists()
+
+
+def test_another_runs_lora_of_the_same_recipe_is_kept(run: Run, capsys: pytest.CaptureFixture) -> None:
+    """Recipes that are published hold only the last names of paths; digests tell two folders of one name apart."""
+    said = dict(convert.read(run.out).metadata)
+    assert len(said["scribble_data_hash"]) == 64
+    tensors = {name: tensor + 1 for name, tensor in load_file(run.out).items()}
+    save_file(tensors, run.out, said | {"scribble_data_hash": "0" * 64})
+    before = run.out.read_bytes()
+    assert main(run.command) == 2 and run.out.read_bytes() == before
+    assert "exists and is not from this run" in capsys.readouterr().err
+    save_file(tensors, run.out, said)
+    assert main(run.command) == 0 and run.out.read_bytes() != before  # its own, changed since
 
 
 def test_a_file_that_appears_while_it_trains_is_kept(run: Run, whole: Run, monkeypatch: pytest.MonkeyPatch,

@@ -96,10 +96,10 @@ def _choices(recipe: Recipe) -> list[tuple[object, str, object]]:
     warm = recipe.lr_schedule == "constant" and (recipe.warmup or recipe.warmup_share)
     huber = recipe.loss == "huber"
     arguments = {"conv_dim": str(recipe.conv_rank), "conv_alpha": f"{recipe.alpha_of(3):g}"} if recipe.conv_rank else {}
-    arguments |= {"dora_wd": "True", "wd_on_output": "False"} if recipe.dora else {}  # LyCORIS's names
+    arguments |= {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"} if recipe.dora else {}  # LyCORIS's names
     return [(recipe.text_encoder, "ss_text_encoder_lr", recipe.true_text_encoder_rate),
             (warm, "ss_lr_scheduler", "constant_with_warmup"),
-            (arguments, keys.NETWORK_ARGS, arguments),
+            (arguments, keys.NETWORK_ARGS, arguments), (recipe.dora, keys.NETWORK_MODULE, "lycoris.kohya"),
             (huber, "ss_loss_type", "huber"), (huber, "ss_huber_schedule", "snr"), (huber, "ss_huber_c", recipe.huber_c),
             (recipe.clip_skip > 1, "ss_clip_skip", recipe.clip_skip), (recipe.debiased, "ss_debiased_estimation", True)]
 

@@ -165,7 +165,8 @@ class RunFolder:
         claimed = self._claimed(out)
         if not out.exists():
             return claimed
-        record, mine = _sound(self.path / FINISHED) or {}, (self.stored() or {}).get("recipe")
+        record, stored = _sound(self.path / FINISHED) or {}, self.stored() or {}
+        mine = stored.get("recipe")
         if self._is_whole(out, record):
             return True
         try:
@@ -177,6 +178,8 @@ class RunFolder:
         # as convert writes a mapping into a header
         if mine is None or header.get(keys.RECIPE) not in _written(mine):
             return False
+        if any(header.get(f"scribble_{key}_hash", stored.get(key)) != stored.get(key) for key in ("data", "base")):
+            return False  # another run's with the same recipe: paths in it are shortened to names
         return claimed or record.get(keys.MODEL_HASH) == header.get(keys.MODEL_HASH)
 
     def claim(self, out: Path) -> None:
