@@ -13,7 +13,9 @@ from trainer.page.pictures import picture_uri
 from trainer.page.progress import Progress
 
 STYLE = """<style>
-.gradio-container {max-width: 1100px !important; --block-info-text-color: #555; --block-label-text-color: #333}
+.gradio-container {max-width: 1100px !important; margin: 0 auto !important}
+.gradio-container {--block-info-text-color: #555; --block-label-text-color: #333}
+.curve {width: 100%; max-width: 720px}
 .said {min-height: 1.5em} .said p, .bar p {margin: 0.3em 0; white-space: pre-wrap; overflow-wrap: anywhere}
 .good, .bad {border-left: 4px solid #1b7f3b; padding-left: 0.6em} .bad {border-color: #b00020}
 .facts {border-collapse: collapse; width: 100%} .facts caption {text-align: left; font-weight: bold}

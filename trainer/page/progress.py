@@ -94,7 +94,7 @@ def curve(lines: list[dict[str, Any]]) -> str:
               (WIDTH / 2, 18, "middle", "loss (running mean)")]  # fmt: skip
     drawn = "".join(f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="13" fill="currentColor">{label}</text>'
                     for x, y, anchor, label in labels)
-    return (f'<svg role="img" aria-label="{text}" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%"><title>{text}</title>'
+    return (f'<svg role="img" aria-label="{text}" viewBox="0 0 {WIDTH} {HEIGHT}" class="curve"><title>{text}</title>'
             f'<polyline fill="none" stroke="currentColor" stroke-width="2" points="{" ".join(at(k) for k in kept)}"/>'
             f"{drawn}</svg>")
 
