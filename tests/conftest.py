@@ -1,4 +1,4 @@
-"""What all tests share: as many threads as there are cores, and a random miniature."""
+"""What all tests share: as many threads as there are cores, and a small base."""
 
 from __future__ import annotations
 
@@ -24,19 +24,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def random_miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature's architecture with random weights, in diffusers layout. Only to be read."""
-    import torch
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD1.5's layout, small, with random weights, as a diffusers folder. Only to be read."""
+    from tests.small_base import write_base
 
-    from trainer.miniature.build.procedural import models
-    from trainer.miniature.build.procedural.vocabulary import build_tokenizer
-
-    folder = tmp_path_factory.mktemp("miniature")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(folder / "tokenizer")
-    models.unet().save_pretrained(folder / "unet")
-    models.vae().save_pretrained(folder / "vae")
-    models.text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
-    models.noise_scheduler().save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    return folder
+    return write_base(tmp_path_factory.mktemp("base"))

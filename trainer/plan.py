@@ -11,7 +11,7 @@ from trainer.recipe import MINIATURE, Recipe
 # Operations for one 512-pixel picture, 2 per multiply-add, counted on SD1.5's UNet: forward and backward with only a
 # rank-4 attention LoRA learning.
 TRAIN_GFLOP = 1714.0
-MINIATURE_GFLOP = 3.0  # the same for one 64-pixel picture on the miniature
+MINIATURE_GFLOP = 4.4  # the same for one 128-pixel picture on the miniature
 EFFICIENCY = {"cuda": 0.35, "cpu": 0.5, "mps": 0.3}  # share of a large matrix product's rate that training reaches, rough
 DAY = 86400.0
 
@@ -40,7 +40,7 @@ def plan(recipe: Recipe, pictures: int, *, encoded: int = 0) -> Plan:
     per_epoch = recipe.steps_per_epoch(pictures)
     epochs, rest = divmod(steps, per_epoch)
     samples = epochs * pictures + min(rest * recipe.batch * recipe.accumulation, pictures)
-    latent = side(recipe) // (4 if recipe.base == MINIATURE else 8)
+    latent = side(recipe) // 8
     views = 2 if recipe.flip else 1
     return Plan(pictures=pictures, total_steps=steps, samples=samples,
                 latent_bytes=(encoded or pictures) * views * 2 * 4 * latent**2 * 2)
@@ -48,7 +48,7 @@ def plan(recipe: Recipe, pictures: int, *, encoded: int = 0) -> Plan:
 
 def seconds(recipe: Recipe, samples: int, device: str, flops: float) -> float:
     """Expected training time on `device` ("cuda", "cpu", "mps") whose matrix products run at `flops` operations/s."""
-    gflop, side = (MINIATURE_GFLOP, 64) if recipe.base == MINIATURE else (TRAIN_GFLOP, 512)
+    gflop, side = (MINIATURE_GFLOP, 128) if recipe.base == MINIATURE else (TRAIN_GFLOP, 512)
     work = gflop * 1e9 * (recipe.side / side) ** 2
     return samples * work / (flops * EFFICIENCY[device])
 

@@ -75,8 +75,8 @@ class Recipe:
     vae: str = option("", "VAE in place of the base's own, .safetensors, for checkpoints pruned without one", later=True)
     prediction: str = option("base", "what the base predicts, if its files do not tell", choices=PREDICTIONS, later=True)
     zero_snr: bool = option(False, "zero terminal SNR for the training noise, for bases that were made with it", later=True)
-    data: str = option("quickdraw", "'quickdraw' (downloaded), 'doodles' (made up), or a folder of .npy drawings or pictures; "
-                       "of pictures several, with settings: \"dir, repeats=10, trigger=sks dog, reg=yes, masks=dir\"",
+    data: str = option("quickdraw", "'quickdraw' (downloaded), 'doodles' (of the miniature's words), or a folder of .npy drawings "
+                       "or pictures; of pictures several, with settings: \"dir, repeats=10, trigger=sks dog, reg=yes, masks=dir\"",
                        rest="more_data")
     more_data: tuple[str, ...] = option((), "the second --data and those that follow", later=True, hidden=True)
     follow_links: bool = option(False, "follow links that leave the folders of --data", later=True)
@@ -204,12 +204,12 @@ class Recipe:
     @property
     def side(self) -> int:
         """Side in pixels of a training picture, before the base, which has its own, is loaded."""
-        return self.resolution or (64 if self.base == MINIATURE else 512)
+        return self.resolution or (128 if self.base == MINIATURE else 512)
 
     @property
     def bucket_step(self) -> int:
         """Pixels in which buckets differ: the UNet halves the latents three times. 0: no buckets."""
-        return 0 if self.crop == "square" else 32 if self.base == MINIATURE else 64
+        return 0 if self.crop == "square" else 64
 
     @property
     def data_seed_used(self) -> int:

@@ -23,8 +23,8 @@ def _one_thread(one_thread: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def base(random_miniature: Path) -> Path:
-    return random_miniature
+def base(small_base: Path) -> Path:
+    return small_base
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP of random weights that looks at 32 pixels, with OpenAI's normalisation."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from trainer.miniature.build.procedural.vocabulary import build_tokenizer
+    from tests.small_base import build_tokenizer
 
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = build_tokenizer(folder)
@@ -49,11 +49,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty doodles of each of four categories, QuickDraw's layout."""
-    from trainer.miniature.doodles import doodle
+    from tests.drawings import drawing
 
     folder = tmp_path_factory.mktemp("drawings")
     for number, name in enumerate(["apple", "house", "star", "sun"]):
-        rows = [doodle(name, np.random.default_rng([number, row])).reshape(-1) for row in range(20)]
+        rows = [drawing(name, np.random.default_rng([number, row])).reshape(-1) for row in range(20)]
         np.save(folder / f"{name}.npy", np.stack(rows))
     return folder
 
@@ -78,7 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, base: Path, recipe: Recipe) -
     folder = tmp_path_factory.mktemp("lora")
     path = folder / "tiny.safetensors"
     convert_file(adapter.save(unet, folder), path, metadata={
-        "scribble_recipe": recipe.as_dict(), "ss_base_model_version": "scribble_miniature", "scribble_scale": 0.7,
+        "scribble_recipe": recipe.as_dict(), "ss_base_model_version": "like_sd_v1", "scribble_scale": 0.7,
         "modelspec.trigger_phrase": "a scribble of", "my own key": "kept"})  # fmt: skip
     return path
 

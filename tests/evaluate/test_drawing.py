@@ -16,7 +16,6 @@ from trainer.lora.lora_file import read_lora, trained_by
 from trainer.recipe import Recipe
 from trainer.sample.__main__ import main as sample
 from trainer.sample.sampler import Sampler
-from trainer.sample.words import unknown_words
 from trainer.training.devices import choose
 
 
@@ -146,8 +145,3 @@ def test_sample_draws_one_picture_or_a_grid(lora: Path, tmp_path: Path, capsys: 
     assert "there is no folder" in capsys.readouterr().err
 
 
-def test_words_that_the_miniature_was_never_taught_are_told(recipe: Recipe) -> None:
-    base = load_base(recipe, dtype=torch.float32, say=print)
-    assert unknown_words("a scribble of Apple, zyzzyva", base, "a scribble of") == ["zyzzyva"]
-    base.family = "sd_v1"
-    assert unknown_words("a scribble of zyzzyva", base) == []

@@ -220,13 +220,13 @@ def test_the_held_out_loss_is_measured_on_held_out_drawings(report: dict, recipe
 
 
 def test_references_are_those_that_training_held_out(recipe: Recipe, tmp_path: Path) -> None:
-    """Also where the made-up doodles' number, and with it the border of the 30 %, follows from --per-category."""
+    """Also of categories with fewer drawings than are asked for."""
     many = replace(recipe, data="doodles", categories="apple,sun", per_category=60)
     trained = {example.digest for example in load_dataset(many, cache=tmp_path, say=print).train}
-    plan = make_plan(Settings(per_scale=4, prompts=4).settled("scribble_miniature"), many, side=64, cache=tmp_path,
+    plan = make_plan(Settings(per_scale=4, prompts=4).settled("like_sd_v1"), many, side=64, cache=tmp_path,
                      say=print)
     references = [example for group in plan.groups for found in group.references.values() for example in found]
-    assert len(references) == 60 and not trained & {example.digest for example in references}
+    assert references and not trained & {example.digest for example in references}
 
 
 def test_own_pictures_are_judged_by_their_held_out_captions(lora: Path, clip: Path, tmp_path: Path) -> None:

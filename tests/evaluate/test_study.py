@@ -95,7 +95,7 @@ def test_a_checkpoint_as_a_file_is_the_run_at_that_step(base: Path, made: Path, 
     from convert import convert_file
 
     convert_file(adapter.save(unet, tmp_path), tmp_path / "whole.safetensors",
-                 metadata={"ss_base_model_version": "scribble_miniature"})  # fmt: skip
+                 metadata={"ss_base_model_version": "like_sd_v1"})  # fmt: skip
     ours, theirs = load_file(tmp_path / "seven.safetensors"), load_file(tmp_path / "whole.safetensors")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     said = read_lora(tmp_path / "seven.safetensors")

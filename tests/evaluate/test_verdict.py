@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from convert.errors import JobError
+from tests.drawings import drawing
 from trainer.data.records import process
 from trainer.evaluate import recommend
 from trainer.evaluate.copying import warnings
@@ -20,7 +21,6 @@ from trainer.evaluate.judge import Judge
 from trainer.evaluate.measure import Measure
 from trainer.evaluate.settings import Settings
 from trainer.evaluate.subjects import Plan, Subject, make_plan
-from trainer.miniature.doodles import doodle
 from trainer.recipe import Recipe
 
 SCALES = [0.0, 0.5, 1.0]
@@ -103,7 +103,7 @@ class Truth(Protocol):
 
 def fresh(subject: Subject) -> np.ndarray:
     """A doodle of the subject's category that is neither in training nor held out."""
-    return process(doodle(subject.name, np.random.default_rng([99, subject.seed])), 64)
+    return process(drawing(subject.name, np.random.default_rng([99, subject.seed])), 64)
 
 
 def photo(subject: Subject) -> np.ndarray:
@@ -140,7 +140,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Drawings of eight categories, six of them trained on."""
     folder = tmp_path_factory.mktemp("wide")
     for number, name in enumerate(NAMES):
-        rows = [doodle(name, np.random.default_rng([number, row])).reshape(-1) for row in range(40)]
+        rows = [drawing(name, np.random.default_rng([number, row])).reshape(-1) for row in range(40)]
         np.save(folder / f"{name}.npy", np.stack(rows))
     return Recipe(data=str(folder), categories=",".join(NAMES[:6]), per_category=8)
 

@@ -20,7 +20,7 @@ def write_base(folder: Path) -> Path:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from trainer.miniature.build.procedural.vocabulary import build_tokenizer
+    from tests.small_base import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(folder / "tokenizer")
@@ -39,10 +39,10 @@ def write_base(folder: Path) -> Path:
 
 
 def write_drawings(folder: Path) -> Path:
-    from trainer.miniature.doodles import write_doodles
+    from tests.drawings import write_drawings
 
     folder.mkdir()
-    write_doodles(folder, per_category=4, seed=1)
+    write_drawings(folder, per_category=4, seed=1)
     return folder
 
 

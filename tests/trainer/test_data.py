@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ import pytest
 from PIL import Image
 
 from convert.errors import JobError, UsageError
+from tests.drawings import write_drawings
 from trainer.data import load_dataset
-from trainer.data.categories import QUICKDRAW
+from trainer.data.categories import ATTRIBUTION, QUICKDRAW
 from trainer.data.records import process
 from trainer.data.split import choose_categories, choose_rows
-from trainer.miniature.doodles import write_doodles
+from trainer.miniature.drawings import drawings
 from trainer.recipe import Recipe
 
 ROWS = np.random.default_rng(0).integers(0, 256, (40, 784), dtype=np.uint8)
@@ -146,21 +146,18 @@ def test_what_drawings_do_not_use_is_said(folder) -> None:
     assert any("--trigger and --held-out" in note for note in load(folder, trigger="sks", held_out=0.1).notes)
 
 
-def test_doodles_are_enough_the_same_and_shared(tmp_path) -> None:
-    """Several processes may start at once, as `accelerate launch` does; each finds whole files."""
-    recipe = Recipe(data="doodles", categories="apple,star", per_category=50)
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(load_dataset(recipe, cache=tmp_path, say=print))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found[0] == found[1] and len(found[0].train) == 100 and found[0].attribution == "" and not found[0].notes
-    assert len(list(tmp_path.iterdir())) == 1
+def test_doodles_are_real_drawings_and_need_no_cache(tmp_path) -> None:
+    dataset = load_dataset(Recipe(data="doodles", categories="apple,star", per_category=5), cache=tmp_path, say=print)
+    assert [len(dataset.train), len(dataset.held_out)] == [10, 4] and dataset.attribution == ATTRIBUTION and not dataset.notes
+    assert dataset.seen == ["apple", "star"] and "tree" in dataset.unseen
+    bitmaps = {row.tobytes() for row in drawings("apple")}
+    assert {example.bitmap for example in dataset.train if example.category == "apple"} <= bitmaps
+    many = load_dataset(Recipe(data="doodles", categories="apple", per_category=60), cache=tmp_path, say=print)
+    assert "fewer than 60" in many.notes[0] and not list(tmp_path.iterdir())
 
 
 def test_pictures_beside_drawings_are_not_left_out_in_silence(tmp_path: Path) -> None:
-    write_doodles(tmp_path, per_category=4, seed=1)
+    write_drawings(tmp_path, per_category=4, seed=1)
     (tmp_path / "cat.png").write_bytes(b"")
     dataset = load_dataset(Recipe(data=str(tmp_path)), cache=tmp_path, say=print)
     assert any("1 pictures beside them are not" in note for note in dataset.notes)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 import convert
 from convert.errors import JobError, UsageError
+from tests.drawings import write_drawings
 from trainer import cli
 from trainer.__main__ import main
 from trainer.lora.start import recipe_of
-from trainer.miniature.doodles import write_doodles
 from trainer.presets import PRESETS
 from trainer.recipe import Recipe
 from trainer.sample.prompts import SamplePrompt, read_prompts
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def common(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> list[str]:
     folder = tmp_path_factory.mktemp("common")
-    write_doodles(folder / "drawings", per_category=8, seed=1)
+    write_drawings(folder / "drawings", per_category=8, seed=1)
     return ["--base", str(small_base), "--data", str(folder / "drawings"), "--categories", "apple,star", "--per-category",
             "4", "--batch", "4", "--accumulation", "1", "--learning-rate", "1e-2", "--device", "cpu", "--no-preview",
             "--cache", str(folder / "cache")]
@@ -103,13 +103,13 @@ def test_a_run_goes_on_from_any_form_of_a_lora(tmp_path: Path, common: list[str]
             if any(key.startswith(f"lora_unet_{name.replace('.', '_')}.") for name in names)}
     from safetensors.torch import save_file
 
-    save_file(kept, tmp_path / "some.safetensors", {"ss_base_model_version": "scribble_miniature"})
+    save_file(kept, tmp_path / "some.safetensors", {"ss_base_model_version": "like_sd_v1"})
     import re
 
     pattern = recipe_of(tmp_path / "some.safetensors", {})["targets"]
     assert {name for name in names if re.fullmatch(pattern, name)} == names and narrower.targets != pattern
     key = next(key for key in kept if key.endswith("to_q.alpha"))
-    save_file(kept | {key: torch.tensor(7.0)}, tmp_path / "mixed.safetensors", {"ss_base_model_version": "scribble_miniature"})
+    save_file(kept | {key: torch.tensor(7.0)}, tmp_path / "mixed.safetensors", {"ss_base_model_version": "like_sd_v1"})
     with pytest.raises(JobError, match="differ in rank/alpha"):
         recipe_of(tmp_path / "mixed.safetensors", {})
 

@@ -18,11 +18,9 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 
 import convert
+from tests.drawings import write_drawings
 from tests.trainer.small_run import Forked
 from trainer.__main__ import main
-from trainer.data.made_up import doodles_folder
-from trainer.miniature.doodles import write_doodles
-from trainer.recipe import Recipe
 from trainer.runs.run_folder import RunFolder
 from trainer.training import loop
 
@@ -32,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawings")
-    write_doodles(folder, per_category=12, seed=1)
+    write_drawings(folder, per_category=12, seed=1)
     return folder
 
 
@@ -52,12 +50,12 @@ def hash_of(path: Path) -> str:
     return convert.read(path).metadata["sshs_model_hash"]
 
 
-def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_path: Path, random_miniature: Path,
+def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_path: Path, small_base: Path,
                                                       capsys: pytest.CaptureFixture) -> None:  # fmt: skip
-    arguments = [*arguments, "--base", str(random_miniature)]
+    arguments = [*arguments, "--base", str(small_base)]
     assert main(arguments) == 0
     lora = convert.read(tmp_path / "s.safetensors")
-    assert (len(lora.modules), lora.rank, lora.base) == (128, 4, "scribble_miniature")
+    assert (len(lora.modules), lora.rank, lora.base) == (128, 4, "like_sd_v1")
     assert json.loads(lora.metadata["scribble_recipe"])["steps"] == 6
     card = json.loads((tmp_path / "s.json").read_text())
     assert (card["activation text"], card["preferred weight"], card["sd version"]) == ("a scribble of", 0.8, "Unknown")
@@ -65,7 +63,7 @@ def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert len([line for line in lines if "held_out_loss" in line]) == 3
-    check_against_diffusers(tmp_path, random_miniature)
+    check_against_diffusers(tmp_path, small_base)
     capsys.readouterr()
     before = (tmp_path / "s.safetensors").stat().st_mtime_ns
     assert main(arguments) == 0
@@ -253,16 +251,6 @@ def test_a_contact_sheet_replaces_only_a_contact_sheet(arguments: list[str], tmp
         assert "--contact-sheet" in capsys.readouterr().err and (tmp_path / name).read_bytes() == b"mine"
     for _ in range(2):
         assert main([*arguments[2:], "--contact-sheet", str(tmp_path / "sheet.png")]) == 0
-
-
-def test_a_damaged_doodle_is_drawn_again(tmp_path: Path) -> None:
-    recipe = Recipe(base="miniature", data="doodles")
-    folder = doodles_folder(recipe, tmp_path)
-    apple = (folder / "apple.npy").read_bytes()
-    (folder / "apple.npy").write_bytes(apple[:-1] + b"x")
-    (folder / "star.npy").unlink()
-    assert doodles_folder(recipe, tmp_path) == folder
-    assert (folder / "apple.npy").read_bytes() == apple and (folder / "star.npy").exists()
 
 
 def test_sd15_on_a_cpu_asks_first(arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

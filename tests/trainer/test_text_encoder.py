@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import convert
 from convert.errors import UsageError
+from tests.drawings import write_drawings
 from tests.trainer.test_training import encoded_set
 from trainer.__main__ import main
 from trainer.base.load import Base, load_base
@@ -22,7 +23,6 @@ from trainer.data.records import Drawing
 from trainer.evaluate.losses import HeldOutLoss
 from trainer.lora import adapter
 from trainer.lora.lora_file import read_lora
-from trainer.miniature.doodles import write_doodles
 from trainer.recipe import TARGETS, Recipe
 from trainer.sample.sampler import Sampler
 from trainer.training import checkpoints
@@ -206,7 +206,7 @@ def test_targets_by_name_are_kohyas() -> None:
 
 
 def test_the_whole_program_trains_it_resumes_and_draws_with_it(tmp_path: Path, small_base: Path) -> None:
-    write_doodles(tmp_path / "drawings", per_category=8, seed=1)
+    write_drawings(tmp_path / "drawings", per_category=8, seed=1)
     common = ["--base", str(small_base), "--data", str(tmp_path / "drawings"), "--categories", "apple,star",
               "--per-category", "5", "--batch", "4", "--accumulation", "1", "--learning-rate", "1e-2", "--device", "cpu",
               "--checkpoint-every", "2", "--cache", str(tmp_path / "cache"),

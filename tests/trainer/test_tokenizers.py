@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from convert.errors import UsageError
+from tests.small_base import build_tokenizer
 from trainer.base.tokenizers import clip_tokenizer, from_byte_pairs, own_tokenizer, read_tokenizer
-from trainer.miniature.build.procedural.vocabulary import build_tokenizer
 from trainer.miniature.vocabulary import BPE, END, MERGES, SHIPPED, byte_pairs
 
 CAPTIONS = ["a scribble of apple", "a photo of a cat", "A  Scribble of The Eiffel Tower!", "", "naïve café, 42 stars & co.",

@@ -21,7 +21,6 @@ from trainer.base.sd15 import (
     NARROW_TEXT_CONFIG,
     NARROW_UNET_CONFIG,
     SCHEDULER_CONFIG,
-    SCRIBBLE_MINIATURE,
     SCRIBBLE_NARROW,
     SD_V1,
     TEXT_CONFIG,
@@ -30,6 +29,7 @@ from trainer.base.sd15 import (
 )
 from trainer.base.tokenizers import clip_tokenizer, own_tokenizer
 from trainer.base.vae_file import check_vae, load_vae
+from trainer.miniature.shipped import NETWORKS
 from trainer.miniature.vocabulary import TOKENS
 from trainer.recipe import MINIATURE, Recipe, home
 from trainer.terminal import quiet
@@ -38,8 +38,6 @@ if TYPE_CHECKING:  # a base is looked at without torch
     import torch
 
 Say = Callable[[str], None]
-
-MINIATURE_FOLDER = Path(__file__).parents[1] / "miniature" / "weights"
 
 
 @dataclass
@@ -51,7 +49,7 @@ class Base:
     identity: str
     """digest of the weights: of a single file its sha256, which hosts show too"""
     family: str
-    """`sd_v1`, `like_sd_v1` (its block layout at another width) or `scribble_miniature`"""
+    """`sd_v1`, `like_sd_v1` (its block layout at another width) or `scribble_narrow`, the miniature"""
     unet: UNet
     """diffusers' UNet2DConditionModel, in the dtype asked for"""
     vae: VAE
@@ -132,8 +130,7 @@ def inspect_base(recipe: Recipe) -> BaseFacts:
                      configs["unet"], configs["text_encoder"])
 
 
-FAMILIES = {SD_V1: "Stable Diffusion 1.5", SCRIBBLE_MINIATURE: "the embedded miniature",
-            SCRIBBLE_NARROW: "the embedded miniature, narrow"}
+FAMILIES = {SD_V1: "Stable Diffusion 1.5", SCRIBBLE_NARROW: "the embedded miniature"}
 
 
 def _scheduler_says(parts: diffusers_folder.Parts) -> str:
@@ -192,7 +189,8 @@ def _packed_tokenizer(recipe: Recipe) -> Tokenizer:
 
 def _is_packed(path: Path) -> bool:
     """Whether `path` is the narrow miniature's file. A pickle is not; it is refused later by name."""
-    return path.suffix == ".safetensors" and {"text_encoder.rows", "text_encoder.tokens"} <= set(open_container(path).tensors)
+    marks = {"text_encoder.rows", "text_encoder.tokens"}
+    return path == NETWORKS or path.suffix == ".safetensors" and marks <= set(open_container(path).tensors)
 
 
 def _digest(path: Path) -> str:
@@ -283,7 +281,7 @@ def _assemble(recipe: Recipe, identity: str, parts: dict[str, Any], family: str,
 
 def _local(name: str) -> Path | None:
     """The file or folder that `name` stands for; None for a model of the hub."""
-    path = MINIATURE_FOLDER if name == MINIATURE else home(name)
+    path = NETWORKS if name == MINIATURE else home(name)
     if path.exists():
         return path
     if name == MINIATURE:

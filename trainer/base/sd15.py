@@ -92,11 +92,10 @@ def _text_widths(shapes: Shapes) -> dict[str, int]:
     }  # fmt: skip
 
 
-SD_V1, SD_V1_LIKE, SCRIBBLE_MINIATURE = "sd_v1", "like_sd_v1", "scribble_miniature"
-MINIATURE_CONTEXT, MINIATURE_LATENT = 96, 16
+SD_V1, SD_V1_LIKE = "sd_v1", "like_sd_v1"
 
 SCRIBBLE_NARROW = "scribble_narrow"
-"""The miniature that widens to SD1.5's shapes, in its narrow shape; its LoRAs are written wide, as SD1.5's."""
+"""The embedded miniature, which widens to SD1.5's shapes, in its narrow shape; its LoRAs are written wide, as SD1.5's."""
 NARROW_CONTEXT, NARROW_LATENT = 64, 16
 
 NARROW_UNET_CONFIG: Config = UNET_CONFIG | {
@@ -127,8 +126,6 @@ def family_of(unet: Config, name: str) -> tuple[str, str]:
                          f"{WANTED}")
     if context == NARROW_CONTEXT and unet.get("sample_size") == NARROW_LATENT:
         return SCRIBBLE_NARROW, ""
-    if context == MINIATURE_CONTEXT and unet.get("sample_size") == MINIATURE_LATENT:
-        return SCRIBBLE_MINIATURE, ""
     widths = list(unet.get("block_out_channels", UNET_WIDTHS))
     if context == CONTEXT and widths == UNET_WIDTHS:
         return SD_V1, ""

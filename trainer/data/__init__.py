@@ -30,9 +30,9 @@ def check_data(recipe: Recipe) -> int | None:
         checked_url(recipe.data_url)
         seen, _ = choose_categories(recipe.categories, list(QUICKDRAW), recipe.data_seed_used)
     elif recipe.data == "doodles":
-        from trainer.miniature.shapes import CATEGORIES
+        from trainer.miniature.drawings import words
 
-        seen, _ = choose_of_folder(recipe.categories, list(CATEGORIES), recipe.data_seed_used)
+        seen, _ = choose_of_folder(recipe.categories, list(words()), recipe.data_seed_used)
     else:
         for source in sources(recipe):
             _check(source.folder, source.given)
@@ -69,10 +69,9 @@ def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None], hel
     from trainer.data.pictures import load_pictures
 
     if recipe.data == "doodles":
-        from trainer.data.made_up import doodles_folder
+        from trainer.data.doodles import load_doodles
 
-        folder = doodles_folder(recipe, cache)
-        return _told(load_npy_folder(folder, recipe, attribution="", held_out_rows=held_out_rows), recipe)
+        return _told(load_doodles(recipe, held_out_rows=held_out_rows), recipe)
     given = sources(recipe)
     for source in given:
         _check(source.folder, source.given)

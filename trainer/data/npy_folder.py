@@ -6,7 +6,9 @@ import io
 import re
 import struct
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -37,12 +39,26 @@ def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = N
         JobError: a file is not a uint8 (N, 784) or (N, 1, 784) array.
     """
     files = categories_of(folder)
+    bitmaps = {category: partial(open_bitmaps, file) for category, file in files.items()}
+    dataset = load_drawings(bitmaps, recipe, place=str(folder), attribution=attribution or "", held_out_rows=held_out_rows)
+    if attribution is None and set(files) <= set(QUICKDRAW):
+        note = f"{folder} has QuickDraw's categories: the LoRA's metadata will name {ATTRIBUTION}"
+        return replace(dataset, attribution=ATTRIBUTION, notes=[*dataset.notes, note])
+    return dataset
+
+
+def load_drawings(files: Mapping[str, Callable[[], np.ndarray]], recipe: Recipe, *, place: str, attribution: str,
+                  held_out_rows: int) -> Dataset:  # fmt: skip
+    """Drawings of `recipe.categories`, chosen among `files`: what opens each category's rows, uint8 (N, 784) or (N, 28, 28).
+
+    place: what a note calls them. Raises UsageError as `load_npy_folder`, and what opening raises.
+    """
     seen, unseen = choose_of_folder(recipe.categories, list(files), recipe.data_seed_used)
     train: list[Example] = []
     held_out: list[Example] = []
     few: list[str] = []
     for category in seen:
-        bitmaps = open_bitmaps(files[category])
+        bitmaps = files[category]()
         rows = choose_rows(category, len(bitmaps), recipe.per_category, recipe.data_seed_used, held_out_rows)
         if len(rows.train) < recipe.per_category:
             few.append(f"{category} ({len(rows.train)})")
@@ -50,12 +66,9 @@ def load_npy_folder(folder: Path, recipe: Recipe, *, attribution: str | None = N
         held_out += drawings(category, rows.held_out, bitmaps)
     notes = [few_rows(few, recipe.per_category)] if few else []
     if recipe.categories.isdecimal() and len(seen) < int(recipe.categories):
-        notes.append(f"{folder} has {len(files)} categories, fewer than {recipe.categories}: all are trained on")
-    if attribution is None and set(files) <= set(QUICKDRAW):
-        attribution = ATTRIBUTION
-        notes.append(f"{folder} has QuickDraw's categories: the LoRA's metadata will name {ATTRIBUTION}")
+        notes.append(f"{place} has {len(files)} categories, fewer than {recipe.categories}: all are trained on")
     return Dataset(train=train, held_out=held_out, trigger=TRIGGER, notes=notes, seen=seen, unseen=unseen,
-                   attribution=attribution or "")
+                   attribution=attribution)
 
 
 def npy_files(folder: Path) -> list[Path]:

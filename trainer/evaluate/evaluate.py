@@ -11,7 +11,7 @@ import torch
 
 from convert.errors import JobError, UsageError
 from trainer.base.load import Base, load_base
-from trainer.base.sd15 import SCRIBBLE_MINIATURE
+from trainer.base.sd15 import SCRIBBLE_NARROW
 from trainer.encoding.encode import encode_dataset
 from trainer.evaluate.claim import bind, claim
 from trainer.evaluate.cli import DATA_FLAGS, Job
@@ -60,7 +60,7 @@ def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: 
     """Measure `lora` into folder `out`; returns the report. Raises JobError and UsageError for what the user can mend."""
     compute = devices.choose(job.device)
     base = load_base(recipe, dtype=compute.base_dtype, say=say)
-    if compute.device.type == "cpu" and job.device == "auto" and base.family != SCRIBBLE_MINIATURE:
+    if compute.device.type == "cpu" and job.device == "auto" and base.family != SCRIBBLE_NARROW:
         raise UsageError("no GPU was found, and a CPU takes days for hundreds of pictures of Stable Diffusion 1.5: give "
                          "--device cpu if you mean it, fewer --scales and --per-scale, or a LoRA of the miniature")
     lora.attach(base)
@@ -108,7 +108,7 @@ def _judges(settings: Settings, base: Base, device: torch.device) -> Judges:
     if settings.image_clip != settings.clip:
         image_clip = find_judge(settings.image_clip, "--image-clip", device, say, base.family)
     if settings.dino == NONE:
-        small = base.family == SCRIBBLE_MINIATURE
+        small = base.family == SCRIBBLE_NARROW
         return Judges(clip, image_clip, None, "the miniature has no second judge" if small else "--dino none")
     try:
         return Judges(clip, image_clip, ImageJudge(settings.dino or DINO, "--dino", device, say))

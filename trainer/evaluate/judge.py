@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convert.errors import JobError, UsageError
 from trainer.base import hub
-from trainer.base.load import MINIATURE_FOLDER
+from trainer.miniature.shipped import JUDGE
 from trainer.recipe import MINIATURE, home
 from trainer.terminal import quiet
 
@@ -132,7 +132,7 @@ def _unit(output: Tensor | Pooled) -> Tensor:
 
 def _find(name: str, option: str, kind: str, say: Say) -> tuple[Path, str]:
     """The folder of model `name`, and which weights they are: the hub's commit, or "" if the files must tell."""
-    place = MINIATURE_FOLDER / "clip" if name == MINIATURE and kind == Judge.kind else home(name)
+    place = JUDGE.with_suffix("") if name == MINIATURE and kind == Judge.kind else home(name)
     try:
         if place.is_dir():
             _needed([file.name for file in place.iterdir()])

@@ -8,7 +8,7 @@ from html import escape
 from typing import Literal
 from urllib.parse import quote
 
-from trainer.base.sd15 import SCRIBBLE_MINIATURE
+from trainer.base.sd15 import SCRIBBLE_NARROW
 from trainer.evaluate.recommend import in_words
 from trainer.evaluate.results import PARTS, Grid, GroupReport, Key, Report
 from trainer.evaluate.style import STYLE
@@ -42,7 +42,7 @@ def page(report: Report, plots: dict[str, bytes], grids: dict[str, Grid]) -> str
     """The whole page. plots: SVG by curve; grids: what `draw_grids` returned."""
     lora, base = report["lora"], report["base"]
     small = ("<p class=soft>These are figures of Scribble LoRA's embedded miniature, with a judge of its own, not of Stable "
-             "Diffusion 1.5.</p>" if base["family"] == SCRIBBLE_MINIATURE else "")
+             "Diffusion 1.5.</p>" if base["family"] == SCRIBBLE_NARROW else "")
     body = [
         f"<h1>{escape(lora['name'])} on {escape(base['name'])}</h1>", small,
         f"<p class=verdict>{escape(in_words(report['recommended']))}</p>",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from convert.errors import UsageError
 from convert.files.json_file import Json
-from trainer.base.sd15 import SCRIBBLE_MINIATURE
+from trainer.base.sd15 import SCRIBBLE_NARROW
 from trainer.cli import parse_scales
 from trainer.recipe import MINIATURE, flag, option
 
@@ -16,8 +16,9 @@ CLIP, IMAGE_CLIP = "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch1
 DINO, NONE = "facebook/dinov2-base", "none"
 COMPLEX = ("Cabin in the woods with the forest fire in the background and smoke",  # the paper's, section 4.2.2
            "A castle on a hill under a full moon with birds in the sky", "A fisherman in a small boat on a stormy sea")
-# things, colours and grounds of the miniature's world in new company
-MINIATURE_COMPLEX = ("red house on a green background", "purple fish on a yellow background", "a tree and a yellow sun")
+# of the miniature's world; with grounds that few of its pictures have
+MINIATURE_COMPLEX = ("house on a green background", "a drawing of fish on a yellow background",
+                     "an icon of star on a blue background")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class Settings:
     dino: str = option("", "DINOv2 of a second image-image similarity, hub id or folder, or 'none'",
                        shown="ViT-B/14 if it can be loaded; the miniature none")
     noises: int = option(2, "noise levels per held-out drawing in the denoising loss")
-    sampling_steps: int = option(0, "sampling steps of a picture", shown="25; the miniature 12")
-    guidance: float = option(0.0, "classifier-free guidance", shown="7.5; the miniature 3")
+    sampling_steps: int = option(0, "sampling steps of a picture", shown="25; the miniature 20")
+    guidance: float = option(0.0, "classifier-free guidance", shown="7.5; the miniature 5")
     seed: int = option(0, "seed of pictures, of what is chosen, and of the resampling behind every interval")
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class Settings:
 
     def settled(self, family: str) -> Settings:
         """With the defaults that depend on the base's `family` filled in."""
-        small = family == SCRIBBLE_MINIATURE
+        small = family == SCRIBBLE_NARROW
         return dataclasses.replace(
             self, clip=self.clip or (MINIATURE if small else CLIP),
             image_clip=self.image_clip or (MINIATURE if small else IMAGE_CLIP), dino=self.dino or (NONE if small else ""),

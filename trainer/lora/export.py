@@ -14,7 +14,7 @@ from convert.errors import BadCard
 from convert.files import card, write_bytes
 from convert.miniature import is_miniature
 from trainer.base.load import Base
-from trainer.base.sd15 import SCRIBBLE_MINIATURE, SCRIBBLE_NARROW, SD_V1
+from trainer.base.sd15 import SCRIBBLE_NARROW, SD_V1
 from trainer.data.captions import split_tags
 from trainer.data.records import Dataset, fingerprint
 from trainer.lora import adapter
@@ -62,7 +62,7 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
         "ss_max_grad_norm": recipe.clip_norm, "ss_min_snr_gamma": recipe.min_snr_gamma or "None",
         "ss_noise_offset": recipe.noise_offset or "None", "ss_caption_dropout_rate": recipe.caption_dropout,
         "ss_resolution": f"({resolution}, {resolution})",
-        "ss_sd_model_name": base.name if base.family == SCRIBBLE_MINIATURE else Path(base.name).name,
+        "ss_sd_model_name": Path(base.name).name,
         "ss_cache_latents": True, "ss_tag_frequency": {name: _frequency(dataset)},
         keys.TRIGGER: dataset.trigger, keys.RESOLUTION: f"{resolution}x{resolution}",
         "modelspec.date": datetime.now(UTC).date().isoformat(),
@@ -142,6 +142,4 @@ def description(base: Base, dataset: Dataset) -> str:
     what = f"LoRA trained on {len(dataset.learnt)} pictures."
     if base.family == SCRIBBLE_NARROW:
         what += " For Scribble LoRA's own miniature Stable Diffusion: draw at 128 x 128."
-    if base.family == SCRIBBLE_MINIATURE:
-        what += " For Scribble LoRA's own miniature Stable Diffusion, not for SD1.5."
     return f"{what} {dataset.attribution}".strip()

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from convert.errors import UsageError, exit_status
+from convert.errors import exit_status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,12 +27,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     from trainer.miniature.checkpoint import write_checkpoint, write_diffusers
-    from trainer.miniature.packed import SHIPPED, read_narrow
+    from trainer.miniature.packed import read_narrow
+    from trainer.miniature.shipped import NETWORKS
 
-    if not (options.networks or SHIPPED.exists()):
-        raise UsageError("no networks ship with this version yet: give --networks the file that "
-                         "`python -m trainer.miniature.build ship` wrote")
-    narrow = read_narrow(options.networks or SHIPPED)
+    narrow = read_narrow(options.networks or NETWORKS)
     if options.words:
         print("\n".join(narrow.words))
     elif options.out:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-DRAWINGS = Path(__file__).parent / "drawings.npz"
+from trainer.miniature.shipped import DRAWINGS
 
 
 @cache

@@ -28,9 +28,9 @@ from convert.files import write_bytes
 from convert.stream import Output, write_container
 from convert.tensors import Tensor as Bytes
 from trainer.miniature.narrow import narrow_text_encoder, narrow_unet, narrow_vae
+from trainer.miniature.shipped import NETWORKS
 from trainer.miniature.tokens import token_table
 
-SHIPPED = Path(__file__).parent / "weights" / "narrow.safetensors.gz"
 SMALL = 4096
 """Numbers; a matrix with fewer stays float16. So does the autoencoder, whose errors show as colours."""
 
@@ -90,7 +90,7 @@ def unpack(packed: Mapping[str, Tensor], words: Sequence[str] = ()) -> Narrow:
     return Narrow(**parts, words=tuple(words))
 
 
-def read_narrow(path: Path = SHIPPED) -> Narrow:
+def read_narrow(path: Path = NETWORKS) -> Narrow:
     """The networks in `path`, gzipped or not. JobError if there is no such file, or it is another one."""
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an --out that exists")
     add("--base", default="", metavar="WORD", help="hub id, folder or checkpoint (default: what the LoRA was trained on)")
     add("--tokenizer", default="", metavar="WORD", help="as in training (default: what the LoRA was trained with)")
-    add("--sampling-steps", type=int, default=0, metavar="N", help="sampling steps of a picture (default 25; the miniature 12)")
-    add("--guidance", type=float, default=0.0, metavar="X", help="classifier-free guidance (default 7.5; the miniature 3)")
+    add("--sampling-steps", type=int, default=0, metavar="N", help="sampling steps of a picture (default 25; the miniature 20)")
+    add("--guidance", type=float, default=0.0, metavar="X", help="classifier-free guidance (default 7.5; the miniature 5)")
     add("--resolution", type=int, default=0, metavar="N", help="side in pixels, a multiple of 64 (default: the base's own)")
     add("--width", type=int, default=0, metavar="N", help="of a picture in pixels, a multiple of 64 (default: --resolution)")
     add("--height", type=int, default=0, metavar="N", help="the same (default: --resolution)")
@@ -80,7 +80,6 @@ def _draw(options: argparse.Namespace) -> int:
     from trainer.lora.lora_file import read_lora, trained_by
     from trainer.sample.grid import draw_grid, write_png
     from trainer.sample.sampler import Sampler
-    from trainer.sample.words import unknown_words
     from trainer.training import devices
 
     lora = read_lora(options.lora)
@@ -92,9 +91,6 @@ def _draw(options: argparse.Namespace) -> int:
     lora.attach(base)
     for prompt in base.without_words(options.prompt):
         say(f"{prompt!r}: names nothing that {base.name} can draw, so it will be a picture of something else")
-    for prompt in options.prompt:
-        if strange := unknown_words(prompt, base, lora.trigger):
-            say(f"{prompt!r}: the miniature was never taught {', '.join(map(repr, strange))}: do not expect it in the picture")
     sampler = Sampler(base, compute, resolution=options.resolution or recipe.resolution,
                       size=(options.width, options.height), steps=options.sampling_steps, guidance=options.guidance)
     rows = [(prompt, options.seed + k) for prompt in options.prompt for k in range(options.seeds)]

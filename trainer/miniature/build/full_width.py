@@ -18,7 +18,7 @@ import torch
 from trainer.base import single_file
 from trainer.base.tokenizers import clip_tokenizer
 from trainer.miniature.checkpoint import write_checkpoint
-from trainer.miniature.packed import SHIPPED, read_narrow
+from trainer.miniature.packed import NETWORKS, read_narrow
 
 COPIES = 12
 """Of each channel of the prompt embedding."""
@@ -28,7 +28,7 @@ PROMPT = "a photo of apple"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", type=Path, default=SHIPPED, help="default: those that ship")
+    parser.add_argument("--networks", type=Path, default=NETWORKS, help="default: those that ship")
     narrow = read_narrow(parser.parse_args().networks)
     with tempfile.TemporaryDirectory() as folder:
         path, start = Path(folder) / "miniature.safetensors", time.monotonic()
