@@ -75,9 +75,9 @@ class Recipe:
     vae: str = option("", "VAE in place of the base's own, .safetensors, for checkpoints pruned without one", later=True)
     prediction: str = option("base", "what the base predicts, if its files do not tell", choices=PREDICTIONS, later=True)
     zero_snr: bool = option(False, "zero terminal SNR for the training noise, for bases that were made with it", later=True)
-    data: str = option("quickdraw", "'quickdraw' (downloaded), 'doodles' (of the miniature's words), or a folder of .npy drawings "
-                       "or pictures; of pictures several, with settings: \"dir, repeats=10, trigger=sks dog, reg=yes, masks=dir\"",
-                       rest="more_data")
+    data: str = option("quickdraw", "'quickdraw' (downloaded), 'doodles' (of the miniature's words), or a folder of .npy "
+                       "drawings or pictures; of pictures several, with settings: \"dir, repeats=10, trigger=sks dog, "
+                       "reg=yes, masks=dir\"", rest="more_data")
     more_data: tuple[str, ...] = option((), "the second --data and those that follow", later=True, hidden=True)
     follow_links: bool = option(False, "follow links that leave the folders of --data", later=True)
     data_url: str = option("https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap",

@@ -163,7 +163,7 @@ def test_what_is_shipped_is_the_average_with_its_words_and_licences(small) -> No
     captions, known = prompts.Captions(Words(), [START, END]), [START, END]
     denoiser.train_unet(small, None, captions, known, denoiser.Plan(steps=1, batch=4))
     narrow_vae().save_pretrained(small / "vae")
-    path = ship(small, known)
+    path = ship(small, captions, known)
     narrow, average = read_narrow(path), torch.load(small / "unet.pt", weights_only=True)["average"]
     assert narrow.words == ("apple", "star")
     weight = average["unet.mid_block.resnets.0.conv1.weight"]

@@ -108,9 +108,11 @@ def _sheet(options: argparse.Namespace) -> None:
 
 
 def _ship(options: argparse.Namespace) -> None:
+    from trainer.miniature.build.prompts import Captions
     from trainer.miniature.build.ship import ship
 
-    ship(options.work, _tokens(options)[1])
+    tokenizer, known = _tokens(options)
+    ship(options.work, Captions(tokenizer, known), known)
 
 
 def _judge(options: argparse.Namespace) -> bool:

@@ -148,7 +148,7 @@ def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[
         training.restore(state)
     losses: list[tuple[float, float]] = []
     while training.step < plan.steps:
-        x_0, tokens, generator = _batch(data, captions, training.step, plan.batch)
+        x_0, tokens, generator = batch_of(data, captions, training.step, plan.batch)
         x_t, eps, t = noise.draw(x_0, generator)
         weighted, plain = noise.loss(training.pair(x_t, t, tokens), eps, t)
         training.optimizer_step(weighted, plan.rate * plan.factor(training.step))
@@ -180,7 +180,8 @@ def draw_state(work: Path, captions: Captions, known: list[int]) -> Path:
     return work / f"{name}.png"
 
 
-def _batch(data: dict, captions: Captions, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+def batch_of(data: dict, captions: Captions, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+    """x_0 (size, 4, side, side), tokens (size, 77) and the generator of the noise of optimizer step `step`."""
     rng = np.random.default_rng([SEED, step])
     rows = rng.choice(len(data["rows"]), size, replace=False)
     tokens = torch.tensor([captions.draw(word, icon_set, ground, rng) for word, icon_set, ground in
