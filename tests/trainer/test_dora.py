@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 from safetensors.torch import load_file
+from trainer.miniature.doodles import write_doodles
 
 import convert
 from convert.errors import JobError, UsageError
@@ -18,7 +19,6 @@ from trainer.__main__ import main
 from trainer.kernels import Fused
 from trainer.lora import adapter, dora
 from trainer.lora.lora_file import read_lora
-from trainer.miniature.doodles import write_doodles
 from trainer.recipe import Recipe
 from trainer.training.checkpoint_lora import checkpoint_lora
 

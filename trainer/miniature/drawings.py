@@ -23,7 +23,7 @@ def words() -> tuple[str, ...]:
 
 
 def drawings(word: str) -> np.ndarray:
-    """uint8 (N, 28, 28), 8 to 33 of them. Raises KeyError for a word that has none."""
+    """uint8 (N, 28, 28), 10 to 33 of them. Raises KeyError for a word that has none."""
     with np.load(DRAWINGS) as file:
         return file[word].reshape(-1, 28, 28)
 

@@ -1,6 +1,6 @@
 """Build the miniature Stable Diffusion: `python -m trainer.miniature.build STAGE [STAGE ...] --work DIR`.
 
-Stages, each from the files of those before it in DIR: `icons`, `drawings`, `vae`, `latents`, `unet`, `decoder`, `ship`; and
+Stages, each from the files of those before it in DIR: `icons`, `vae`, `latents`, `unet`, `decoder`, `drawings`, `ship`; and
 `judge`. `sheet` draws what the saved state draws; `judged` prints how often the judge in DIR is right. The long ones save their
 state every ten minutes and on SIGTERM; the same command goes on.
 """
@@ -63,9 +63,10 @@ def _icons(options: argparse.Namespace) -> None:
 
 
 def _drawings(options: argparse.Namespace) -> None:
+    from trainer.miniature.build.latents import words_of
     from trainer.miniature.drawings import write_drawings
 
-    write_drawings(options.work / "drawings.npz", options.drawings, _read_icons(options).all_words)
+    write_drawings(options.work / "drawings.npz", options.drawings, words_of(options.work))
 
 
 def _vae(options: argparse.Namespace) -> bool:

@@ -91,6 +91,11 @@ def fold_and_check(work: Path, icons: Icons, spread: Spread) -> AutoencoderKL:
     return vae
 
 
+def words_of(work: Path) -> list[str]:
+    """The words that `work`/latents.pt has pictures of: those that the networks learn."""
+    return sorted({row[0] for row in torch.load(work / "latents.pt", weights_only=True)["rows"]})
+
+
 def make_latents(work: Path, icons: Icons, spread: Spread, count: int, side: int = SIDE) -> None:
     """Write `work`/latents.pt: float16 latents times 0.18215 of pictures of `side`, with their words, sets and grounds.
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from trainer.miniature.build.denoiser import Noise, Pair, Training, batch_of
+from trainer.miniature.build.latents import words_of
 from trainer.miniature.build.prompts import Captions
 from trainer.miniature.packed import pack, read_narrow, write_narrow
 
@@ -29,7 +30,7 @@ def ship(work: Path, captions: Captions, known: Sequence[int]) -> Path:
     Returns the former's path.
     """
     state, data = (torch.load(work / name, weights_only=True) for name in ("unet.pt", "latents.pt"))
-    words = sorted({row[0] for row in data["rows"]})
+    words = words_of(work)
     parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text_encoder": {}}
     for name, tensor in state["average"].items():
         part, _, inner = name.partition(".")
