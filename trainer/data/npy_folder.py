@@ -56,12 +56,12 @@ def load_drawings(files: Mapping[str, Callable[[], np.ndarray]], recipe: Recipe,
     seen, unseen = choose_of_folder(recipe.categories, list(files), recipe.data_seed_used)
     train: list[Example] = []
     held_out: list[Example] = []
-    few: list[str] = []
+    few: dict[str, int] = {}
     for category in seen:
         bitmaps = files[category]()
         rows = choose_rows(category, len(bitmaps), recipe.per_category, recipe.data_seed_used, held_out_rows)
         if len(rows.train) < recipe.per_category:
-            few.append(f"{category} ({len(rows.train)})")
+            few[category] = len(rows.train)
         train += drawings(category, rows.train, bitmaps)
         held_out += drawings(category, rows.held_out, bitmaps)
     notes = [few_rows(few, recipe.per_category)] if few else []
@@ -108,9 +108,15 @@ def drawings(category: str, rows: Iterable[int], bitmaps: np.ndarray) -> list[Dr
                     source=f"{category}.npy row {row}") for row in rows]
 
 
-def few_rows(few: list[str], asked: int) -> str:
-    """The notice for categories whose 70 % part has fewer drawings than asked."""
-    return f"fewer than {asked} training drawings in {len(few)} categories, all are used: {', '.join(few)}"
+NAMED = 8
+"""Categories that a notice names at most."""
+
+
+def few_rows(few: Mapping[str, int], asked: int) -> str:
+    """The notice for categories whose 70 % part has fewer drawings than asked; few: how many each has."""
+    named = [f"{category} ({count})" for category, count in list(few.items())[:NAMED]]
+    more = f" and {len(few) - NAMED} more ({min(few.values())} to {max(few.values())})" if len(few) > NAMED else ""
+    return f"fewer than {asked} training drawings in {len(few)} categories, all are used: {', '.join(named)}{more}"
 
 
 LONGEST_HEADER = 10_000  # bytes; numpy's own limit

@@ -76,11 +76,11 @@ def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say, held_out_rows: int 
         have |= _fetch_all({category: known[category] for category in lacking}, store, wanted)
     train: list[Drawing] = []
     held_out: list[Drawing] = []
-    few: list[str] = []
+    few: dict[str, int] = {}
     for category in seen:
         rows = have[category].chosen(category, wanted)
         if len(rows.train) < recipe.per_category:
-            few.append(f"{category} ({len(rows.train)})")
+            few[category] = len(rows.train)
         train += _drawings(category, rows.train, have[category])
         held_out += _drawings(category, rows.held_out, have[category])
     return Dataset(train=train, held_out=held_out, trigger=TRIGGER, seen=seen, unseen=unseen, attribution=ATTRIBUTION,
