@@ -24,8 +24,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SD1.5's layout, small, with random weights, as a diffusers folder. Only to be read."""
-    from tests.small_base import write_base
+    from tests.random_base import write_base
 
     return write_base(tmp_path_factory.mktemp("base"))

@@ -23,8 +23,8 @@ def _one_thread(one_thread: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def base(small_base: Path) -> Path:
-    return small_base
+def base(random_base: Path) -> Path:
+    return random_base
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP of random weights that looks at 32 pixels, with OpenAI's normalisation."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from tests.small_base import build_tokenizer
+    from tests.random_base import build_tokenizer
 
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = build_tokenizer(folder)

@@ -20,7 +20,7 @@ def write_base(folder: Path) -> Path:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from tests.small_base import build_tokenizer
+    from tests.random_base import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(folder / "tokenizer")

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from convert.errors import JobError, UsageError
 from convert.sd15 import modules
-from tests.small_base import build_tokenizer
+from tests.random_base import build_tokenizer
 from trainer.base.load import inspect_base, load_base
 from trainer.base.sd15 import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG, family_of
 from trainer.miniature import drawings

@@ -34,10 +34,10 @@ if "load" in sys.argv:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> Path:
+def repository(tmp_path_factory: pytest.TempPathFactory, random_base: Path) -> Path:
     """Files as a model on the hub has them: also those that training does not need."""
     folder = tmp_path_factory.mktemp("hub") / "repository"
-    shutil.copytree(small_base, folder)
+    shutil.copytree(random_base, folder)
     for name in ("safety_checker/model.safetensors", "unet/diffusion_pytorch_model.bin", "model.ckpt",
                  "unet/diffusion_pytorch_model.fp16.safetensors", "feature_extractor/preprocessor_config.json"):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)

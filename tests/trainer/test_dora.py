@@ -10,10 +10,10 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 from safetensors.torch import load_file
-from trainer.miniature.doodles import write_doodles
 
 import convert
 from convert.errors import JobError, UsageError
+from tests.drawings import write_drawings
 from tests.trainer.test_text_encoder import base_of, narrow_text_encoder, token_ids
 from trainer.__main__ import main
 from trainer.kernels import Fused
@@ -143,11 +143,11 @@ def test_it_starts_as_the_base_and_its_file_is_the_same_here(tmp_path: Path) -> 
     assert torch.equal(scale, module.dora_scale.data) and scale.shape == (1, 8)
 
 
-def test_a_run_of_it_resumes_to_the_bit_and_draws(tmp_path: Path, random_miniature: Path) -> None:
+def test_a_run_of_it_resumes_to_the_bit_and_draws(tmp_path: Path, random_base: Path) -> None:
     from trainer.sample.__main__ import main as sample
 
-    write_doodles(tmp_path / "drawings", per_category=8, seed=1)
-    common = ["--base", str(random_miniature), "--data", str(tmp_path / "drawings"), "--categories", "apple,star",
+    write_drawings(tmp_path / "drawings", per_category=8, seed=1)
+    common = ["--base", str(random_base), "--data", str(tmp_path / "drawings"), "--categories", "apple,star",
               "--per-category", "5", "--batch", "4", "--accumulation", "1", "--learning-rate", "1e-2", "--device", "cpu",
               "--checkpoint-every", "2", "--cache", str(tmp_path / "cache"), "--dora", "--rank", "2", "--no-preview",
               "--lr-schedule", "constant"]
@@ -170,7 +170,7 @@ def test_a_run_of_it_resumes_to_the_bit_and_draws(tmp_path: Path, random_miniatu
     four = load_file(tmp_path / "four.safetensors")
     assert four.keys() == whole.keys() and all(torch.equal(four[key], whole[key]) for key in four)
     assert read_lora(tmp_path / "four.safetensors").digest == read_lora(out).digest
-    assert sample([str(out), "--base", str(random_miniature), "--prompt", "a scribble of apple", "--sampling-steps", "1",
+    assert sample([str(out), "--base", str(random_base), "--prompt", "a scribble of apple", "--sampling-steps", "1",
                    "--scales", "0,1", "--out", str(tmp_path / "grid.png"), "--device", "cpu"]) == 0
 
 

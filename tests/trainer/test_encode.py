@@ -24,9 +24,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def base(small_base: Path) -> Base:
+def base(random_base: Path) -> Base:
     """The miniature's architecture with random weights."""
-    return load_base(Recipe(base=str(small_base)), dtype=torch.float32, say=print)
+    return load_base(Recipe(base=str(random_base)), dtype=torch.float32, say=print)
 
 
 def drawings(count: int, seed: int = 0) -> list[Drawing]:

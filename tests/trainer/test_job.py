@@ -50,9 +50,9 @@ def hash_of(path: Path) -> str:
     return convert.read(path).metadata["sshs_model_hash"]
 
 
-def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_path: Path, small_base: Path,
+def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_path: Path, random_base: Path,
                                                       capsys: pytest.CaptureFixture) -> None:  # fmt: skip
-    arguments = [*arguments, "--base", str(small_base)]
+    arguments = [*arguments, "--base", str(random_base)]
     assert main(arguments) == 0
     lora = convert.read(tmp_path / "s.safetensors")
     assert (len(lora.modules), lora.rank, lora.base) == (128, 4, "like_sd_v1")
@@ -63,7 +63,7 @@ def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert len([line for line in lines if "held_out_loss" in line]) == 3
-    check_against_diffusers(tmp_path, small_base)
+    check_against_diffusers(tmp_path, random_base)
     capsys.readouterr()
     before = (tmp_path / "s.safetensors").stat().st_mtime_ns
     assert main(arguments) == 0

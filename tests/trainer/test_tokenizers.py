@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from convert.errors import UsageError
-from tests.small_base import build_tokenizer
+from tests.random_base import build_tokenizer
 from trainer.base.tokenizers import clip_tokenizer, from_byte_pairs, own_tokenizer, read_tokenizer
 from trainer.miniature.vocabulary import BPE, END, MERGES, SHIPPED, byte_pairs
 

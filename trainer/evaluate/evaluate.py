@@ -104,9 +104,9 @@ def verdict(report: Report) -> Verdict:
 
 
 def _judges(settings: Settings, base: Base, device: torch.device) -> Judges:
-    clip = image_clip = find_judge(settings.clip, "--clip", device, say, base.family)
+    clip = image_clip = find_judge(settings.clip, "--clip", device, say)
     if settings.image_clip != settings.clip:
-        image_clip = find_judge(settings.image_clip, "--image-clip", device, say, base.family)
+        image_clip = find_judge(settings.image_clip, "--image-clip", device, say)
     if settings.dino == NONE:
         small = base.family == SCRIBBLE_NARROW
         return Judges(clip, image_clip, None, "the miniature has no second judge" if small else "--dino none")

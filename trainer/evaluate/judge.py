@@ -16,8 +16,7 @@ from torch import Tensor
 
 from convert.errors import JobError, UsageError
 from trainer.base import hub
-from trainer.miniature.shipped import JUDGE
-from trainer.recipe import MINIATURE, home
+from trainer.recipe import home
 from trainer.terminal import quiet
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class ImageJudge:
 
 
 class Judge(ImageJudge):
-    """A CLIP image/text pair. As above; `name` may be `miniature`. Texts are cut to what the text encoder reads."""
+    """A CLIP image/text pair. Texts are cut to what the text encoder reads."""
 
     kind = "CLIP"
     types = ("clip",)
@@ -132,7 +131,7 @@ def _unit(output: Tensor | Pooled) -> Tensor:
 
 def _find(name: str, option: str, kind: str, say: Say) -> tuple[Path, str]:
     """The folder of model `name`, and which weights they are: the hub's commit, or "" if the files must tell."""
-    place = JUDGE.with_suffix("") if name == MINIATURE and kind == Judge.kind else home(name)
+    place = home(name)
     try:
         if place.is_dir():
             _needed([file.name for file in place.iterdir()])

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.base.sd15 import SCRIBBLE_NARROW
 from trainer.evaluate.judge import BATCH, Judge, Say
-from trainer.miniature.judge import JUDGE, prepare, read_judge
+from trainer.miniature.judge import prepare, read_judge
+from trainer.miniature.shipped import JUDGE
 from trainer.recipe import MINIATURE
 
 
-def find_judge(name: str, option: str, device: torch.device, say: Say, family: str) -> Judge:
-    """The judge `name`, a CLIP's folder or hub id, or `miniature`; `family`: of the base. Raises as `Judge` does."""
-    if name == MINIATURE and family == SCRIBBLE_NARROW:
+def find_judge(name: str, option: str, device: torch.device, say: Say) -> Judge:
+    """The judge `name`, a CLIP's folder or hub id, or `miniature`. Raises as `Judge` does."""
+    if name == MINIATURE:
         return SmallJudge(option, say)
     return Judge(name, option, device, say)
 

@@ -23,8 +23,8 @@ from convert.errors import JobError
 from convert.files import write_bytes
 from convert.stream import Output, write_container
 from convert.tensors import Tensor as Bytes
+from trainer.miniature.shipped import JUDGE
 
-JUDGE = Path(__file__).parent / "weights" / "judge.safetensors"
 SIDE = 32
 """Pixels of what the image tower sees; pictures of any size are brought to it."""
 STEM, STAGES, FEATURES = 32, ((64, 1), (128, 2), (256, 1)), 128
