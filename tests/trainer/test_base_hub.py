@@ -111,9 +111,9 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub, repository, tmp_path)
     assert {name for name in fetched if not name.startswith("tokenizer/")} == wanted
     again = fetch(NAME, tmp_path, "load", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
-    fetched_line, loaded = again.stdout.splitlines()
+    fetched_line, *_, loaded = again.stdout.splitlines()
     assert fetched_line == first.stdout.splitlines()[-1]
-    assert loaded == f"loaded scribble_miniature {fetched_line.split()[-1]}"
+    assert loaded == f"loaded like_sd_v1 {fetched_line.split()[-1]}"
     unreachable = fetch(NAME, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert unreachable.stdout == f"{fetched_line}\n"
 
