@@ -15,7 +15,7 @@ from .container import open_container
 from .errors import JobError
 
 OUT_BIAS: tuple[float, float, float, float] = (
-    -0.001834869384765625, -0.0034313201904296875, 0.0033092498779296875, -0.005268096923828125,
+    -9.268522262573242e-05, -0.0030994415283203125, 0.0025482177734375, -0.004001617431640625,
 )  # fmt: skip
 """`model.diffusion_model.out.2.bias` of the checkpoint, `conv_out.bias` in diffusers; float16 numbers."""
 

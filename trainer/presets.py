@@ -26,8 +26,8 @@ PRESETS: dict[str, Fields] = {
     "character": _POPULAR | dict(text_encoder=True, text_encoder_rate=1e-4, flip=False),
     PAPER:       {},
     # the paper's experiment in small: two thirds of the words, as many of their drawings as there are up to 20
-    DEMO:        dict(base=MINIATURE, data="doodles", categories="40", per_category=20, rank=16, learning_rate=2e-3, batch=8,
-                      accumulation=1, steps=360, warmup=10, min_snr_gamma=5.0),
+    DEMO:        dict(base=MINIATURE, data="doodles", categories="40", per_category=20, rank=16, learning_rate=3e-3, batch=8,
+                      accumulation=1, steps=240, warmup=10, min_snr_gamma=5.0),
 }  # fmt: skip
 PRODIGY_RATE = 1.0
 """Prodigy's own default: a factor of the step that it finds."""

@@ -87,7 +87,7 @@ def test_the_report_says_and_shows_everything(report: dict, tmp_path: Path) -> N
     out = tmp_path / "report"
     unseen = {subject["name"] for subject in report["groups"]["unseen"]["subjects"]}
     assert unseen <= {"star", "sun"} and report["groups"]["unseen"]["similarity"]["n"] == 3
-    assert {"torch", "diffusers"} <= set(report["versions"]) and report["settings"]["guidance"] == 3.0
+    assert {"torch", "diffusers"} <= set(report["versions"]) and report["settings"]["guidance"] == 7.5
     for grid in report["grids"].values():
         with Image.open(out / grid["file"]) as image:
             assert image.width > 3 * 192
