@@ -39,7 +39,7 @@ class Settings:
     dino: str = option("", "DINOv2 of a second image-image similarity, hub id or folder, or 'none'",
                        shown="ViT-B/14 if it can be loaded; the miniature none")
     noises: int = option(2, "noise levels per held-out drawing in the denoising loss")
-    sampling_steps: int = option(0, "sampling steps of a picture", shown="25; the miniature 20")
+    sampling_steps: int = option(0, "sampling steps of a picture", shown="25; the miniature 12")
     guidance: float = option(0.0, "classifier-free guidance", shown="7.5; the miniature 5")
     seed: int = option(0, "seed of pictures, of what is chosen, and of the resampling behind every interval")
 

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an --out that exists")
     add("--base", default="", metavar="WORD", help="hub id, folder or checkpoint (default: what the LoRA was trained on)")
     add("--tokenizer", default="", metavar="WORD", help="as in training (default: what the LoRA was trained with)")
-    add("--sampling-steps", type=int, default=0, metavar="N", help="sampling steps of a picture (default 25; the miniature 20)")
+    add("--sampling-steps", type=int, default=0, metavar="N", help="sampling steps of a picture (default 25; the miniature 12)")
     add("--guidance", type=float, default=0.0, metavar="X", help="classifier-free guidance (default 7.5; the miniature 5)")
     add("--resolution", type=int, default=0, metavar="N", help="side in pixels, a multiple of 64 (default: the base's own)")
     add("--width", type=int, default=0, metavar="N", help="of a picture in pixels, a multiple of 64 (default: --resolution)")
