@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
+import torch
 
 from convert.errors import JobError
 from tests.drawings import drawing
@@ -16,6 +17,7 @@ from trainer.evaluate.copying import warnings
 from trainer.evaluate.evaluate import verdict
 from trainer.evaluate.gallery import Gallery
 from trainer.evaluate.ink import Ink
+from trainer.evaluate.judge import Judge
 from trainer.evaluate.measure import Measure
 from trainer.evaluate.settings import Settings
 from trainer.evaluate.small_judge import SmallJudge
@@ -134,6 +136,11 @@ def copied(subject: Subject, scale: float, trained: np.ndarray) -> np.ndarray:
     return trained if scale else photo(subject)
 
 
+@pytest.fixture
+def judge(clip: Path) -> Judge:
+    return Judge(str(clip), "--clip", torch.device("cpu"), print)
+
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Drawings of eight categories, six of them trained on."""
@@ -144,7 +151,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return Recipe(data=str(folder), categories=",".join(NAMES[:6]), per_category=8)
 
 
-def measured(truth: Truth, recipe: Recipe, folder: Path, scales: list[float]) -> dict[str, Any]:
+def measured(truth: Truth, recipe: Recipe, judge: Judge, folder: Path, scales: list[float]) -> dict[str, Any]:
     """The verdict and its report on pictures as `truth` draws them."""
     settings = Settings(per_scale=12, prompts=6, seeds=3, scales=",".join(map(str, scales)), complex=("sun",), dino="none")
     plan: Plan = make_plan(settings, recipe, side=64, cache=folder, say=print)
@@ -157,7 +164,6 @@ def measured(truth: Truth, recipe: Recipe, folder: Path, scales: list[float]) ->
         for scale in settings.scale_list:
             picture = truth(subject, scale, trained.get(subject.name, fresh(Subject("cup", "", 0))))
             Image.fromarray(picture).save(gallery.path(subject, scale))
-    judge = SmallJudge("--clip", print)
     references = [e.pixels(64) for g in plan.groups for part in g.references.values() for e in part]
     measure = Measure(settings, settings.scale_list, gallery, judge, judge, None, Ink.of(references), 64)
     report = {"scales": settings.scale_list, "settings": settings.as_dict(), "told": [],
@@ -167,16 +173,16 @@ def measured(truth: Truth, recipe: Recipe, folder: Path, scales: list[float]) ->
     return report
 
 
-def test_pictures_of_noise_and_of_a_negated_lora(wide: Recipe, tmp_path: Path) -> None:
+def test_pictures_of_noise_and_of_a_negated_lora(wide: Recipe, judge: Judge, tmp_path: Path) -> None:
     for truth, names in ((noise, {"noise", "worse"}), (negated, {"worse"})):
         folder = tmp_path / truth.__name__
         folder.mkdir()
-        found = measured(truth, wide, folder, SCALES)["recommended"]
+        found = measured(truth, wide, judge, folder, SCALES)["recommended"]
         assert found["scale"] is None and found["verdict"] in names, (truth, found)
 
 
 def test_pictures_of_a_plateau_and_of_one_scale(wide: Recipe, tmp_path: Path) -> None:
-    report = measured(plateau, wide, tmp_path, SCALES)
+    report = measured(plateau, wide, SmallJudge("--clip", print), tmp_path, SCALES)
     found = report["recommended"]
     assert (found["scale"], found["verdict"]) == (0.5, "best"), found
     seen = report["groups"]["seen"]
@@ -184,11 +190,11 @@ def test_pictures_of_a_plateau_and_of_one_scale(wide: Recipe, tmp_path: Path) ->
         assert seen[key]["mean"][1] < seen[key]["mean"][0]
     assert not any(seen["nearest_training"]["copies"]) and not report["warnings"]
     (tmp_path / "one").mkdir()
-    assert measured(plateau, wide, tmp_path / "one", [1.0])["recommended"]["verdict"] == "only"
+    assert measured(plateau, wide, SmallJudge("--clip", print), tmp_path / "one", [1.0])["recommended"]["verdict"] == "only"
 
 
-def test_copies_are_found_out(wide: Recipe, tmp_path: Path) -> None:
-    report = measured(copied, wide, tmp_path, SCALES)
+def test_copies_are_found_out(wide: Recipe, judge: Judge, tmp_path: Path) -> None:
+    report = measured(copied, wide, judge, tmp_path, SCALES)
     assert report["groups"]["seen"]["nearest_training"]["copies"] == [False, True, True]
     assert report["recommended"]["verdict"] == "copies" and report["recommended"]["scale"] is None
     assert any("are copies of training pictures" in line for line in report["warnings"])
