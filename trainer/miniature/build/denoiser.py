@@ -10,17 +10,15 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import nn
-from transformers import CLIPTextModel
+from diffusers import DDPMScheduler
 
-from trainer.miniature.build.prompts import Captions, FewTokens
+from trainer.miniature.build.pair import Pair
+from trainer.miniature.build.prompts import Captions
+from trainer.miniature.build.sheet import draw_sheet
 from trainer.miniature.build.sitting import Sitting
-from trainer.miniature.narrow import narrow_text_encoder, narrow_unet
 
 SEED, WARMUP, MEMORY = 33, 200, 6.94
 
@@ -43,25 +41,6 @@ class Plan:
         """The rate's factor at `step`."""
         left = (self.steps - step) / self.decay if self.decay else 1.0
         return min(1.0, (step + 1) / WARMUP, left)
-
-
-class Pair(nn.Module):
-    """The UNet and the text encoder, started the way Stable Diffusion's were: what closes a residual branch is zero."""
-
-    def __init__(self, known: list[int]) -> None:
-        super().__init__()
-        self.unet: UNet2DConditionModel = narrow_unet()
-        self.text: CLIPTextModel = narrow_text_encoder()
-        inner: Any = getattr(self.text, "text_model", self.text)  # transformers 5.6 dropped this level
-        inner.embeddings.token_embedding = FewTokens(known)
-        for name, module in self.unet.named_modules():
-            if name.split(".")[-1] in ("conv2", "proj_out", "conv_out"):
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The predicted noise, (B, 4, 16, 16), of `x_t` at timesteps `t` (B,) under `tokens` (B, 77)."""
-        return self.unet(x_t, t, self.text(tokens).last_hidden_state).sample
 
 
 class Training:
@@ -140,8 +119,6 @@ def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[
 
     Returns whether the end was reached.
     """
-    from trainer.miniature.build.sheet import draw_sheet
-
     data = torch.load(work / "latents.pt", weights_only=True)
     training, noise, sitting = Training(known), Noise(), Sitting(work / "unet.pt", mirror)
     if (state := sitting.load()) is not None:
@@ -171,8 +148,6 @@ def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[
 
 def draw_state(work: Path, captions: Captions, known: list[int]) -> Path:
     """A sheet of what the state last saved draws; returns its path."""
-    from trainer.miniature.build.sheet import draw_sheet
-
     data, training = torch.load(work / "latents.pt", weights_only=True), Training(known)
     training.restore(torch.load(work / "unet.pt", weights_only=True))
     name = f"sheet-{training.samples}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,10 +10,8 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from PIL import Image
 
 from trainer.miniature.build.latents import SCALE
+from trainer.miniature.build.pair import Pair
 from trainer.miniature.build.prompts import Captions, padded
-
-if TYPE_CHECKING:
-    from trainer.miniature.build.denoiser import Pair
 
 COLUMNS, STEPS, GUIDANCE = 10, 20, 5.0
 ROWS = ("a photo of {}", "a drawing of {}", "an icon of {}", "a silhouette of {}", "{}")

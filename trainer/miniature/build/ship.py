@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from trainer.miniature.build.denoiser import Noise, Pair, Training, batch_of
+from trainer.miniature.build.denoiser import Noise, Training, batch_of
 from trainer.miniature.build.latents import words_of
+from trainer.miniature.build.pair import Pair
 from trainer.miniature.build.prompts import Captions
 from trainer.miniature.packed import pack, read_narrow, write_narrow
 
