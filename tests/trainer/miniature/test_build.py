@@ -108,7 +108,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path):
     def unet() -> UNet2DConditionModel:
         return UNet2DConditionModel(sample_size=16, block_out_channels=(32,) * 4, layers_per_block=1, cross_attention_dim=64)
 
-    monkeypatch.setattr(denoiser, "narrow_unet", unet)
+    monkeypatch.setattr("trainer.miniature.build.pair.narrow_unet", unet)
     rows = [["apple", "noto", ""], ["star", "twemoji", "red"]] * 4
     torch.save({"latents": torch.randn(8, 4, 16, 16).half(), "rows": rows, "settings": ""}, tmp_path / "latents.pt")
     return tmp_path
