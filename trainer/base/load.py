@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -73,6 +74,7 @@ class Base:
             return []
         known = re.compile(r"\b(?:" + "|".join(re.escape(word) for word in self.words) + r")s?\b", re.IGNORECASE)
         return [prompt for prompt in dict.fromkeys(prompts) if not known.search(prompt)]
+
     def skip_layers(self, clip_skip: int) -> None:
         """Leave out the text encoder's last `clip_skip` - 1 layers: its output then is what hosts read at that setting, the
         final norm of hidden_states[-clip_skip]. UsageError if it does not have that many."""
@@ -88,6 +90,7 @@ class Base:
         import torch
 
         self.vae = self.text_encoder = None  # type: ignore[assignment]
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
