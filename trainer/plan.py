@@ -29,18 +29,13 @@ class Plan:
     """of the encoded set, in fp16"""
 
 
-def side(recipe: Recipe) -> int:
-    """Side in pixels of a training picture, before the base is loaded, which has its own."""
-    return recipe.side
-
-
 def plan(recipe: Recipe, pictures: int, *, encoded: int = 0) -> Plan:
     """Count a run with `pictures` pictures in an epoch; encoded: how many different ones (0: as many)."""
     steps = recipe.total_steps(pictures)
     per_epoch = recipe.steps_per_epoch(pictures)
     epochs, rest = divmod(steps, per_epoch)
     samples = epochs * pictures + min(rest * recipe.batch * recipe.accumulation, pictures)
-    latent = side(recipe) // 8
+    latent = recipe.side // 8
     views = 2 if recipe.flip else 1
     return Plan(pictures=pictures, total_steps=steps, samples=samples,
                 latent_bytes=(encoded or pictures) * views * 2 * 4 * latent**2 * 2)
@@ -88,7 +83,7 @@ def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
 
 def report(recipe: Recipe, counted: Plan, device: str, flops: float, *, modules: int = 0, numbers: int = 0) -> str:
     """The dry run's text; modules, numbers: that learn."""
-    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": side(recipe), "steps": counted.total_steps,
+    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": recipe.side, "steps": counted.total_steps,
                                   "epochs": recipe.passes(counted.pictures)}
     lines = [f"{name:<16} {value}" for name, value in settled.items()]
     lines += ["", f"pictures         {counted.pictures}", f"optimizer steps  {counted.total_steps}",

@@ -193,5 +193,5 @@ def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Say) 
     from trainer.runs.contact_sheet import write_contact_sheet
 
     assert job.contact_sheet
-    write_contact_sheet(dataset, job.contact_sheet, resolution=plan.side(recipe), seed=recipe.seed)
+    write_contact_sheet(dataset, job.contact_sheet, resolution=recipe.side, seed=recipe.seed)
     tell(f"wrote {job.contact_sheet}")
