@@ -63,10 +63,13 @@ def _icons(options: argparse.Namespace) -> None:
 
 
 def _drawings(options: argparse.Namespace) -> None:
+    import torch
+
     from trainer.miniature.build.latents import words_of
     from trainer.miniature.drawings import write_drawings
 
-    write_drawings(options.work / "drawings.npz", options.drawings, words_of(options.work))
+    words = words_of(torch.load(options.work / "latents.pt", weights_only=True))
+    write_drawings(options.work / "drawings.npz", options.drawings, words)
 
 
 def _vae(options: argparse.Namespace) -> bool:

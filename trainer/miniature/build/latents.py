@@ -91,9 +91,9 @@ def fold_and_check(work: Path, icons: Icons, spread: Spread) -> AutoencoderKL:
     return vae
 
 
-def words_of(work: Path) -> list[str]:
-    """The words that `work`/latents.pt has pictures of: those that the networks learn."""
-    return sorted({row[0] for row in torch.load(work / "latents.pt", weights_only=True)["rows"]})
+def words_of(data: dict) -> list[str]:
+    """The words that latents.pt, loaded, has pictures of: those that the networks learn."""
+    return sorted({row[0] for row in data["rows"]})
 
 
 def make_latents(work: Path, icons: Icons, spread: Spread, count: int, side: int = SIDE) -> None:

@@ -31,7 +31,7 @@ def ship(work: Path, captions: Captions, known: Sequence[int]) -> Path:
     Returns the former's path.
     """
     state, data = (torch.load(work / name, weights_only=True) for name in ("unet.pt", "latents.pt"))
-    words = words_of(work)
+    words = words_of(data)
     parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text_encoder": {}}
     for name, tensor in state["average"].items():
         part, _, inner = name.partition(".")
