@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from convert.errors import UsageError
+from trainer.miniature import narrow
 
 if TYPE_CHECKING:  # it imports torch, and --help needs none
     from trainer.base.models import Config
@@ -94,14 +95,14 @@ def _text_widths(shapes: Shapes) -> dict[str, int]:
 
 SD_V1, SD_V1_LIKE = "sd_v1", "like_sd_v1"
 
-SCRIBBLE_NARROW = "scribble_narrow"
+SCRIBBLE_NARROW = narrow.NAME
 """The embedded miniature, which widens to SD1.5's shapes, in its narrow shape; its LoRAs are written wide, as SD1.5's."""
-NARROW_CONTEXT, NARROW_LATENT = 64, 16
 
 NARROW_UNET_CONFIG: Config = UNET_CONFIG | {
-    "block_out_channels": [64, 128, 256, 256], "cross_attention_dim": NARROW_CONTEXT, "sample_size": NARROW_LATENT}
+    "block_out_channels": list(narrow.UNET_WIDTHS), "cross_attention_dim": narrow.WIDTH, "sample_size": narrow.LATENT}
 NARROW_TEXT_CONFIG: Config = TEXT_CONFIG | {
-    "hidden_size": NARROW_CONTEXT, "intermediate_size": 4 * NARROW_CONTEXT, "num_attention_heads": 4, "num_hidden_layers": 2}
+    "hidden_size": narrow.WIDTH, "intermediate_size": narrow.TEXT_INNER, "num_attention_heads": narrow.TEXT_HEADS,
+    "num_hidden_layers": narrow.TEXT_LAYERS}
 """The narrow networks, of which trainer/miniature/narrow.py makes the modules."""
 
 WANTED = "a Stable Diffusion 1.5 was expected"
@@ -124,7 +125,7 @@ def family_of(unet: Config, name: str) -> tuple[str, str]:
     if any(_plain(unet.get(key, value)) != value for key, value in UNET_LAYOUT.items()) or not isinstance(context, int):
         raise UsageError(f"--base {name}: does not have Stable Diffusion 1.5's blocks, so hosts could not place its LoRA; "
                          f"{WANTED}")
-    if context == NARROW_CONTEXT and unet.get("sample_size") == NARROW_LATENT:
+    if context == narrow.WIDTH and unet.get("sample_size") == narrow.LATENT:
         return SCRIBBLE_NARROW, ""
     widths = list(unet.get("block_out_channels", UNET_WIDTHS))
     if context == CONTEXT and widths == UNET_WIDTHS:

@@ -23,15 +23,11 @@ from convert.stream import write_container
 from convert.tensors import Tensor as Bytes
 from convert.write import metadata, outputs
 from trainer.miniature import widen
+from trainer.miniature.narrow import NAME, TEXT_LAYERS
 from trainer.miniature.widen import Factors, Rule
-
-NARROW = "scribble_narrow"
-"""The base's name in a narrow LoRA's metadata (`ss_base_model_version`)."""
 
 TOLERANCE = 1e-3
 """Largest difference between copies, as a share of the tensor's largest number: float16 rounds equal copies equally."""
-
-NARROW_TEXT_LAYERS = 2
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -61,12 +57,12 @@ def narrowed(lora: Lora, by: Factors = widen.SD15) -> Lora:
     modules = {}
     for name, module in lora.modules.items():
         rule = _rule(module.module, by)
-        if module.module.scope != UNET and _layer(module.module) >= NARROW_TEXT_LAYERS:
+        if module.module.scope != UNET and _layer(module.module) >= TEXT_LAYERS:
             raise _not_narrow(lora, name)
         shape = tuple(n // factor for n, factor in zip(module.shape, (rule.rows.factor, rule.columns.factor)))
         modules[name] = _module(module, (*shape, *module.shape[2:]), partial(_narrow, rule=rule, lora=lora, name=name))
     kept = {key: value for key, value in lora.metadata.items() if key != KEY}
-    return replace(lora, modules=modules, base=NARROW, metadata={**kept, keys.BASE: NARROW})
+    return replace(lora, modules=modules, base=NAME, metadata={**kept, keys.BASE: NAME})
 
 
 def lora_bytes(lora: Lora, name: str, form: str = "kohya") -> bytes:

@@ -11,6 +11,7 @@ from safetensors.torch import load, load_file, save_file
 from convert import read, sd15
 from convert.errors import JobError
 from trainer.miniature import adapters, widen
+from trainer.miniature.narrow import NAME, TEXT_LAYERS
 
 RANK = 2
 
@@ -23,7 +24,7 @@ def narrow_shape(module: sd15.Module) -> tuple[int, ...]:
 def narrow_modules() -> list[sd15.Module]:
     """All that a LoRA of the miniature can patch: the UNet's 282 and the 12 of the text encoder's two layers."""
     return [module for module in sd15.modules().values() if not module.is_norm and not any(
-        f".layers.{layer}." in module.name for layer in range(adapters.NARROW_TEXT_LAYERS, sd15.TEXT_LAYERS))]
+        f".layers.{layer}." in module.name for layer in range(TEXT_LAYERS, sd15.TEXT_LAYERS))]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def narrow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors[f"{name}.lora_up.weight"] = torch.randn(out, RANK, *[1] * len(kernel), generator=generator)
         tensors[f"{name}.alpha"] = torch.tensor(1.0)
     path = tmp_path_factory.mktemp("lora") / "narrow.safetensors"
-    save_file(tensors, path, {"ss_base_model_version": adapters.NARROW})
+    save_file(tensors, path, {"ss_base_model_version": NAME})
     return path
 
 
@@ -70,11 +71,11 @@ def test_its_change_of_a_weight_is_the_narrow_change_widened(narrow_file, wide_f
 def test_narrow_to_wide_to_narrow_is_the_same_lora(narrow_file, tmp_path, dtype) -> None:
     tensors = {name: tensor.to(dtype) if "lora_" in name.rpartition(".lora_")[1] else tensor
                for name, tensor in load_file(narrow_file).items()}
-    save_file(tensors, tmp_path / "narrow.safetensors", {"ss_base_model_version": adapters.NARROW})
+    save_file(tensors, tmp_path / "narrow.safetensors", {"ss_base_model_version": NAME})
     (tmp_path / "wide.safetensors").write_bytes(
         adapters.lora_bytes(adapters.widened(read(tmp_path / "narrow.safetensors")), "wide"))
     back = adapters.narrowed(read(tmp_path / "wide.safetensors"))
-    assert back.base == adapters.NARROW and adapters.KEY not in back.metadata
+    assert back.base == NAME and adapters.KEY not in back.metadata
     again = load(adapters.lora_bytes(back, "narrow"))
     assert set(again) == set(tensors)
     rounding = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]

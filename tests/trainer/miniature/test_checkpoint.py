@@ -17,6 +17,7 @@ from convert.errors import JobError, UsageError
 from trainer.base import single_file
 from trainer.miniature import adapters, checkpoint, packed
 from trainer.miniature.__main__ import parser, run
+from trainer.miniature.narrow import NAME
 from trainer.miniature.packed import Narrow, pack, read_narrow, unpack, write_narrow
 from trainer.miniature.widen import Factors
 
@@ -91,7 +92,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensors[f"unet.{name}.lora_A.weight"] = torch.randn(2, layer.in_features) / 2
             tensors[f"unet.{name}.lora_B.weight"] = torch.randn(layer.out_features, 2) / 4
     path = tmp_path_factory.mktemp("lora") / "narrow.safetensors"
-    save_file(tensors, path, {"ss_base_model_version": adapters.NARROW})
+    save_file(tensors, path, {"ss_base_model_version": NAME})
     return path
 
 
