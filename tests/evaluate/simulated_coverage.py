@@ -63,7 +63,8 @@ def recommended(repeats: int, categories: int, *, effect: float = 0.0, along: fl
         moved = pictures(rng, categories, 2, 0.3, along, False).mean(axis=1) + effect
         moved = np.concatenate([np.zeros((categories, 1)), moved], axis=1)
         style = 0.4 + 0.05 * rng.normal(size=(categories, 1)) + 0.01 * moved
-        verdict = recommend.recommend(style, np.zeros_like(style), np.zeros(SCALES + 1, bool), scales, seed=0)
+        followed, own, copies = np.zeros_like(style), np.zeros(categories), np.zeros(SCALES + 1, bool)
+        verdict = recommend.recommend(style, followed, own, copies, scales, seed=0)
         found += verdict["scale"] is not None
     return found / repeats
 

@@ -35,7 +35,8 @@ def report(means: list[float], *, seed: int = 0, prompt: float = 0.0, copies: bo
                  "clip_score": [25.0] * 3, "ink_distance": [2.0] * 3} for k in range(20)]  # fmt: skip
     return {"scales": SCALES, "settings": {"seed": 0, "per_scale": 20}, "lora": {"name": name},
             "recommended": {"scale": 0.5, "best": 0.5},
-            "groups": {"seen": {"subjects": subjects, "nearest_training": {"copies": [False, copies, copies]}}}}  # fmt: skip
+            "groups": {"seen": {"subjects": subjects, "own_prompt_score": {f"c{k}": 25.0 for k in range(10)},
+                                "nearest_training": {"copies": [False, copies, copies]}}}}  # fmt: skip
 
 
 def test_the_pair_is_the_smallest_scale_then_the_earliest_step_of_the_best() -> None:

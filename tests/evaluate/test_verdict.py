@@ -31,15 +31,15 @@ NAMES = ["apple", "cup", "fish", "flower", "house", "mushroom", "star", "sun"]
 # ---- by numbers ----
 
 
-def verdict_of(means: list[float], *, noise: float = 0.01, prompt: list[float] | None = None, copies: tuple[int, ...] = (),
-               categories: int = 20) -> dict[str, Any]:  # fmt: skip
+def verdict_of(means: list[float], *, noise: float = 0.01, prompt: list[float] | None = None, own: float = 25.0,
+               copies: tuple[int, ...] = (), categories: int = 20) -> dict[str, Any]:  # fmt: skip
     """The verdict on similarities with these means, equal in all categories up to `noise`."""
     rng = np.random.default_rng(3)
     scales = [0.0, *np.linspace(0.25, 1, len(means) - 1).tolist()]
     style = np.array(means) + rng.normal(0, 0.1, (categories, 1)) + rng.normal(0, noise, (categories, len(means)))
     followed = np.array(prompt or [25.0] * len(means)) + rng.normal(0, 0.1, (categories, len(means)))
     flags = np.isin(np.arange(len(means)), copies)
-    return recommend.recommend(style, followed, flags, scales, seed=0)
+    return recommend.recommend(style, followed, np.full(categories, own), flags, scales, seed=0)
 
 
 def test_noise_is_not_recommended() -> None:
@@ -74,7 +74,14 @@ def test_the_prompt_has_a_vote() -> None:
     assert (lost["scale"], lost["verdict"], lost["low"]) == (0.625, "prompt", 1.0)
     assert "the largest scale where they do not" in recommend.in_words(lost)
     gone = verdict_of([0.4, 0.6, 0.7, 0.9], prompt=[25, 23, 22, 21])
-    assert (gone["scale"], gone["verdict"]) == (None, "prompt lost") and "follows the prompt less" in recommend.in_words(gone)
+    assert (gone["scale"], gone["verdict"]) == (None, "prompt lost") and "show their prompt less" in recommend.in_words(gone)
+
+
+def test_the_prompt_is_kept_where_real_pictures_follow_it_no_better() -> None:
+    """A scribble of an apple is less of an apple to a CLIP than the base's photo of one, and so is a person's."""
+    means, prompt = [0.4, 0.6, 0.9, 0.8], [30, 28, 25, 21]
+    assert verdict_of(means, prompt=prompt, own=25)["scale"] == 0.625
+    assert verdict_of(means, prompt=prompt, own=30)["verdict"] == "prompt lost"
 
 
 def test_copies_do_not_count_and_few_categories_decide_nothing() -> None:

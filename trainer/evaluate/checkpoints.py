@@ -21,7 +21,7 @@ from trainer.evaluate.claim import CLAIM, PAGE, REPORT, check_claim, finished
 from trainer.evaluate.cli import Job
 from trainer.evaluate.evaluate import evaluate
 from trainer.evaluate.page import document, figure, number, rows
-from trainer.evaluate.report import category_means, seed_of
+from trainer.evaluate.report import category_means, own_prompt_scores, seed_of
 from trainer.evaluate.results import JointReport, Report, Verdict
 from trainer.evaluate.settings import Settings
 from trainer.lora.lora_file import read_lora, trained_by
@@ -134,8 +134,9 @@ def pair(reports: dict[int, Report]) -> Verdict:
         return np.stack([values[steps[0]][:, 0], *(values[step][:, k] for k, step in pairs)], axis=1)
 
     numbered = [float(number) for number in range(len(pairs) + 1)]  # of the base and every pair
-    seed = seed_of(next(iter(reports.values())))
-    found = recommend.recommend(columns(style), columns(prompt), np.array([False, *copies]), numbered, seed)
+    first = reports[steps[0]]
+    found = recommend.recommend(columns(style), columns(prompt), own_prompt_scores(first), np.array([False, *copies]),
+                                numbered, seed_of(first))
 
     def scale_of(number: float | None) -> float | None:
         return None if number is None else scales[pairs[int(number) - 1][0]]

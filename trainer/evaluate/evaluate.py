@@ -24,7 +24,7 @@ from trainer.evaluate.judge import ImageJudge, Judge
 from trainer.evaluate.losses import HeldOutLoss, round_robin
 from trainer.evaluate.measure import Measure
 from trainer.evaluate.recommend import recommend
-from trainer.evaluate.report import category_means, seed_of, write_report
+from trainer.evaluate.report import category_means, own_prompt_scores, seed_of, write_report
 from trainer.evaluate.results import Losses, Provenance, Report, Verdict
 from trainer.evaluate.settings import DINO, NONE, Settings
 from trainer.evaluate.small_judge import find_judge
@@ -99,8 +99,8 @@ def verdict(report: Report) -> Verdict:
     """`recommend` on all categories of a report, seen and unseen together."""
     flags = [group["nearest_training"]["copies"] for group in report["groups"].values() if "nearest_training" in group]
     copies = np.any(flags, axis=0) if flags else np.zeros(len(report["scales"]), dtype=bool)
-    return recommend(category_means(report, "similarity"), category_means(report, "prompt_score"), copies, report["scales"],
-                     seed_of(report))
+    return recommend(category_means(report, "similarity"), category_means(report, "prompt_score"), own_prompt_scores(report),
+                     copies, report["scales"], seed_of(report))
 
 
 def _judges(settings: Settings, base: Base, device: torch.device) -> Judges:

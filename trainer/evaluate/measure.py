@@ -61,6 +61,7 @@ class Measure:
             "ink_distance": curves["ink_distance"],
             "cmmd": self._distance(names, drawn[self.image_clip.identity], group, real),
             "references": {name: [example.source for example in found] for name, found in group.references.items()},
+            "own_prompt_score": self._own_scores({s.name: s.plain for s in subjects}, real),
             "subjects": [self._record(subject, {key: numbers(found[k]) for key, found in values.items()})
                          for k, subject in enumerate(subjects)]}
         if self.dino:
@@ -129,19 +130,18 @@ class Measure:
         """Put the held-out pictures' own value of each measure into its curve, as `drawings`."""
         subjects = {subject.name: subject for subject in group.subjects}
         own: dict[Measured, float | None] = {
-            "clip_score": self._own_score([subjects[name].prompt for name in counted], counted, real),
-            "prompt_score": self._own_score([subjects[name].plain for name in counted], counted, real),
+            "clip_score": _mean(self._own_scores({name: subjects[name].prompt for name in counted}, real)),
+            "prompt_score": _mean(self._own_scores({name: subjects[name].plain for name in counted}, real)),
             "similarity": _own_likeness(real, self.image_clip), "ink_distance": round(self.ink.own, 6)}
         if self.dino:
             own["dino_similarity"] = _own_likeness(real, self.dino)
         for key, found in curves.items():
             found["drawings"] = own[key]
 
-    def _own_score(self, texts: list[str], names: list[str], real: dict[str, Features]) -> float:
-        """The held-out pictures' own CLIP score with the text of their category; each category counts once."""
-        means = [clip_score(real[name][self.clip.identity], text).mean()
-                 for name, text in zip(names, self.clip.texts(texts), strict=True)]
-        return round(float(torch.stack(means).mean()), 6)
+    def _own_scores(self, texts: dict[str, str], real: dict[str, Features]) -> dict[str, float]:
+        """By category: the mean CLIP score of its held-out pictures with its text."""
+        return {name: round(float(clip_score(real[name][self.clip.identity], text).mean()), 6)
+                for name, text in zip(texts, self.clip.texts(list(texts.values())), strict=True)}
 
     def _distance(self, names: list[str], drawn: Tensor, group: Group, real: dict[str, Features]) -> Distance:
         """CMMD between pictures and held-out pictures at every scale, with a jackknife interval over categories."""
@@ -177,6 +177,11 @@ class Measure:
         if self.dino:
             record["dino_similarity"] = values["dino_similarity"]
         return record
+
+
+def _mean(scores: dict[str, float]) -> float:
+    """Each category counts once."""
+    return round(float(np.mean(list(scores.values()))), 6)
 
 
 def _own_likeness(real: dict[str, Features], judge: ImageJudge) -> float | None:

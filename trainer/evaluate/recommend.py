@@ -15,19 +15,22 @@ from trainer.evaluate.statistics import FEWEST, equals, interval
 UNITS = "categories or captions"
 
 
-def recommend(style: np.ndarray, prompt: np.ndarray, copies: np.ndarray, scales: list[float], seed: int) -> Verdict:
+def recommend(style: np.ndarray, prompt: np.ndarray, own: np.ndarray, copies: np.ndarray, scales: list[float],
+              seed: int) -> Verdict:  # fmt: skip
     """The scale to use, as plain data.
 
     1. A scale counts only if it beats the base: the interval of (scale - base), over all scales at once, is above 0.
     2. Scales whose pictures are copies of training pictures do not count.
     3. Of those left, the smallest as good as the best, by the one-standard-error rule, is taken: it leaves the base the
        most room (section 4.3.2 of the paper argues for that).
-    4. If the prompt is followed less there than by the base, beyond the paired interval, the largest smaller scale where it
-       is not is taken.
+    4. If the prompt is followed less there than by the base *and* less than by the real pictures, both beyond their paired
+       intervals, the largest smaller scale where it is not is taken. The base alone would be the wrong measure of scribbles:
+       "even images drawn by humans get a low CLIP score" (section 4.3.1).
 
     Args:
         style: similarity to real pictures, float (categories, scales); column 0 is the base, scale 0.
         prompt: how well the prompt without its trigger words is followed, the same shape.
+        own: the same of the held-out real pictures, (categories,).
         copies: bool (scales,).
         scales: ascending, 0 first.
 
@@ -36,7 +39,7 @@ def recommend(style: np.ndarray, prompt: np.ndarray, copies: np.ndarray, scales:
         highest mean. gain: mean, low, high of (scale - base), null without an interval. verdict: "best"; "end", the best is
         the last scale and no other is as good; "only", one scale was measured; "prompt", rule 4 decided. Without a scale:
         "noise", none beats the base; "worse", none does and some are worse; "few", fewer than four categories; "copies";
-        "prompt lost", each of them follows the prompt less.
+        "prompt lost", each of them loses the prompt by rule 4.
     """
     mean = style.mean(axis=0)
     low, high = interval(style[:, 1:] - style[:, :1], seed, together=True)
@@ -57,8 +60,7 @@ def recommend(style: np.ndarray, prompt: np.ndarray, copies: np.ndarray, scales:
         verdict = "only"
     elif chosen == len(scales) - 1:
         verdict = "end"
-    _, most = interval(prompt - prompt[:, :1], seed)
-    lost = most < 0
+    lost = (interval(prompt - prompt[:, :1], seed)[1] < 0) & (interval(prompt - own[:, None], seed)[1] < 0)
     if lost[chosen]:
         kept = [k for k in np.flatnonzero(allowed & ~lost) if k < chosen]
         if not kept:
@@ -85,12 +87,12 @@ def in_words(found: Verdict) -> str:
             "noise": f"no scale brings the pictures measurably nearer to real ones (at best {found['best']:g}: {measured}).",
             "worse": f"no scale beats the base, and some are worse ({found['best']:g}: {measured}).",
             "copies": "at every scale that beats the base, the pictures are copies of training pictures.",
-            "prompt lost": "every scale that beats the base follows the prompt less than the base does.",
+            "prompt lost": "where a scale beats the base, pictures show their prompt less than the base's and than real ones.",
         }[found["verdict"]]
     text = f"Use scale {found['scale']:g} ({measured}). "
     if found["verdict"] == "prompt":
-        return text + (f"The style is strongest at {found['low']:g}, but pictures follow the prompt less there than the "
-                       "base's: this is the largest scale where they do not.")
+        return text + (f"The style is strongest at {found['low']:g}, but there pictures show their prompt less than the base's "
+                       "and than real ones: this is the largest scale where they do not.")
     if found["verdict"] == "only":
         return text + "It is the only scale that was measured."
     if found["verdict"] == "end":

@@ -55,6 +55,12 @@ def judged(group: GroupReport, report: Report) -> list[SubjectRecord]:
     return group["subjects"][: int(str(report["settings"]["per_scale"]))]
 
 
+def own_prompt_scores(report: Report) -> np.ndarray:
+    """The prompt score of each category's held-out pictures, (categories,) in `category_means`' order."""
+    return np.array([group["own_prompt_score"][name] for group in report["groups"].values()
+                     for name in dict.fromkeys(s["name"] for s in judged(group, report))])  # fmt: skip
+
+
 def category_means(report: Report, key: Measured) -> np.ndarray:
     """A measure's means (categories, scales), float, of all groups: what intervals and rules take."""
     parts = []

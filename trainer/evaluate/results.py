@@ -86,6 +86,8 @@ class GroupMeasures(TypedDict):
     cmmd: Distance
     nearest_training: NotRequired[Nearest]
     references: dict[str, list[str]]
+    own_prompt_score: dict[str, float]
+    """of each category's held-out pictures"""
     subjects: list[SubjectRecord]
 
 
