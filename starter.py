@@ -83,7 +83,7 @@ def install(machine: Machine) -> None:
         machine.say("uv could not do it: trying pip, whose own build of torch does not use the graphics card on Windows")
         if machine.run([python, "-c", "import pip"]):  # an environment of uv's has none
             machine.run([python, "-m", "ensurepip"])
-        if machine.run([python, "-m", "pip", "install", "-q", *WHAT]):
+        if machine.run([python, "-m", "pip", "install", *WHAT]):
             raise StarterError("the packages could not be installed: the lines above say why; mend that and start again")
     machine.stamp.write_text(wanted(machine.home), encoding="utf-8")
 

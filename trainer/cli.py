@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from convert import keys
 from convert.errors import JobError, UsageError
 from convert.files import json_file
-from trainer.presets import DEMO, PAPER, PRESETS, preset_for, preset_line, settled
+from trainer.presets import DEMO, PAPER, PRESETS, on_miniature, preset_for, preset_line, settled
 from trainer.recipe import Fields, Recipe, flag, home
 
 if TYPE_CHECKING:
@@ -218,7 +218,8 @@ def _values(options: Fields, given: Fields) -> tuple[Fields, str]:
         from trainer.lora.start import recipe_of
 
         values |= recipe_of(home(given["init"]), given)
-    return values, "" if named or preset == PAPER else preset_line(preset, values)
+    expected = preset == PAPER or (named and not on_miniature(preset, values))
+    return values, "" if expected else preset_line(preset, values)
 
 
 def _bare(path: str) -> str:

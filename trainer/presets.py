@@ -16,19 +16,22 @@ from __future__ import annotations
 
 from trainer.recipe import LENGTH, MINIATURE, Fields, Recipe, home
 
-PAPER, DEMO, STYLE = "paper", "demo", "style"
+PAPER, DEMO, STYLE, CHARACTER = "paper", "demo", "style", "character"
 MADE_OF_DRAWINGS = ("quickdraw", "doodles")
 _POPULAR: Fields = dict(rank=16, alpha=8.0, learning_rate=5e-4, lr_schedule="cosine_with_restarts", lr_cycles=3,
                                 warmup_share=0.05, min_snr_gamma=5.0, batch=3, accumulation=1, samples=3000)  # fmt: skip
 
 PRESETS: dict[str, Fields] = {
     STYLE:       _POPULAR | dict(caption_dropout=0.1),
-    "character": _POPULAR | dict(text_encoder=True, text_encoder_rate=1e-4, flip=False),
+    CHARACTER:   _POPULAR | dict(text_encoder=True, text_encoder_rate=1e-4, flip=False),
     PAPER:       {},
     # the paper's experiment in small: two thirds of the words, as many of their drawings as there are up to 20
     DEMO:        dict(base=MINIATURE, data="doodles", categories="40", per_category=20, rank=16, learning_rate=3e-3, batch=8,
                       accumulation=1, steps=240, warmup=10, min_snr_gamma=5.0),
 }  # fmt: skip
+ON_MINIATURE: Fields = dict(learning_rate=3e-3, batch=8, samples=1000)
+"""What the presets of own pictures have on the embedded miniature, which is for trying out: the demo's rate and batch, because
+a narrow network takes larger steps, and a length that two CPU cores do in a minute or two."""
 PRODIGY_RATE = 1.0
 """Prodigy's own default: a factor of the step that it finds."""
 
@@ -43,6 +46,8 @@ def preset_for(data: str) -> str:
 def settled(preset: str, given: Fields) -> Fields:
     """The recipe's fields: those `given` by the user over those of `preset`."""
     values = dict(PRESETS[preset])
+    if on_miniature(preset, given):
+        values |= ON_MINIATURE
     if "data" in given:
         values.pop("categories", None)  # the demo's are the doodles'
     if any(name in given for name in LENGTH):  # the one that is given replaces the preset's
@@ -54,9 +59,14 @@ def settled(preset: str, given: Fields) -> Fields:
     return values | given
 
 
+def on_miniature(preset: str, given: Fields) -> bool:
+    """Whether a preset of own pictures is trained on the miniature."""
+    return preset in (STYLE, CHARACTER) and given.get("base") == MINIATURE
+
+
 def preset_line(preset: str, values: Fields) -> str:
-    """A line for a user who named no preset."""
+    """A line for a user who named no preset, or whose preset is another on the miniature."""
     recipe = Recipe(**values)
     others = ", ".join(name for name in PRESETS if name not in (preset, DEMO))
     return (f"own pictures: --preset {preset} (rank {recipe.rank}, learning rate {recipe.learning_rate:g}, batch "
-            f"{recipe.batch}); others: {others}")
+            f"{recipe.batch}{', for trying out on the miniature' * on_miniature(preset, values)}); others: {others}")

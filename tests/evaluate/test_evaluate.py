@@ -98,7 +98,10 @@ def test_the_report_says_and_shows_everything(report: dict, tmp_path: Path) -> N
     assert [row["prompt"] for row in with_words] == ["a scribble of " + row["prompt"] for row in without]
     page = (out / "index.html").read_text()
     assert not re.search(r"""(src|href)=['"](?!data:image|figure-|pictures/)""", page)  # opens from disk, alone
-    assert "viewport" in page
+    assert "viewport" in page and "prefers-color-scheme: dark" in page
+    assert page.count("<th scope=row>") == sum(len(report["scales"]) for _ in re.findall("class=numbers", page))
+    frames = re.findall(r"<div class=(?:numbers|wide)[^>]*>", page)  # what is wider than a telephone scrolls, by keyboard too
+    assert len(frames) > 5 and all("tabindex=0 role=region aria-label='" in frame for frame in frames)
     assert page.count("data:image/svg+xml") == 7 and page.count("data:image/jpeg") == 5
 
 

@@ -17,7 +17,7 @@ from tests.drawings import write_drawings
 from trainer import cli
 from trainer.__main__ import main
 from trainer.lora.start import recipe_of
-from trainer.presets import PRESETS
+from trainer.presets import ON_MINIATURE, PRESETS
 from trainer.recipe import Recipe
 from trainer.sample.prompts import SamplePrompt, read_prompts
 
@@ -134,6 +134,10 @@ def test_presets(tmp_path: Path) -> None:
     assert [style.total_steps(n) * style.batch for n in (10, 20, 50, 1000)] == [3600, 3150, 3060, 10020]
     given, _ = cli.parse(["--out", "x.safetensors", "--data", str(tmp_path), "--preset", "character", "--epochs", "3"])
     assert given.text_encoder and not given.flip and given.total_steps(20) == 21
+    small, job = cli.parse(["--out", "x.safetensors", "--data", str(tmp_path), "--preset", "style", "--base", "miniature",
+                            "--batch", "2"])  # fmt: skip
+    assert small == Recipe(data=str(tmp_path), base="miniature", **PRESETS["style"] | ON_MINIATURE | {"batch": 2})
+    assert "miniature" in job.note
     drawings, job = cli.parse(["--out", "x.safetensors"])
     assert drawings == Recipe() and not job.note
     prodigy, _ = cli.parse(["--out", "x.safetensors", "--preset", "character", "--optimizer", "prodigy"])

@@ -20,11 +20,15 @@ from safetensors.numpy import save_file
 from convert.errors import JobError, UsageError
 from trainer import cli
 from trainer.data.pictures import load_pictures
+from trainer.evaluate import cli as evaluate_cli
+from trainer.evaluate.gallery import Gallery
+from trainer.evaluate.subjects import Subject
 from trainer.page import __main__ as page_command
-from trainer.page.bases import checked_base, checkpoints, host_flag
+from trainer.page import evaluation, markup
+from trainer.page.bases import checked_base, checkpoints, host_flag, hosts
 from trainer.page.captions import add_trigger, caption_of, own_text, write_caption
 from trainer.page.card import Card, read_card, write_card
-from trainer.page.commands import Places, Wish, install, recipe_of, sheet_arguments, training_arguments
+from trainer.page.commands import Places, Wish, install, recipe_of, sheet_arguments, training_arguments, uninstall
 from trainer.page.context import Context
 from trainer.page.folders import Folders
 from trainer.page.guard import LOOPBACK, OwnPagesOnly
@@ -34,7 +38,7 @@ from trainer.page.pictures import look, own_pictures, thumbnail
 from trainer.page.progress import curve, newest_sheet, progress_of
 from trainer.page.queue import Queue
 from trainer.page.training import start_training
-from trainer.presets import PRESETS
+from trainer.presets import ON_MINIATURE, PRESETS
 from trainer.recipe import Recipe
 
 PATIENCE = 300.0  # seconds; most waits take a fraction of one
@@ -173,7 +177,7 @@ def test_the_command_shown_is_the_command_run(tmp_path, pictures) -> None:
     recipe, parsed = cli.parse(argv)
     assert (recipe.trigger, recipe.base, recipe.samples, recipe.rank) == ("in 'ink' style", "miniature", 60, 8)
     assert (parsed.out, parsed.run) == (tmp_path / "my style.safetensors", tmp_path / "runs/my style")
-    assert PRESETS["style"].items() - {"rank": 16, "samples": 3000}.items() <= recipe.values().items()
+    assert (PRESETS["style"] | ON_MINIATURE).items() - {"rank": 16, "samples": 1000}.items() <= recipe.values().items()
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "a\\b", ".hidden", "a\0b", "x" * 90, "dot."])
@@ -349,6 +353,65 @@ def test_time_left_is_pictures_left_over_their_pace(tmp_path) -> None:
     progress = progress_of(job, lines)
     assert progress.seconds_left == 60 * 4 / 2.0 and progress.text == "step 40 of 100, loss 0.5000, about 2 minutes left"
     assert progress_of(job, []).text == "step 0 of 100"
+    assert progress_of(job, lines[:3]).seconds_left is None  # the first step compiles
+
+
+def evaluated(tmp_path: Path, queue: Queue, *argv: str, name: str = "mine") -> Job:
+    """A job that evaluates, and has not begun."""
+    lora = Job(tmp_path, "train", name, "trainer", argv, tmp_path / f"{name}.safetensors", tmp_path, 1, 1)
+    words = evaluation.arguments(lora, " 0,1 ", 3)
+    out = evaluation.report_folder(Places(tmp_path), queue, name, words)
+    return queue.add(kind="evaluate", name=name, module="trainer.evaluate", argv=[*words, f"--out={out}"], out=out,
+                     run=tmp_path, total=0, per_step=0)  # fmt: skip
+
+
+def test_an_evaluation_gets_what_the_training_got_and_a_folder_of_its_own(tmp_path) -> None:
+    queue = Queue(tmp_path / "queue")
+    job = evaluated(tmp_path, queue, "--out=x", "--data=pics", "--base=miniature", "--trigger=in ink", "--rank=8")
+    settings, asked = evaluate_cli.parse(job.argv)
+    assert (settings.scale_list, settings.per_scale, asked.out) == ([0, 1], 3, tmp_path / "reports/mine")
+    assert asked.changed == {"data": "pics", "more_data": (), "base": "miniature", "trigger": "in ink", "held_out": 0.5}
+    kept_back = evaluated(tmp_path, queue, "--data=pics", "--held-out=0.3")  # other arguments: not the same report
+    job.out.mkdir(parents=True)
+    assert kept_back.out.name == "mine-2"
+    assert evaluate_cli.parse(kept_back.argv)[1].changed["held_out"] == 0.3
+    other = evaluation.report_folder(Places(tmp_path), queue, "mine", ["another"])
+    assert other.name == "mine-3"
+    assert evaluation.report_folder(Places(tmp_path), queue, "mine", job.argv[:-1]) == job.out  # it goes on
+    assert "--held-out" not in " ".join(evaluated(tmp_path, queue, "--preset=demo", name="demo").argv)
+
+
+def test_an_evaluation_says_how_far_it_is(tmp_path, capsys) -> None:
+    """From what `Gallery` itself prints, and the pictures that are there."""
+    job = evaluated(tmp_path, Queue(tmp_path / "queue"))
+    assert evaluation.progress_of(job).step == 0
+    subjects = [Subject("cat", "a cat", seed, "a cat") for seed in range(15)]
+
+    class Painter:
+        steps = 2
+
+        def __call__(self, prompts: list[str], seeds: list[int], scale: list[float]) -> np.ndarray:
+            return np.zeros((len(seeds), 8, 8, 3), np.uint8)
+
+    (job.folder / "started").touch()
+    gallery = Gallery(job.out / "pictures", Painter(), 4)
+    gallery.draw(subjects[:2], [0, 1])
+    gallery.draw(subjects, [0, 1])
+    job.log.write_text(capsys.readouterr().out)
+    pictures = sorted((job.out / "pictures").iterdir())
+    for k, picture in enumerate(pictures[:20]):
+        os.utime(picture, (k * 2.0 + 2e9, k * 2.0 + 2e9))
+    for picture in pictures[20:]:
+        picture.unlink()
+    progress = evaluation.progress_of(job)
+    assert progress.text == "picture 20 of 30, about 20 seconds left" and progress.seconds_left == 10 * 2.0
+    shown = markup.progress_bar(job, State.RUNNING, progress)
+    assert 'max="30"' in shown and 'value="20"' in shown and "mine: evaluate" in shown
+
+
+def test_the_scale_is_taken_of_a_finished_evaluation_alone(tmp_path) -> None:
+    with pytest.raises(UsageError, match="when it is done"):
+        evaluation.take(evaluated(tmp_path, Queue(tmp_path / "queue")))
 
 
 def test_the_curve_is_an_svg_with_its_numbers_in_words() -> None:
@@ -393,6 +456,11 @@ def test_install_py_puts_a_lora_where_a_web_ui_looks_and_refuses_in_its_own_word
                f"{module}.lora_up.weight": np.ones((320, 4), np.float16)}, lora)  # fmt: skip
     ended = install(host_flag(ui), ui, lora)
     assert not ended.error and (ui / "models/Lora/mine.safetensors").read_bytes() == lora.read_bytes()
+    assert (ui / "extensions/scribble-lora").exists()
+    ended = uninstall("--webui", ui)
+    assert not ended.error and str(ui / "models/Lora/mine.safetensors") in ended.printed
+    assert not list((ui / "models/Lora").iterdir()) and not list((ui / "extensions").iterdir()) and lora.exists()
+    assert hosts(Folders(tmp_path, [ui, tmp_path], more=False)) == [str(ui)]
     lora.write_bytes(b"cut off")
     assert "install.py: --lora" in install("--webui", ui, lora).error
 

@@ -20,10 +20,11 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install -e '.[page]'")
 
 from convert.errors import UsageError  # noqa: E402
-from trainer.page import step_result  # noqa: E402
+from trainer.page import reports, step_result  # noqa: E402
 from trainer.page.commands import Places, Wish  # noqa: E402
 from trainer.page.context import Context  # noqa: E402
 from trainer.page.folders import Folders  # noqa: E402
+from trainer.page.jobs import Job  # noqa: E402
 from trainer.page.page import build  # noqa: E402
 from trainer.page.queue import Queue  # noqa: E402
 from trainer.page.server import serve  # noqa: E402
@@ -90,13 +91,67 @@ def test_the_newest_drawing_of_a_lora_is_shown_once(page, tmp_path) -> None:
     for done in (lora, sample):
         (done.folder / "exit.json").write_text('{"status": 0}')
     results = step_result.Handlers(page)
-    offered, shown, seen = results.refresh(lora.id, ([], ""))
+    offered, shown, _, seen = results.refresh(lora.id, ([], "", ""))
     assert lora.id in str(offered) and "x: sample: done" in shown and "data:image/jpeg" in shown
     assert len({str(view) for view in results.refresh(lora.id, seen)}) == 1  # nothing
 
 
+def report_job(page: Context, name: str = "x") -> Job:
+    out = page.places.report(name)
+    return page.queue.add(kind="evaluate", name=name, module="trainer.evaluate", argv=["x.safetensors", f"--out={out}"],
+                          out=out, run=out, total=0, per_step=0)  # fmt: skip
+
+
+def test_a_finished_evaluation_shows_its_verdict_and_figures(page, tmp_path) -> None:
+    training = page.queue.add(kind="train", name="x", module="trainer", argv=[], out=tmp_path / "x", run=tmp_path, total=5,
+                              per_step=1)  # fmt: skip
+    (training.folder / "exit.json").write_text('{"status": 0}')
+    results, job = step_result.Handlers(page), report_job(page)
+    job.log.write_text("drawing: 3 of 30 pictures")
+    _, _, shown, seen = results.refresh(training.id, ([], "", ""))
+    assert "waits" in shown
+    said, *_ = results.take(training.id)
+    assert "when it is done" in said
+    job.out.mkdir(parents=True)
+    found = {"scale": 0.6, "low": 0.5, "high": 0.8, "best": 0.7, "gain": {"mean": 0.1, "low": 0.05, "high": 0.15},
+             "categories": 9, "verdict": "best"}  # fmt: skip
+    (job.out / "report.json").write_text(json.dumps({"groups": {}, "recommended": found, "warnings": ["a <b> line"]}))
+    (job.out / "index.html").write_text("<!doctype html>")
+    Image.new("RGB", (8, 8)).save(job.out / "figure-11-similarity.png")
+    (job.folder / "exit.json").write_text('{"status": 0}')
+    _, _, shown, seen = results.refresh(training.id, seen)
+    assert "Use scale 0.6" in shown and "a &lt;b&gt; line" in shown and "data:image/jpeg" in shown
+    assert f'href="{reports.address(job.id)}index.html"' in shown
+    assert len({str(view) for view in results.refresh(training.id, seen)}) == 1  # nothing
+
+
+def test_a_report_is_served_to_who_knows_its_address_and_nothing_else_is(page, address, tmp_path) -> None:
+    job = report_job(page)
+    (job.out / "pictures").mkdir(parents=True)
+    (job.out / "index.html").write_text("the report")
+    Image.new("RGB", (8, 8)).save(job.out / "pictures/a b.png")
+    (tmp_path / "secret.json").write_text("{}")
+    (job.out / "link.json").symlink_to(tmp_path / "secret.json")
+    (job.out / ".lock").touch()
+    base = f"{address}{reports.address(job.id)}"
+    with urllib.request.urlopen(f"{base}index.html") as answer:
+        assert answer.read() == b"the report" and answer.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in " ".join(answer.headers.get_all("content-security-policy"))
+    with urllib.request.urlopen(f"{base}pictures/a%20b.png") as answer:
+        assert answer.read() == (job.out / "pictures/a b.png").read_bytes()
+    training = page.queue.add(kind="train", name="y", module="trainer", argv=[], out=tmp_path, run=tmp_path, total=1,
+                              per_step=1)  # fmt: skip
+    for wrong in (f"{base}link.json", f"{base}../../secret.json", f"{base}%2e%2e/%2e%2e/secret.json", f"{base}.lock", base,
+                  f"{base}/etc/passwd", f"{base}a%00.json", f"{address}{reports.address(training.id)}secret.json",
+                  f"{address}/report/guess/{job.id}/index.html", f"{address}/report/"):  # fmt: skip
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(wrong)
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(urllib.request.Request(f"{base}index.html", headers={"Host": "evil.example"}))
+
+
 def test_presets_with_drawings_need_no_folder(page) -> None:
-    step = RecipeStep(None, None, [], [])  # type: ignore[arg-type]
+    step = RecipeStep(None, None, [], [], None)  # type: ignore[arg-type]
     assert step.wish("", "", "demo", "any", "x", "", 0, "").base == ""
     assert step.wish("", "", "paper", "own.safetensors", "x", "", 0, "").base == "own.safetensors"
     with pytest.raises(UsageError, match="no folder of pictures"):
@@ -104,7 +159,7 @@ def test_presets_with_drawings_need_no_folder(page) -> None:
 
 
 def test_a_page_that_is_opened_again_shows_what_the_last_training_was_given() -> None:
-    step = RecipeStep(None, None, [], ["--rank", "--flip"])  # type: ignore[arg-type]
+    step = RecipeStep(None, None, [], ["--rank", "--flip"], None)  # type: ignore[arg-type]
     wish = Wish(data="pictures", preset="character", name="x", sheets=0, options={"--flip": "no"})
     shown = step.values(json.loads(json.dumps(asdict(wish))))
     assert [shown[k] for k in (0, 2, 4, 6, 8, 9)] == ["pictures", "character", "x", 0, "", "no"]

@@ -50,7 +50,7 @@ def draw_plots(report: Report, out: Path) -> dict[str, bytes]:
     import matplotlib
 
     groups = report["groups"].values()
-    with matplotlib.rc_context({"svg.hashsalt": "scribble", "font.size": 11, "axes.spines.top": False,
+    with matplotlib.rc_context({"svg.hashsalt": "scribble", "font.size": 12, "axes.spines.top": False,
                                 "axes.spines.right": False}):  # fmt: skip
         return {plot.key: _save(_figure(report, plot), out / f"{plot.file}.png") for plot in PLOTS
                 if plot == STYLE_PROMPT or any(plot.key in group for group in groups)}
@@ -84,7 +84,7 @@ def _figure(report: Report, plot: Plot) -> Figure:
         axes.yaxis.set_minor_formatter("")
     x = "CLIP score of the prompt without trigger words" if plot == STYLE_PROMPT else "LoRA scale"
     axes.set(xlabel=x, ylabel=plot.axis, title=plot.title)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return figure
 
 

@@ -52,8 +52,8 @@ def page(report: Report, plots: dict[str, bytes], grids: dict[str, Grid]) -> str
         *(_grid(grid) for grid in grids.values()), _complex(report),
         "<h2>Numbers</h2>", *(_table(kind, group, report) for kind, group in report["groups"].items()), _diversity(report),
         "<p class=soft>In brackets 95 % intervals over categories: of the mean, and for the loss of its difference from the "
-        "base. There are none below four categories. <code>report.json</code> and <code>report.csv</code> have the numbers of "
-        "every picture.</p>", "<h2>How it was made</h2>", _facts(report), _prompts(report)]  # fmt: skip
+        "base. There are none below four categories. <a href=report.json>report.json</a> and <a href=report.csv>report.csv</a> "
+        "have the numbers of every picture.</p>", "<h2>How it was made</h2>", _facts(report), _prompts(report)]  # fmt: skip
     return document(f"{lora['name']}: evaluation", body)
 
 
@@ -64,10 +64,11 @@ def document(title: str, body: list[str]) -> str:
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n" + "\n".join(body) + "\n</html>\n")
 
 
-def figure(svg: bytes, alt: str, caption: str) -> str:
-    """A plot, within the page, with its caption."""
+def figure(svg: bytes, alt: str, caption: str, *, least: int = 0) -> str:
+    """A plot, within the page, with its caption. least: pixels of width below which it scrolls instead of shrinking."""
     data = base64.b64encode(svg).decode()
-    return (f"<figure><img alt='{escape(alt)}' src='data:image/svg+xml;base64,{data}'>"
+    image = f"<img style='min-width: {least}px' alt='{escape(alt)}' src='data:image/svg+xml;base64,{data}'>"
+    return (f"<figure>{scrolled('wide', alt, image) if least else image}"
             f"<figcaption><small>{escape(caption)}</small></figcaption></figure>")
 
 
@@ -80,18 +81,25 @@ def number(mean: float | None, low: float | None, high: float | None) -> str:
 
 def rows(head: list[str], lines: list[tuple[list[str], bool]]) -> str:
     """A table with a sticky first column; a line is its cells, HTML, and whether it is marked."""
-    body = "".join(f"<tr{' class=best' if marked else ''}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-                   for cells, marked in lines)  # fmt: skip
-    top = "".join(f"<th>{escape(title)}</th>" for title in head)
-    return f"<div class=numbers><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    body = "".join(f"<tr{' class=best' if marked else ''}><th scope=row>{first}</th>"
+                   + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>" for (first, *others), marked in lines)
+    top = "".join(f"<th scope=col>{escape(title)}</th>" for title in head)
+    return scrolled("numbers", f"table: {', '.join(head)}",
+                    f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def scrolled(kind: str, label: str, inner: str) -> str:
+    """What may be wider than the screen, in a frame that scrolls sideways, by keyboard too."""
+    return f"<div class={kind} tabindex=0 role=region aria-label='{escape(label)}'>{inner}</div>"
 
 
 def _grid(grid: Grid) -> str:
     stream = io.BytesIO()
     grid["image"].save(stream, format="JPEG", quality=88, optimize=True)
     data, width = base64.b64encode(stream.getvalue()).decode(), grid["image"].width
-    return (f"<h2>{escape(grid['title'])}</h2><div class=wide><img alt='{escape(grid['title'])}, one column for each scale' "
-            f"style='width: clamp({min(width, LEAST_WIDTH)}px, 100%, {width}px)' src='data:image/jpeg;base64,{data}'></div>"
+    drawn = (f"<img alt='{escape(grid['title'])}, one column for each scale' style='width: "
+             f"clamp({min(width, LEAST_WIDTH)}px, 100%, {width}px)' src='data:image/jpeg;base64,{data}'>")
+    return (f"<h2>{escape(grid['title'])}</h2>" + scrolled("wide", grid["title"], drawn) +
             f"<small>Left to right: LoRA scale; a row shares seed and noise. Large: "
             f"<a href='{quote(grid['file'])}'>{escape(grid['file'])}</a></small>")
 
@@ -120,13 +128,13 @@ def _complex(report: Report) -> str:
         curves = [found[side][key] for key in keys for side in ("with", "without")]
         cells = [number(*(curve[part][k] for part in PARTS)) for curve in curves]
         lines.append(([f"{scale:g}", *cells], scale == report["recommended"]["scale"]))
-    ways = [f"{found[side]['half_way']:g}" if found[side]["half_way"] is not None else "none of these scales"
+    ways = [f"at {found[side]['half_way']:g}" if found[side]["half_way"] is not None else "at none of these scales"
             for side in ("with", "without")]  # fmt: skip
     few = "" if found["with"]["similarity"]["categories"] >= 4 else " Below four prompts there are no intervals."
     return ("<h2>Complex prompts with and without the trigger words</h2><p class=soft>The paper (section 4.2.2) sees the style "
-            "with the words from scale 0.7 on and without them from 0.9 on. Here half of the way from the base's ink distance "
-            f"to the drawings' own is covered from {ways[0]} on with them, from {ways[1]} on without. Similarity: to all "
-            f"held-out drawings.{few}</p>" + rows(head, lines))
+            "with the words from scale 0.7 on and without them from 0.9 on. Here the ink distance first comes half of the way "
+            f"from the base's to the drawings' own {ways[0]} with them, and {ways[1]} without. Similarity: to all held-out "
+            f"drawings.{few}</p>" + rows(head, lines))
 
 
 def _diversity(report: Report) -> str:

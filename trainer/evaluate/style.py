@@ -16,14 +16,15 @@ p { max-width: 46rem; margin: .4rem 0 } .soft, figcaption, small { color: var(--
 .warning { border-color: var(--warn); font-size: 1rem; margin: .5rem 0 }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
 figure { margin: 0 } .plots img { width: 100%; height: auto; background: #fff; border-radius: .4rem; display: block }
-.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; background: #fff; border-radius: .4rem;
-        border: 1px solid var(--line) }
+.wide { background: #fff; border-radius: .4rem; border: 1px solid var(--line) }
 .wide img { display: block; height: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; width: 100%; background: var(--paper) }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { position: sticky; left: 0; background: inherit }
-tr.best { background: var(--card); font-weight: 600 }
-.numbers { overflow-x: auto } details { margin: .6rem 0 } summary { cursor: pointer } code { font-size: .9em }
-.facts td, .facts th { text-align: left; white-space: normal; vertical-align: top }
+tr { background: var(--paper) } th:first-child { position: sticky; left: 0; background: inherit; font-weight: inherit }
+thead { font-weight: 600 } tr.best { background: var(--card); font-weight: 600 }
+.numbers, .wide { overflow-x: auto; margin: .4rem 0 } .numbers table { width: auto; min-width: min(100%, 24rem) }
+.numbers small { display: block; font-weight: 400 }
+details { margin: .6rem 0 } summary { cursor: pointer } code { font-size: .9em }
+.facts th { font-weight: 600 } .facts td, .facts th { text-align: left; white-space: normal; vertical-align: top }
 .facts th { white-space: nowrap; overflow-wrap: normal }
 """

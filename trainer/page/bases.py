@@ -25,6 +25,11 @@ def host_flag(folder: Path) -> str:
     return next((flag for inner in INNER for place, flag in PLACES.items() if (folder / inner / place).is_dir()), "")
 
 
+def hosts(folders: Folders) -> list[str]:
+    """Those of the named folders that are a web UI's or a ComfyUI's."""
+    return [str(folder) for folder in folders.named if host_flag(folder)]
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Single-file checkpoints of SD1.5 in the host in `folder`, by name, at most 500; inpainting ones are left out.
 

@@ -129,6 +129,15 @@ def dry_run(argv: Sequence[str]) -> Ended:
 
 def install(flag: str, host: Path, lora: Path) -> Ended:
     """`python install.py`: link this repository into a host and place a LoRA there. UsageError where this is no checkout."""
+    return _install(f"{flag}={host}", f"--lora={lora}")
+
+
+def uninstall(flag: str, host: Path) -> Ended:
+    """`python install.py --uninstall`: take out of a host what was placed there, and nothing else. UsageError as above."""
+    return _install(f"{flag}={host}", "--uninstall")
+
+
+def _install(*words: str) -> Ended:
     if not INSTALL.is_file():
         raise UsageError(f"{INSTALL}: is missing: the page can install only from a clone of the repository")
-    return run_command([str(INSTALL), f"{flag}={host}", f"--lora={lora}"])
+    return run_command([str(INSTALL), *words])

@@ -109,11 +109,11 @@ class Job:
     def stopped(self, status: int) -> bool:
         return status == STOPPED or (status < 0 and (self.folder / STOP).exists())
 
-    def said(self) -> str:
-        """The end of what the command has printed."""
+    def said(self, *, whole: bool = False) -> str:
+        """The end of what the command has printed, or all of it."""
         try:
             with open(self.log, "rb") as file:
-                file.seek(max(0, os.path.getsize(self.log) - TAIL))
+                file.seek(0 if whole else max(0, os.path.getsize(self.log) - TAIL))
                 return file.read().decode("utf-8", "replace")
         except FileNotFoundError:
             return ""

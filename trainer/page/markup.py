@@ -8,6 +8,7 @@ from pathlib import Path
 
 from convert.errors import JobError
 from trainer.data.records import Row
+from trainer.page.commands import Ended
 from trainer.page.jobs import Job, State
 from trainer.page.pictures import picture_uri
 from trainer.page.progress import Progress
@@ -15,9 +16,11 @@ from trainer.page.progress import Progress
 STYLE = """<style>
 .gradio-container {max-width: 1100px !important; margin: 0 auto !important}
 .gradio-container {--block-info-text-color: #555; --block-label-text-color: #333}
+.gradio-container ::placeholder {color: var(--block-info-text-color) !important; opacity: 1 !important}
 .curve {width: 100%; max-width: 720px}
 .said {min-height: 1.5em} .said p, .bar p {margin: 0.3em 0; white-space: pre-wrap; overflow-wrap: anywhere}
 .good, .bad {border-left: 4px solid #1b7f3b; padding-left: 0.6em} .bad {border-color: #b00020}
+.warning {border-left: 4px solid #a85a00; padding-left: 0.6em}
 .facts {border-collapse: collapse; width: 100%} .facts caption {text-align: left; font-weight: bold}
 .facts td, .facts th {text-align: left; vertical-align: top; padding: 0.2em 0.8em 0.2em 0} .facts .marked {font-weight: bold}
 .facts td {overflow-wrap: anywhere}
@@ -34,6 +37,20 @@ def bad(text: object) -> str:
 
 def good(text: str) -> str:
     return f'<p class="good">{escape(text)}</p>' if text else ""
+
+
+def warning(text: str) -> str:
+    return f'<p class="warning">{escape(text)}</p>'
+
+
+def link(address: str, text: str) -> str:
+    """A link that leaves the page where it is."""
+    return f'<p><a href="{escape(address)}" target="_blank" rel="noopener">{escape(text)}</a> (in a tab of its own)</p>'
+
+
+def ended(command: Ended) -> str:
+    """What a short command printed, or its one line of what is wrong."""
+    return bad(command.error) if command.error else good(command.printed.strip())
 
 
 def facts(rows: Sequence[Row], notes: Iterable[str], problems: Iterable[str]) -> str:
@@ -86,10 +103,10 @@ def line(job: Job, state: State) -> str:
 def progress_bar(job: Job, state: State, progress: Progress) -> str:
     """A bar, and its numbers in words. Before the first step and after the last the command's own line stands there."""
     words = f"{job.title}: {state.value}"
-    if job.total and progress.step:
+    if progress.step:
         words += f", {progress.text}"
-    if state is not State.WAITING and progress.step in (0, job.total):  # before the first step and after the last
+    if state is not State.WAITING and (not progress.step or progress.step >= progress.total):
         words += f". {job.last_line()}"
-    bar = (f'<progress aria-label="training" max="{job.total}" value="{min(progress.step, job.total)}"></progress>'
-           if job.total else "")
+    bar = (f'<progress aria-label="{escape(job.title)}" max="{progress.total}" '
+           f'value="{min(progress.step, progress.total)}"></progress>' if progress.total else "")
     return f'<p class="{"bad" if state is State.FAILED else "good"}">{escape(words)}</p>{bar}'

@@ -10,10 +10,16 @@ from trainer.page import markup, step_pictures, step_recipe, step_result, step_t
 from trainer.page.context import Context
 
 TITLE = "Scribble LoRA"
-ANNOUNCE = """() => { for (const place of document.querySelectorAll(".said")) {
-    if (place.parentElement.closest(".said")) continue;
-    place.setAttribute("role", "status"); place.setAttribute("aria-live", "polite"); } }"""
-"""Screen readers announce what is said there."""
+ANNOUNCE = """() => { const tell = () => {
+    for (const place of document.querySelectorAll(".said:not([role])")) {
+        if (place.parentElement.closest(".said")) continue;
+        place.setAttribute("role", "status"); place.setAttribute("aria-live", "polite"); }
+    for (const group of document.querySelectorAll("fieldset:not([aria-label])")) {
+        const title = group.querySelector("[data-testid=block-info]");
+        if (title) group.setAttribute("aria-label", title.textContent.trim()); }
+    for (const arrow of document.querySelectorAll("svg.dropdown-arrow")) arrow.setAttribute("aria-hidden", "true"); };
+    tell(); new MutationObserver(tell).observe(document.body, {childList: true, subtree: true}); }"""
+"""For screen readers, what Gradio leaves out: they announce what is said there, and groups of choices have a name."""
 
 
 def build(page: Context) -> gr.Blocks:
@@ -27,7 +33,7 @@ def build(page: Context) -> gr.Blocks:
         pictures.listen(recipe.preset, recipe.base)
         controls = [pictures.folder, pictures.trigger, *recipe.controls]
         train = step_train.build(page, recipe.wish, controls)
-        step_result.build(page, train.timer)
+        step_result.build(page, train.timer, recipe.host)
         blocks.load(None, js=ANNOUNCE)
         blocks.load(lambda: _last(page, recipe), None, controls, show_progress="hidden")
     return blocks

@@ -13,24 +13,25 @@ from trainer.runs.loss_curve import running_mean
 from trainer.sample.prompts import SHEET
 from trainer.training.metrics import read_lines
 
-RECENT = 20  # steps whose pace tells the time that is left
+RECENT, FEWEST = 20, 4  # steps whose pace tells the time that is left, and how many it takes
 POINTS = 300  # of the curve
 WIDTH, HEIGHT, MARGIN = 640, 220, 40  # of the curve, in its own units
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A training's numbers."""
+    """A training's or an evaluation's numbers."""
 
     step: int
     total: int
     loss: float | None
     seconds_left: float | None
+    unit: str = "step"
 
     @property
     def text(self) -> str:
         """A sentence: "step 40 of 360, loss 0.0412, about 3 minutes left"."""
-        parts = [f"step {self.step} of {self.total}"]
+        parts = [f"{self.unit} {self.step} of {self.total}"]
         parts += [f"loss {self.loss:.4f}"] if self.loss is not None else []
         if self.seconds_left is not None and self.step < self.total:
             parts.append(f"about {in_words(self.seconds_left)} left")
@@ -58,11 +59,14 @@ class MetricsFiles:
 
 
 def progress_of(job: Job, lines: list[dict[str, Any]]) -> Progress:
-    """From the lines of metrics.jsonl. The time left is the pace of the last steps times the steps that remain."""
+    """From the lines of metrics.jsonl. The time left is the pace of the last steps times the steps that remain.
+
+    The first step, which compiles, and the two after it tell nothing yet.
+    """
     steps = [line for line in lines if "loss" in line]
     step = int(steps[-1]["step"]) if steps else 0
     paces = [line["pictures_per_second"] for line in steps[-RECENT:] if line.get("pictures_per_second")]
-    left = (job.total - step) * job.per_step / median(paces) if paces else None
+    left = (job.total - step) * job.per_step / median(paces) if len(paces) >= FEWEST else None
     return Progress(step, job.total, steps[-1]["loss"] if steps else None, left)
 
 

@@ -14,10 +14,20 @@ import gradio as gr  # noqa: E402
 from trainer.page.context import Context  # noqa: E402
 from trainer.page.guard import LOOPBACK, OwnPagesOnly  # noqa: E402
 from trainer.page.page import build  # noqa: E402
+from trainer.page.reports import Reports  # noqa: E402
 from trainer.terminal import say  # noqa: E402
 
 TICK = 1.0  # seconds between looks at the queue
 USER = "scribble"
+
+
+def theme() -> gr.themes.Default:
+    """Gradio's own, with the fonts of the machine and main buttons dark enough for white words (contrast above 4.5)."""
+    fills = {f"button_primary_background_fill{kind}": f"*primary_{shade}" for kind, shade in
+             (("", 700), ("_dark", 700), ("_hover", 800), ("_hover_dark", 800))}  # fmt: skip
+    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(**fills)
+
+
 def serve(page: Context, *, host: str, port: int, browser: bool, stop: threading.Event) -> None:
     """Serve until `stop` is set. On an address that others reach it asks for a password, which is printed."""
     from starlette.middleware import Middleware
@@ -28,8 +38,9 @@ def serve(page: Context, *, host: str, port: int, browser: bool, stop: threading
         server_name=host, server_port=port, inbrowser=browser, share=False, quiet=True, prevent_thread_lock=True,
         show_error=False, footer_links=[], ssr_mode=False, enable_monitoring=False, mcp_server=False, max_file_size=0,
         auth=(USER, password) if password else None,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        app_kwargs={"middleware": [Middleware(OwnPagesOnly, hosts=LOOPBACK if local else ())]})  # fmt: skip
+        theme=theme(),
+        app_kwargs={"middleware": [Middleware(OwnPagesOnly, hosts=LOOPBACK if local else ()),
+                                   Middleware(Reports, queue=page.queue)]})  # fmt: skip
     say(f"the page is at {url}" + (f" (user {USER}, password {password})" if password else ", for this machine only"))
     say("closing it or stopping this with Ctrl-C stops no training")
     while not stop.wait(TICK):

@@ -12,14 +12,14 @@ import gradio as gr
 from convert.errors import UsageError
 from trainer.page import markup
 from trainer.page.answers import answer, answering
-from trainer.page.bases import checkpoints
+from trainer.page.bases import checkpoints, hosts
 from trainer.page.commands import Wish, dry_run, training_arguments
 from trainer.page.context import Context
 from trainer.page.options import Option, options
-from trainer.presets import DEMO, PAPER, PRESETS, STYLE
+from trainer.presets import CHARACTER, DEMO, PAPER, PRESETS, STYLE
 from trainer.recipe import DEFAULT_BASE, MINIATURE
 
-LABELS = {STYLE: "style, of your pictures", "character": "character or thing, of your pictures",
+LABELS = {STYLE: "style, of your pictures", CHARACTER: "character or thing, of your pictures",
           PAPER: "the paper's doodles, on Stable Diffusion 1.5", DEMO: "demo: doodles on the miniature"}  # fmt: skip
 BASES = [("Stable Diffusion 1.5, from the hub (4 GB, once)", DEFAULT_BASE),
          ("the embedded miniature: tiny, needs no GPU, for trying out", MINIATURE)]  # fmt: skip
@@ -36,6 +36,7 @@ class RecipeStep:
     controls: list[Any]
     """inputs of `wish`, after the folder and the trigger words"""
     flags: list[str]
+    host: gr.Dropdown
 
     def wish(self, folder: str, trigger: str, preset: str, base: str, name: str, samples: str, sheets: float, prompts: str,
              *values: str | None) -> Wish:  # fmt: skip
@@ -62,12 +63,12 @@ def build(page: Context, folder: Any, trigger: Any) -> RecipeStep:
                        info="the Stable Diffusion 1.5 that is trained on: one of these, or the path of a checkpoint in a "
                        "folder that you named; the demo has its own")
     with gr.Row():
-        host = gr.Textbox(label="Folder of your web UI or ComfyUI", max_lines=1, scale=3,
-                          info="its checkpoints of Stable Diffusion 1.5 are then offered under Base")
+        host = gr.Dropdown(hosts(page.folders), value="", allow_custom_value=True, label="Folder of your web UI or ComfyUI",
+                           info="its checkpoints of Stable Diffusion 1.5 are then offered under Base", scale=3)
         find = gr.Button("Find its checkpoints", scale=1)
     name = gr.Textbox(label="Name of the LoRA", value="mystyle", max_lines=1)
     samples = gr.Textbox(label="Length: pictures seen in all", max_lines=1,
-                         placeholder="as the preset says: 3000 for your own pictures")
+                         placeholder="3000 for your own pictures, 1000 on the miniature")
     sheets = gr.Slider(0, 10, value=4, step=1, label="How often it draws samples on the way")
     prompts = gr.Textbox(label="Prompts of these samples, one a line", placeholder="three of the captions", lines=3)
     known = options()
@@ -79,7 +80,7 @@ def build(page: Context, folder: Any, trigger: Any) -> RecipeStep:
     report = gr.Textbox(label="What the command line says", lines=4, max_lines=60, interactive=False, visible=False,
                         elem_classes=["report"])
     controls = [preset, base, name, samples, sheets, prompts, *fields]
-    step = RecipeStep(preset, base, controls, [option.flag for option in known])
+    step = RecipeStep(preset, base, controls, [option.flag for option in known], host)
 
     @answering(2)
     def find_checkpoints(text: str) -> tuple[Any, ...]:

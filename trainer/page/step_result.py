@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from convert.errors import BadCard, UsageError
-from trainer.page import commands, markup
+from convert.errors import BadCard, JobError, UsageError
+from trainer.page import commands, evaluation, markup
 from trainer.page.answers import answer, answering
-from trainer.page.bases import host_flag
+from trainer.page.bases import host_flag, hosts
 from trainer.page.card import Card, read_card, write_card
 from trainer.page.context import Context
-from trainer.page.jobs import Job
+from trainer.page.jobs import Job, State
+from trainer.page.reports import address
+
+HOST = "host"
+"""One thing at a time is done to a web UI or a ComfyUI."""
 
 
-def build(page: Context, timer: gr.Timer) -> None:
+def build(page: Context, timer: gr.Timer, known_host: gr.Dropdown) -> None:
+    """known_host: the folder of the user's web UI or ComfyUI, if step 2 was told it."""
     gr.Markdown("## 4. Result")
     handlers = Handlers(page)
-    lora, said, seen = gr.Dropdown([], allow_custom_value=True, label="Finished LoRA"), answer(), gr.State(([], ""))
+    lora, said, seen = gr.Dropdown([], allow_custom_value=True, label="Finished LoRA"), answer(), gr.State(([], "", ""))
     picture = gr.HTML(elem_classes=["drawn"])
     place = gr.Textbox(label="Its file", interactive=False, max_lines=2)
     command = gr.Textbox(label="The command that does the same", interactive=False, lines=3, max_lines=8)
@@ -35,21 +41,29 @@ def build(page: Context, timer: gr.Timer) -> None:
         draw = gr.Button("Draw (in the queue)")
     drawing = gr.HTML(elem_classes=["drawn", "bar"])
     with gr.Accordion("Which scale is best? Evaluate it", open=False):
-        gr.Markdown("Draws at every scale and tests each against the base. It waits in the queue like a training. Its report "
-                    "is a file to open: `reports/<name>/index.html` beside the LoRA.")
-        take = gr.Checkbox(True, label="Write the recommended scale, if there is one, into the file and its card")
-        evaluate = gr.Button("Evaluate (in the queue)")
+        gr.Markdown("Draws at every scale and tests each against the base. It waits in the queue like a training. It is fair "
+                    "if training kept pictures back: `--held-out 0.3` under *All options*.")
+        measured = gr.Textbox(label="Scales to measure, with commas or first:last:step", value="0:1:0.1", max_lines=1)
+        count = gr.Slider(2, 40, value=20, step=1, label="Pictures at each scale")
+        with gr.Row():
+            evaluate, take = gr.Button("Evaluate (in the queue)"), gr.Button("Take the recommended scale")
+    verdict = gr.HTML(elem_classes=["drawn", "bar"])
     with gr.Accordion("Put it into my web UI or ComfyUI", open=False):
-        host = gr.Textbox(label="Folder of your web UI or ComfyUI", max_lines=1)
-        install = gr.Button("Put it there")
+        hosts_known = hosts(page.folders)
+        host = gr.Dropdown(hosts_known, value=hosts_known[-1] if hosts_known else "", allow_custom_value=True,
+                           label="Folder of your web UI or ComfyUI, to put it into")  # fmt: skip
+        with gr.Row():
+            install, remove = gr.Button("Put it there"), gr.Button("Take out all that was put there")
     card = [words, weight, description, notes]
-    shown = [said, picture, place, command, *card]
-    gr.on([lora.change], handlers.show, lora, shown, show_progress="hidden")
+    gr.on([lora.change], handlers.show, lora, [said, picture, place, command, *card], show_progress="hidden")
     save.click(handlers.save, [lora, *card], said)
     draw.click(handlers.draw, [lora, prompt, scales, seeds], said)
-    evaluate.click(handlers.evaluate, [lora, take], said)
-    install.click(handlers.install, [lora, host], said, concurrency_limit=1)
-    timer.tick(handlers.refresh, [lora, seen], [lora, drawing, seen], show_progress="hidden")
+    evaluate.click(handlers.evaluate, [lora, measured, count], said)
+    take.click(handlers.take, lora, [said, *card], concurrency_limit=1)
+    known_host.change(None, known_host, host, js="text => text")
+    install.click(handlers.install, [lora, host], said, concurrency_limit=1, concurrency_id=HOST)
+    remove.click(handlers.remove, host, said, concurrency_limit=1, concurrency_id=HOST)
+    timer.tick(handlers.refresh, [lora, seen], [lora, drawing, verdict, seen], show_progress="hidden")
 
 
 class Handlers:
@@ -57,22 +71,23 @@ class Handlers:
 
     def __init__(self, page: Context) -> None:
         self.page = page
-        self.show = answering(8)(self._show)
-        self.save, self.draw = answering(1)(self._save), answering(1)(self._draw)
-        self.evaluate, self.install = answering(1)(self._evaluate), answering(1)(self._install)
+        self.show, self.take = answering(8)(self._show), answering(5)(self._take)
+        self.save, self.draw, self.evaluate = (answering(1)(act) for act in (self._save, self._draw, self._evaluate))
+        self.install, self.remove = answering(1)(self._install), answering(1)(self._remove)
 
-    def refresh(self, id: str | None, seen: tuple[list[str], str]) -> tuple[Any, ...]:
+    def refresh(self, id: str | None, seen: tuple[list[str], str, str]) -> tuple[Any, ...]:
         """Offer LoRAs that were finished meanwhile, and show what became of the newest drawing and evaluation."""
         finished, jobs = self.page.queue.finished(), self.page.queue.jobs()
         ids, name = [job.id for job in finished], next((job.name for job in jobs if job.id == id), "")
-        work = [(job, self.page.queue.state(job)) for job in jobs if job.name == name and job.kind != "train"][-1:]
-        now = (ids, str([(job.id, state, job.last_line()) for job, state in work]))
+        newest = {job.kind: (job, self.page.queue.state(job)) for job in jobs if job.name == name}
+        samples, evaluations = newest.get("sample"), newest.get(evaluation.KIND)
+        now = (ids, _stamp(samples), _stamp(evaluations))
         if now == tuple(seen):
-            return gr.skip(), gr.skip(), gr.skip()
+            return (gr.skip(),) * 4
         kept = {} if id in ids else {"value": ids[0] if ids else None}
         offered = gr.skip() if ids == seen[0] else gr.update(choices=[(job.name, job.id) for job in finished], **kept)
-        shown = "".join(markup.line(job, state) + markup.drawn(job.out, f"drawn with {name}") for job, state in work)
-        return offered, shown if now[1] != seen[1] else gr.skip(), now
+        drawn = gr.skip() if now[1] == seen[1] else _drawing(samples, name)
+        return offered, drawn, gr.skip() if now[2] == seen[2] else _verdict(evaluations), now
 
     def _show(self, id: str | None) -> tuple[Any, ...]:
         job = self._job(id)
@@ -97,13 +112,23 @@ class Handlers:
                 *_given(job, "--base", "--tokenizer")]  # fmt: skip
         return self._queue(job, "sample", "trainer.sample", argv, out)
 
-    def _evaluate(self, id: str | None, take: bool) -> str:
+    def _evaluate(self, id: str | None, scales: str, pictures: float) -> str:
         job = self._job(id)
-        out = self.page.places.report(job.name)
+        argv = evaluation.arguments(job, scales, int(pictures))
+        out = evaluation.report_folder(self.page.places, self.page.queue, job.name, argv)
         out.parent.mkdir(exist_ok=True)
-        argv = [str(job.out), f"--out={out}", *_given(job, "--base", "--tokenizer", "--data", "--trigger", "--cache"),
-                *["--write"] * take]  # fmt: skip
-        return self._queue(job, "evaluate", "trainer.evaluate", argv, out)
+        return self._queue(job, evaluation.KIND, evaluation.MODULE, [*argv, f"--out={out}"], out)
+
+    def _take(self, id: str | None) -> tuple[Any, ...]:
+        """The card is shown anew: its preferred weight is another."""
+        job = self._job(id)
+        made = [other for other in self.page.queue.jobs() if other.kind == evaluation.KIND and other.name == job.name]
+        if not made:
+            raise UsageError(f"{job.name}: is not evaluated yet: evaluate it first")
+        ended = evaluation.take(made[-1])
+        if ended.error:
+            raise UsageError(ended.error)
+        return markup.good(ended.printed.strip()), *read_card(job.out)
 
     def _queue(self, job: Job, kind: str, module: str, argv: list[str], out: Any) -> str:
         self.page.queue.add(kind=kind, name=job.name, module=module, argv=argv, out=out, run=job.run, total=0, per_step=0)
@@ -111,18 +136,47 @@ class Handlers:
         return markup.good(f"{job.name}: {kind} is in the queue: step 3 shows it")
 
     def _install(self, id: str | None, host: str) -> str:
-        job, folder = self._job(id), self.page.folders.name(host)
+        job, (flag, folder) = self._job(id), self._host(host)
+        return markup.ended(commands.install(flag, folder, job.out))
+
+    def _remove(self, host: str) -> str:
+        return markup.ended(commands.uninstall(*self._host(host)))
+
+    def _host(self, text: str) -> tuple[str, Path]:
+        """install.py's flag for the folder, and the folder."""
+        folder = self.page.folders.name(text)
         flag = host_flag(folder)
         if not flag:
-            raise UsageError(f"{folder}: is no folder of a web UI or a ComfyUI")
-        ended = commands.install(flag, folder, job.out)
-        return markup.bad(ended.error) if ended.error else markup.good(ended.printed.strip())
+            raise UsageError(f"{folder}: is not the folder of a web UI or a ComfyUI")
+        return flag, folder
 
     def _job(self, id: str | None) -> Job:
         job = self.page.queue.find(id)
         if job is None:
             raise UsageError("no LoRA is chosen: train one first")
         return job
+
+
+Work = tuple[Job, State] | None
+"""The newest job of a kind, and what it is at."""
+
+
+def _stamp(work: Work) -> str:
+    return str([(job.id, state, job.last_line()) for job, state in [work]]) if work else ""
+
+
+def _drawing(work: Work, name: str) -> str:
+    return markup.line(*work) + markup.drawn(work[0].out, f"drawn with {name}") if work else ""
+
+
+def _verdict(work: Work) -> str:
+    """How far the evaluation is; when it is done, its report in short."""
+    if not work or work[1] is not State.DONE:
+        return markup.line(*work) if work else ""
+    try:
+        return evaluation.summary(work[0], address(work[0].id)) or markup.line(*work)
+    except (JobError, UsageError) as error:
+        return markup.bad(error)
 
 
 def _given(job: Job, *flags: str) -> list[str]:

@@ -11,7 +11,7 @@ import gradio as gr
 
 from convert.errors import UsageError
 from trainer.data.ours import METRICS
-from trainer.page import markup
+from trainer.page import evaluation, markup
 from trainer.page.answers import answer, answering
 from trainer.page.commands import Wish
 from trainer.page.context import Context
@@ -108,7 +108,8 @@ class Watcher:
         if job is None:
             return {"bar": "", "loss": "", "sheet": (None, 0), "log": ""}
         lines = self._metrics.lines(job.run / METRICS) if job.total else []
+        progress = evaluation.progress_of(job) if job.kind == evaluation.KIND else progress_of(job, lines)
         sheet = newest_sheet(job.run) if job.total else job.out
         stamp = sheet.stat().st_mtime_ns if sheet and sheet.is_file() else 0
-        return {"bar": markup.progress_bar(job, state, progress_of(job, lines)), "loss": curve(lines),
+        return {"bar": markup.progress_bar(job, state, progress), "loss": curve(lines),
                 "sheet": (sheet if stamp else None, stamp), "log": job.said()}
