@@ -5,11 +5,21 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
 
 EVENT = "scribble_lora.notice"
 """Its data: {"text": "…"}."""
 
 Tell = Callable[[str], None]
+
+Outputs = TypeVar("Outputs", bound="tuple[Any, ...]")
+
+
+class WithText(TypedDict):
+    """A node's outputs with texts beside them, in ComfyUI's form."""
+
+    ui: dict[str, list[str]]
+    result: tuple[Any, ...]
 
 
 def tell(text: str) -> None:
@@ -22,13 +32,18 @@ def tell(text: str) -> None:
         server.send_sync(EVENT, {"text": text}, server.client_id)
 
 
-def once() -> Tell:
-    """`tell` for work that applies one file many times: a text is told the first time only."""
-    told: set[str] = set()
+class Told:
+    """`tell` for the work of one node, where a text is told the first time only, and its result."""
 
-    def tell_once(text: str) -> None:
-        if text not in told:
-            told.add(text)
+    def __init__(self) -> None:
+        self._texts: dict[str, None] = {}
+
+    def __call__(self, text: str) -> None:
+        """Tell it."""
+        if text and text not in self._texts:
+            self._texts[text] = None
             tell(text)
 
-    return tell_once
+    def beside(self, outputs: Outputs) -> Outputs | WithText:
+        """The node's outputs; if anything was told, with the texts, which ComfyUI keeps in the history for API clients."""
+        return WithText(ui={"text": list(self._texts)}, result=outputs) if self._texts else outputs

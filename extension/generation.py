@@ -85,6 +85,11 @@ class Generation:
         infotext.fail(p.extra_generation_params, text, nothing_applied=nothing_applied)
         self.tell(text)
 
+    def note(self, p: Processing, text: str) -> None:
+        """Report what the user should know of a file that is applied, in the same places."""
+        infotext.notice(p.extra_generation_params, text)
+        self.tell(text)
+
 
 Loader = Callable[[str | None], LoraFiles]
 """Returns the files; rescans the folders first if the name is not among them."""
@@ -105,7 +110,7 @@ def begin(
         request = parse(args, adapter=getattr(p, AXIS_ADAPTER, None), scale=getattr(p, AXIS_SCALE, None))
         if request is not None:
             this.files = load(request.adapter)
-            this.applied = _applied(this, request)
+            this.applied = _applied(p, this, request)
             infotext.write(
                 p.extra_generation_params, this.files.spelled(this.applied.name), this.applied.scale, request.use_trigger_words
             )
@@ -114,7 +119,7 @@ def begin(
     return this
 
 
-def _applied(this: Generation, request: Request) -> Applied:
+def _applied(p: Processing, this: Generation, request: Request) -> Applied:
     found = this.files.chosen(request.adapter)
     if found is None:
         raise BadRequest(f"nothing was applied: adapter {_shown(request.adapter)} {this.files.why_missing(request.adapter)}")
@@ -123,7 +128,7 @@ def _applied(this: Generation, request: Request) -> Applied:
         raise BadRequest(f"nothing was applied: {found.name}: {problem}")
     for said in (found.why, notice(found, this.model)):
         if said:
-            this.tell(f"{found.name}: {said}")
+            this.note(p, f"{found.name}: {said}")
     scale = recommended(found) if request.scale is None else request.scale
     return Applied(found, scale, found.card.trigger_words if request.use_trigger_words else "")
 
@@ -190,7 +195,7 @@ def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
         part = "has no effect, or not the whole" if found.use is Use.CONVERT else "has no effect"
         this.tell(f"{tag.text} {part}: {name}: {problem}")
     elif said:
-        this.tell(f"{tag.text}: {name}: {said}")
+        this.note(p, f"{tag.text}: {name}: {said}")
 
 
 def verify(

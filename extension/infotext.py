@@ -10,6 +10,7 @@ ADAPTER = "Scribble LoRA adapter"  # not "Scribble LoRA": the web UI drops a val
 SCALE = "Scribble LoRA scale"
 TRIGGER = "Scribble LoRA trigger words"
 ERROR = "Scribble LoRA error"
+NOTICE = "Scribble LoRA notice"
 
 APPLIED = (ADAPTER, SCALE, TRIGGER)
 
@@ -26,7 +27,7 @@ def write(params: Params, adapter: str, scale: float, use_trigger_words: bool) -
 
 def clear(params: Params) -> None:
     """Remove our keys: one run of the X/Y/Z plot shares them with the next."""
-    for key in (*APPLIED, ERROR):
+    for key in (*APPLIED, ERROR, NOTICE):
         params.pop(key, None)
 
 
@@ -34,11 +35,20 @@ def fail(params: Params, text: str, *, nothing_applied: bool = True) -> None:
     """Write what went wrong; if nothing was applied, our other keys go."""
     for key in APPLIED if nothing_applied else ():
         params.pop(key, None)
-    before = params.get(ERROR)
+    _add(params, ERROR, text)
+
+
+def notice(params: Params, text: str) -> None:
+    """Write what is worth knowing of a file that was applied."""
+    _add(params, NOTICE, text)
+
+
+def _add(params: Params, key: str, text: str) -> None:
+    before = params.get(key)
     if not before:
-        params[ERROR] = text
+        params[key] = text
     elif text not in str(before):
-        params[ERROR] = f"{before}; {text}"
+        params[key] = f"{before}; {text}"
 
 
 def pasted_enabled(params: Mapping[str, object]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .. import host, lora_files, scales
+from .. import host, lora_files, notices, scales
 from ..errors import reported
 from ..types import Clip, InputTypes, Model
 from . import inputs
@@ -53,12 +53,14 @@ class ScribbleLoraLoader(inputs.LoraFileInput):
         clip_scale: float | None = None,
         clip: Clip | None = None,
         use_recommended_scale: bool = False,
-    ) -> tuple[Model, Clip | None, str, float]:
+    ) -> tuple[Model, Clip | None, str, float] | notices.WithText:
         """`clip_scale` None is the same as `scale`. Raises `NodeError`."""
         advice = lora_files.advice(lora_name)
         scale, clip_scale = scales.used(scale, clip_scale, advice.scale if use_recommended_scale else None)
         if scale == 0 and (clip is None or clip_scale == 0):
             return model, clip, advice.trigger_words, scale
         adapter = lora_files.load(lora_name)
-        patched = host.with_unet(model, adapter, scale)
-        return patched, host.with_text_encoder(clip, adapter, clip_scale), advice.trigger_words, scale
+        told = notices.Told()
+        patched = host.with_unet(model, adapter, scale, told)
+        encoder = host.with_text_encoder(clip, adapter, clip_scale)
+        return told.beside((patched, encoder, advice.trigger_words, scale))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .. import host, lora_files, scales
+from .. import host, lora_files, notices, scales
 from ..errors import NodeError, reported
 from ..template import joined
 from ..types import Clip, InputTypes, LoraStack, Model
@@ -80,18 +80,19 @@ class ScribbleLoraStack:
         lora_stack: LoraStack | None = None,
         use_recommended_scale: bool = False,
         **rows: str | float,
-    ) -> tuple[Model | None, Clip | None, LoraStack, str]:
+    ) -> tuple[Model | None, Clip | None, LoraStack, str] | notices.WithText:
         """`rows` are lora_1, scale_1 and so on; a row without a name is empty. Raises `NodeError`."""
         whole = [*(lora_stack or []), *_own(rows, use_recommended_scale)]
         words = joined(lora_files.advice(name).trigger_words for name, *_ in whole)
         if model is None and clip is None:
             return None, None, whole, words
+        told = notices.Told()
         for name, scale, clip_scale in whole:
             adapter = lora_files.load(name)
             if model is not None:
-                model = host.with_unet(model, adapter, scales.checked(f"{name}: scale", scale))
+                model = host.with_unet(model, adapter, scales.checked(f"{name}: scale", scale), told)
             clip = host.with_text_encoder(clip, adapter, scales.checked(f"{name}: clip_scale", clip_scale))
-        return model, clip, whole, words
+        return told.beside((model, clip, whole, words))
 
 
 def _own(rows: dict[str, str | float], use_recommended_scale: bool) -> LoraStack:

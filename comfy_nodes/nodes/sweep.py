@@ -49,13 +49,14 @@ class ScribbleLoraSweep(inputs.LoraFileInput):
     @reported
     def sweep(
         self, model: Model, lora_name: str, scales: str, clip: Clip | None = None
-    ) -> tuple[list[Model], list[Clip | None], list[str], str]:
+    ) -> tuple[list[Model], list[Clip | None], list[str], str] | notices.WithText:
         """Lists as long as the scales. Raises `NodeError`."""
         wanted = parse(scales)
         adapter = lora_files.load(lora_name)
-        tell = notices.once()
-        models = [host.with_unet(model, adapter, scale, tell) for scale in wanted]
+        told = notices.Told()
+        models = [host.with_unet(model, adapter, scale, told) for scale in wanted]
         # one CLIP for all: the prompt is then encoded once
         for_clip = wanted if adapter.text_encoder.shapes else [0.0]
         clips = [host.with_text_encoder(clip, adapter, scale) for scale in for_clip]
-        return models, clips, [label(scale) for scale in wanted], lora_files.advice(lora_name).trigger_words
+        labels = [label(scale) for scale in wanted]
+        return told.beside((models, clips, labels, lora_files.advice(lora_name).trigger_words))

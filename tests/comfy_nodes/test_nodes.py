@@ -128,13 +128,18 @@ def test_a_lora_on_the_other_checkpoint_is_applied_and_this_is_told(
     lora(host / "a.safetensors", metadata={"scribble_base": "miniature"} if of_miniature else {})
     model.model.weights["diffusion_model.out.2.bias"] = bias
     with caplog.at_level(logging.WARNING):
-        assert change(load(model=model, lora_name="a.safetensors", scale=0.5)[0]) == 0.5
-        sweep = pack.NODE_CLASS_MAPPINGS["ScribbleLoraSweep"]().sweep
-        swept = sweep(model=model, lora_name="a.safetensors", scales="0, 0.5, 1")
+        loaded = load(model=model, lora_name="a.safetensors", scale=0.5)
+        sweep = pack.NODE_CLASS_MAPPINGS["ScribbleLoraSweep"]()
+        swept = sweep.sweep(model=model, lora_name="a.safetensors", scales="0, 0.5, 1")
+        stacked = pack.NODE_CLASS_MAPPINGS["ScribbleLoraStack"]().stack(model=model, lora_1="a.safetensors", scale_1=0.5)
         load(model=model, lora_name="a.safetensors", scale=0.0)
-    assert [change(one) for one in swept[0]] == [0, 0.5, 1]
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == len(page) == (2 if said else 0), "the loader and the sweep, once each"
+    assert len(lines) == len(page) == (3 if said else 0), "the loader, the sweep and the stack, once each"
+    if said:  # in the history, for API clients
+        text = lines[0].removeprefix("Scribble LoRA: ")
+        assert all(one["ui"] == {"text": [text]} for one in (loaded, swept, stacked))
+        loaded, swept, stacked = loaded["result"], swept["result"], stacked["result"]
+    assert (change(loaded[0]), [change(one) for one in swept[0]], change(stacked[0])) == (0.5, [0, 0.5, 1], 0.5)
     assert all(said in line for line in lines)
     assert all(message == (part("notices").EVENT, {"text": line.removeprefix("Scribble LoRA: ")}, "browser")
                for message, line in zip(page, lines))  # fmt: skip

@@ -131,6 +131,7 @@ def test_a_lora_on_the_other_checkpoint_is_applied_and_this_is_told(core, folder
         _, told = run(core, p, arguments, files, model)
         assert p.all_prompts == ["cat <lora:a:0.5>"] and "Scribble LoRA error" not in p.extra_generation_params
         assert len(told) == bool(said) and all(said in text for text in told)
+        assert [p.extra_generation_params.get("Scribble LoRA notice")] == (told or [None]), "API clients see the infotext alone"
     shown = core.panel.facts(files.find("a"), model)
     assert "ready" not in shown if said else "ready" in shown
     assert said.replace("'", "&#x27;") in shown and ("<td>Scribble LoRA&#x27;s miniature</td>" in shown) is bool(metadata)
