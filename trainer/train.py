@@ -74,6 +74,7 @@ def _work(recipe: Recipe, job: Job, pictures: int | None, compute: Compute, proc
         tell(f"{job.run}: the pictures or captions have changed: training anew")
     if job.contact_sheet and processes.main:
         _write_contact_sheet(dataset, recipe, job, tell)
+    tell("loading the base, and encoding pictures and captions")
     base = load_base(recipe, dtype=compute.base_dtype, say=tell)
     adapter.layers(base.unet, recipe)  # names bad --targets before the encoding
     identity = identity_of(recipe, base, dataset)
