@@ -27,7 +27,7 @@ from trainer.page.folders import Folders  # noqa: E402
 from trainer.page.jobs import Job  # noqa: E402
 from trainer.page.page import build  # noqa: E402
 from trainer.page.queue import Queue  # noqa: E402
-from trainer.page.server import serve  # noqa: E402
+from trainer.page.server import serve, theme  # noqa: E402
 from trainer.page.step_pictures import Handlers, Shown  # noqa: E402
 from trainer.page.step_recipe import LABELS, RecipeStep  # noqa: E402
 from trainer.page.step_train import Watcher  # noqa: E402
@@ -51,6 +51,16 @@ def test_every_control_has_a_label(page) -> None:
     buttons = [block for block in build(page).blocks.values() if block.get_config().get("name") == "button"]
     assert len(buttons) > 10 and all(button.value for button in buttons)
     assert set(LABELS) == set(PRESETS)
+
+
+@pytest.mark.parametrize("kind", ["", "_dark", "_hover", "_hover_dark"])
+def test_white_words_on_main_buttons_can_be_read(kind) -> None:
+    """WCAG 2's contrast, at least 4.5."""
+    looks = theme()
+    fill = getattr(looks, getattr(looks, f"button_primary_background_fill{kind}").removeprefix("*"))
+    parts = [int(fill[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) >= 4.5
 
 
 def test_what_a_user_can_mend_is_said_and_nothing_else_changes(page) -> None:

@@ -14,7 +14,7 @@ from trainer.page.answers import answer, answering
 from trainer.page.bases import host_flag, hosts
 from trainer.page.card import Card, read_card, write_card
 from trainer.page.context import Context
-from trainer.page.jobs import Job, State
+from trainer.page.jobs import UNDER_WAY, Job, State
 from trainer.page.reports import address
 
 HOST = "host"
@@ -33,12 +33,12 @@ def build(page: Context, timer: gr.Timer, known_host: gr.Dropdown) -> None:
         words = gr.Textbox(label="Activation text (trigger words)", max_lines=1)
         weight = gr.Number(label="Preferred weight (scale)", minimum=0, maximum=2, step=0.05)
         description, notes = gr.Textbox(label="Description", lines=2), gr.Textbox(label="Notes", lines=2)
-        save = gr.Button("Save the card")
+        save, saved = gr.Button("Save the card"), answer()
     with gr.Accordion("Draw with it", open=False):
         prompt = gr.Textbox(label="Prompt", max_lines=2)
         scales = gr.Textbox(label="LoRA scales, with commas or first:last:step", value="0,0.5,0.8,1", max_lines=1)
         seeds = gr.Slider(1, 8, value=2, step=1, label="Seeds")
-        draw = gr.Button("Draw (in the queue)")
+        draw, drawn = gr.Button("Draw (in the queue)"), answer()
     drawing = gr.HTML(elem_classes=["drawn", "bar"])
     with gr.Accordion("Which scale is best? Evaluate it", open=False):
         gr.Markdown("Draws at every scale and tests each against the base. It waits in the queue like a training. It is fair "
@@ -47,6 +47,7 @@ def build(page: Context, timer: gr.Timer, known_host: gr.Dropdown) -> None:
         count = gr.Slider(2, 40, value=20, step=1, label="Pictures at each scale")
         with gr.Row():
             evaluate, take = gr.Button("Evaluate (in the queue)"), gr.Button("Take the recommended scale")
+        judged = answer()
     verdict = gr.HTML(elem_classes=["drawn", "bar"])
     with gr.Accordion("Put it into my web UI or ComfyUI", open=False):
         hosts_known = hosts(page.folders)
@@ -54,15 +55,16 @@ def build(page: Context, timer: gr.Timer, known_host: gr.Dropdown) -> None:
                            label="Folder of your web UI or ComfyUI, to put it into")  # fmt: skip
         with gr.Row():
             install, remove = gr.Button("Put it there"), gr.Button("Take out all that was put there")
+        placed = answer()
     card = [words, weight, description, notes]
     gr.on([lora.change], handlers.show, lora, [said, picture, place, command, *card], show_progress="hidden")
-    save.click(handlers.save, [lora, *card], said)
-    draw.click(handlers.draw, [lora, prompt, scales, seeds], said)
-    evaluate.click(handlers.evaluate, [lora, measured, count], said)
-    take.click(handlers.take, lora, [said, *card], concurrency_limit=1)
+    save.click(handlers.save, [lora, *card], saved)
+    draw.click(handlers.draw, [lora, prompt, scales, seeds], drawn)
+    evaluate.click(handlers.evaluate, [lora, measured, count], judged)
+    take.click(handlers.take, lora, [judged, *card], concurrency_limit=1)
     known_host.change(None, known_host, host, js="text => text")
-    install.click(handlers.install, [lora, host], said, concurrency_limit=1, concurrency_id=HOST)
-    remove.click(handlers.remove, host, said, concurrency_limit=1, concurrency_id=HOST)
+    install.click(handlers.install, [lora, host], placed, concurrency_limit=1, concurrency_id=HOST)
+    remove.click(handlers.remove, host, placed, concurrency_limit=1, concurrency_id=HOST)
     timer.tick(handlers.refresh, [lora, seen], [lora, drawing, verdict, seen], show_progress="hidden")
 
 
@@ -162,7 +164,11 @@ Work = tuple[Job, State] | None
 
 
 def _stamp(work: Work) -> str:
-    return str([(job.id, state, job.last_line()) for job, state in [work]]) if work else ""
+    """What changes when there is something new to show."""
+    if not work:
+        return ""
+    job, state = work
+    return str((job.id, state, job.last_line(), evaluation.progress_of(job).step if state in UNDER_WAY else 0))
 
 
 def _drawing(work: Work, name: str) -> str:
@@ -172,7 +178,7 @@ def _drawing(work: Work, name: str) -> str:
 def _verdict(work: Work) -> str:
     """How far the evaluation is; when it is done, its report in short."""
     if not work or work[1] is not State.DONE:
-        return markup.line(*work) if work else ""
+        return markup.progress_bar(*work, evaluation.progress_of(work[0])) if work else ""
     try:
         return evaluation.summary(work[0], address(work[0].id)) or markup.line(*work)
     except (JobError, UsageError) as error:
