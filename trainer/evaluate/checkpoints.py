@@ -20,7 +20,7 @@ from trainer.evaluate import recommend
 from trainer.evaluate.claim import CLAIM, PAGE, REPORT, check_claim, finished
 from trainer.evaluate.cli import Job
 from trainer.evaluate.evaluate import evaluate
-from trainer.evaluate.page import LEAST_WIDTH, document, figure, number, rows
+from trainer.evaluate.page import LEAST_WIDTH, document, figure, number, rows, verdict
 from trainer.evaluate.report import category_means, own_prompt_scores, seed_of
 from trainer.evaluate.results import JointReport, Report, Verdict
 from trainer.evaluate.settings import Settings
@@ -224,7 +224,7 @@ def _page(joint: JointReport, svg: bytes) -> str:
                        number(joint["similarity"][str(step)][at], None, None)], step == found["step"]))  # fmt: skip
     return document(f"{joint['lora']['name']}: steps and scales", [
         f"<h1>{escape(joint['lora']['name'])}: every checkpoint at every scale</h1>",
-        f"<p class=verdict>{escape(in_words(found))}</p>",
+        verdict(in_words(found), found["scale"] is not None),
         *(f"<p class=warning>{escape(warning)}</p>" for warning in joint["warnings"]), "<div class=plots>",
         figure(svg, "similarity by step and scale", "Mean over categories. Framed: the pair to use.",
                least=LEAST_WIDTH), "</div>",

@@ -45,7 +45,7 @@ def page(report: Report, plots: dict[str, bytes], grids: dict[str, Grid]) -> str
              "Diffusion 1.5.</p>" if base["family"] == SCRIBBLE_NARROW else "")
     body = [
         f"<h1>{escape(lora['name'])} on {escape(base['name'])}</h1>", small,
-        f"<p class=verdict>{escape(in_words(report['recommended']))}</p>",
+        verdict(in_words(report["recommended"]), report["recommended"]["scale"] is not None),
         *(f"<p class=warning>{escape(warning)}</p>" for warning in report["warnings"]),
         "<div class=plots>",
         *(figure(svg, f"{NAMES[key]} against the LoRA scale", CAPTIONS[key]) for key, svg in plots.items()), "</div>",
@@ -55,6 +55,11 @@ def page(report: Report, plots: dict[str, bytes], grids: dict[str, Grid]) -> str
         "base. There are none below four categories. <a href=report.json>report.json</a> and <a href=report.csv>report.csv</a> "
         "have the numbers of every picture.</p>", "<h2>How it was made</h2>", _facts(report), _prompts(report)]  # fmt: skip
     return document(f"{lora['name']}: evaluation", body)
+
+
+def verdict(text: str, found: bool) -> str:
+    """The verdict; grey if nothing is recommended."""
+    return f"<p class='verdict{'' if found else ' nothing'}'>{escape(text)}</p>"
 
 
 def document(title: str, body: list[str]) -> str:

@@ -13,7 +13,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0 } h2 { font-size: 1.1
 p { max-width: 46rem; margin: .4rem 0 } .soft, figcaption, small { color: var(--soft) } a { color: inherit }
 .verdict, .warning { background: var(--card); border-left: .3rem solid var(--mark); border-radius: .3rem; padding: .7rem 1rem;
            margin: 1rem 0; font-size: 1.1rem; max-width: none }
-.warning { border-color: var(--warn); font-size: 1rem; margin: .5rem 0 }
+.nothing { border-color: var(--soft) } .warning { border-color: var(--warn); font-size: 1rem; margin: .5rem 0 }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
 figure { margin: 0 } .plots img { width: 100%; height: auto; background: #fff; border-radius: .4rem; display: block }
 .wide { background: #fff; border-radius: .4rem; border: 1px solid var(--line) }

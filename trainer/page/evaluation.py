@@ -85,6 +85,8 @@ def summary(job: Job, address: str) -> str:
     warnings = "".join(markup.warning(text) for text in report["warnings"])
     plot, *grids = (job.out / name for name in SHOWN)
     grid = next((path for path in grids if path.is_file()), None)
-    return (markup.good(in_words(report["recommended"])) + warnings + markup.link(address + PAGE, "Open the whole report")
+    found = report["recommended"]
+    said = markup.good if found["scale"] is not None else markup.warning
+    return (said(in_words(found)) + warnings + markup.link(address + PAGE, "Open the whole report")
             + markup.drawn(plot, "similarity to real pictures against the LoRA scale")
             + markup.drawn(grid, "pictures of the report, a column for each LoRA scale"))

@@ -17,9 +17,12 @@ ANNOUNCE = """() => { const tell = () => {
     for (const group of document.querySelectorAll("fieldset:not([aria-label])")) {
         const title = group.querySelector("[data-testid=block-info]");
         if (title) group.setAttribute("aria-label", title.textContent.trim()); }
-    for (const arrow of document.querySelectorAll("svg.dropdown-arrow")) arrow.setAttribute("aria-hidden", "true"); };
+    for (const noise of document.querySelectorAll("svg.dropdown-arrow, .sr-only[role=status]"))
+        noise.setAttribute("aria-hidden", "true"); };
     tell(); new MutationObserver(tell).observe(document.body, {childList: true, subtree: true}); }"""
-"""For screen readers, what Gradio leaves out: they announce what is said there, and groups of choices have a name."""
+"""For screen readers, what Gradio leaves out: they announce what is said there, and groups of choices have a name.
+
+Gradio's own announcements are silenced: they read out the keys of translations that it lacks."""
 
 
 def build(page: Context) -> gr.Blocks:

@@ -130,7 +130,8 @@ class Handlers:
         ended = evaluation.take(made[-1])
         if ended.error:
             raise UsageError(ended.error)
-        return markup.good(ended.printed.strip()), *read_card(job.out)
+        wrote = [line for line in ended.printed.splitlines() if line.startswith("wrote")]  # the verdict stands below
+        return markup.good("\n".join(wrote)), *read_card(job.out)
 
     def _queue(self, job: Job, kind: str, module: str, argv: list[str], out: Any) -> str:
         self.page.queue.add(kind=kind, name=job.name, module=module, argv=argv, out=out, run=job.run, total=0, per_step=0)
