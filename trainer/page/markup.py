@@ -17,7 +17,7 @@ STYLE = """<style>
 .gradio-container {max-width: 1100px !important; margin: 0 auto !important}
 .gradio-container {--block-info-text-color: #555; --block-label-text-color: #333}
 .gradio-container ::placeholder {color: var(--block-info-text-color) !important; opacity: 1 !important}
-.curve {width: 100%; max-width: 720px}
+.curve {width: 100%; max-width: 600px}
 .said {min-height: 1.5em} .said p, .bar p {margin: 0.3em 0; white-space: pre-wrap; overflow-wrap: anywhere}
 .good, .bad {border-left: 4px solid #1b7f3b; padding-left: 0.6em} .bad {border-color: #b00020}
 .warning {border-left: 4px solid #a85a00; padding-left: 0.6em}
