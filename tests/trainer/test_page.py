@@ -367,9 +367,11 @@ def evaluated(tmp_path: Path, queue: Queue, *argv: str, name: str = "mine") -> J
 
 def test_an_evaluation_gets_what_the_training_got_and_a_folder_of_its_own(tmp_path) -> None:
     queue = Queue(tmp_path / "queue")
-    job = evaluated(tmp_path, queue, "--out=x", "--data=pics", "--base=miniature", "--trigger=in ink", "--rank=8")
+    job = evaluated(tmp_path, queue, "--out=x", "--data=pics", "--base=miniature", "--trigger=in ink", "--rank=8",
+                    "--device=cpu")  # fmt: skip
     settings, asked = evaluate_cli.parse(job.argv)
-    assert (settings.scale_list, settings.per_scale, asked.out) == ([0, 1], 3, tmp_path / "reports/mine")
+    assert (settings.scale_list, settings.per_scale, asked.device) == ([0, 1], 3, "cpu")
+    assert asked.out == tmp_path / "reports/mine"
     assert asked.changed == {"data": "pics", "more_data": (), "base": "miniature", "trigger": "in ink", "held_out": 0.5}
     kept_back = evaluated(tmp_path, queue, "--data=pics", "--held-out=0.3")  # other arguments: not the same report
     job.out.mkdir(parents=True)

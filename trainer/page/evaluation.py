@@ -18,7 +18,7 @@ from trainer.page.queue import Queue
 KIND, MODULE = "evaluate", "trainer.evaluate"
 HELD_OUT = "--held-out=0.5"
 """If training kept no pictures back: half of those that it learnt are compared with, and the report says so."""
-GIVEN = ("--base", "--tokenizer", "--data", "--trigger", "--held-out", "--cache")
+GIVEN = ("--base", "--tokenizer", "--data", "--trigger", "--held-out", "--device", "--cache")
 RECENT, FEWEST = 40, 17
 """Pictures whose pace tells the time that is left; with fewer there is none: they are drawn several at once."""
 TO_DRAW = re.compile(r"^(\d+) pictures to draw, .*?(?:; (\d+) are there)?$", re.MULTILINE)
