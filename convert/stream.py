@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from . import dtypes, keys
 from .container import HEADER_LIMIT
 from .errors import FileError, JobError, quote
+from .files import start_writing
 from .tensors import Tensor, open_source
 from .words import Note, counted
 
@@ -22,6 +23,10 @@ SHOWN_HEADER = 1 << 20
 """Bytes; ComfyUI loads a file with a longer header, but does not show its metadata."""
 
 LEGACY_HASH_AT, LEGACY_HASH_BYTES = 0x100000, 0x10000
+
+
+WRITTEN_EARLY = 1 << 24
+"""Bytes between two calls that have the system write to disk."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +151,14 @@ def write_container(
         raise JobError(f"the header would be {len(header):,} bytes and at most {HEADER_LIMIT:,} are read; {_drop(metadata)}")
     training_only = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     digest = _Digest(8 + len(_header(training_only, entries)), hashes)
-    target.seek(8 + len(header))
+    started = position = target.seek(8 + len(header))
     not_finite: dict[str, None] = {}
     for output, chunk in _stream(outputs):
         digest.update(chunk)
-        target.write(chunk)
+        position += target.write(chunk)
+        if position - started >= WRITTEN_EARLY:
+            start_writing(target, started, position)
+            started = position
         if output.name not in not_finite and not dtypes.all_finite(chunk, output.dtype):
             not_finite[output.name] = None
     full.update(digest.found())

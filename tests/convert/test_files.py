@@ -24,6 +24,20 @@ def test_the_temporary_lies_beside_and_vanishes(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems are not asked to write early")
+def test_the_tensors_of_a_large_file_are_written_to_disk_on_the_way(maker, tmp_path, monkeypatch):
+    source = maker.write(tmp_path / "b.safetensors", "kohya", maker.attention("unet")[:4])
+    expected = convert.convert_bytes(source)
+    asked = []
+    monkeypatch.setattr("convert.stream.WRITTEN_EARLY", 64)
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, length, advice: asked.append((start, start + length)))
+    (tmp_path / "out").mkdir()
+    convert.convert_file(source, tmp_path / "out" / "b.safetensors")
+    assert (tmp_path / "out" / "b.safetensors").read_bytes() == expected
+    assert len(asked) > 1 and all(end == start for (_, end), (start, _) in zip(asked, asked[1:], strict=False))
+    assert asked[0][0] == 8 + int.from_bytes(expected[:8], "little") and asked[-1][1] <= len(expected)
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, convert.JobError])
 def test_a_failure_leaves_the_old_file_and_nothing_else(error, tmp_path):
     write_text(tmp_path / "a.txt", "old")
