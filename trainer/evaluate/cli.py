@@ -57,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
     add_fields(p.add_argument_group("what is measured (decides the numbers)"), Settings)
     job = p.add_argument_group("job (where and how)")
     place_options(job)
-    job.add_argument("--micro-batch", type=int, default=0, metavar="N", help="pictures drawn at once, scales mixed; halved if "
-                     "memory runs out (default 16 on a CUDA GPU, 8 elsewhere)")
+    job.add_argument("--micro-batch", type=int, default=0, metavar="N", help="pictures of one scale drawn at once; halved if "
+                     "memory runs out (default 16 on a CUDA GPU or of the miniature, 8 elsewhere)")
     return p
 
 

@@ -36,7 +36,6 @@ from trainer.terminal import say, say_nothing
 from trainer.training import devices
 from trainer.training.devices import Compute
 
-BATCH = {"cuda": 16}
 LOSS_BATCH = 16
 
 
@@ -76,7 +75,7 @@ def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: 
                **{key: next(reversed(found.values())) for key, found in judges.described().items()}})
     sampler = Sampler(base, compute, size=plan.shape[::-1], steps=settings.sampling_steps, guidance=settings.guidance)
     settings = replace(settings, guidance=sampler.guidance, sampling_steps=sampler.steps)
-    gallery = Gallery(out / "pictures", sampler, job.micro_batch or BATCH.get(compute.device.type, 8))
+    gallery = Gallery(out / "pictures", sampler, job.micro_batch or _batch(base, compute))
     gallery.draw(plan.subjects(), settings.scale_list)
     say("denoising losses")
     losses = _losses(plan, base, compute, settings, side, job)
@@ -101,6 +100,11 @@ def verdict(report: Report) -> Verdict:
     copies = np.any(flags, axis=0) if flags else np.zeros(len(report["scales"]), dtype=bool)
     return recommend(category_means(report, "similarity"), category_means(report, "prompt_score"), own_prompt_scores(report),
                      copies, report["scales"], seed_of(report))
+
+
+def _batch(base: Base, compute: Compute) -> int:
+    """Pictures drawn at once, unless the user says how many."""
+    return 16 if compute.device.type == "cuda" or base.family == SCRIBBLE_NARROW else 8
 
 
 def _judges(settings: Settings, base: Base, device: torch.device) -> Judges:

@@ -15,13 +15,17 @@ from trainer.evaluate.subjects import Subject
 from trainer.sample.grid import write_png
 from trainer.sample.sampler import Sampler
 from trainer.terminal import progress, say
+from trainer.training.micro_batch import equal_parts
 
 View = tuple[Subject, float]
 """A subject at a scale."""
 
 
 class Gallery:
-    """Draws and reads pictures. A batch mixes subjects and scales; it is drawn whole, so a stop changes no number."""
+    """Draws and reads pictures, at most `batch` at once and all of one scale.
+
+    A batch is drawn whole, so a stop changes no number.
+    """
 
     def __init__(self, folder: Path, sampler: Sampler, batch: int) -> None:
         self.folder, self.sampler, self.batch = folder, sampler, batch
@@ -34,14 +38,16 @@ class Gallery:
     def draw(self, subjects: Iterable[Subject], scales: Sequence[float]) -> int:
         """Draw every subject at every scale, unless it is there; returns how many pictures were drawn."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        views = list({self.path(s, scale): (s, scale) for s in subjects for scale in scales}.values())
-        batches = [views[k : k + self.batch] for k in range(0, len(views), self.batch)]
+        distinct = list({self.path(s, 0): s for s in subjects}.values())
+        size = equal_parts(len(distinct), self.batch)
+        batches = [[(s, scale) for s in distinct[k : k + size]] for scale in scales for k in range(0, len(distinct), size)]
+        total = len(distinct) * len(scales)
         lacking = [some for some in batches if not all(self.path(*view).exists() for view in some)]
         wanted = sum(map(len, lacking))
         if wanted:
-            there = f"; {len(views) - wanted} are there" if len(views) > wanted else ""
-            say(f"{wanted} pictures to draw, {self.sampler.steps} steps each, {self.batch} at once{there}")
-        with progress(len(views), len(views) - wanted, "drawing", "picture") as advance:
+            there = f"; {total - wanted} are there" if total > wanted else ""
+            say(f"{wanted} pictures to draw, {self.sampler.steps} steps each, {size} at once{there}")
+        with progress(total, total - wanted, "drawing", "picture") as advance:
             for some in lacking:
                 for (subject, scale), picture in zip(some, self._sample(some), strict=True):
                     write_png(Image.fromarray(picture), self.path(subject, scale))

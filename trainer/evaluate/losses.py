@@ -14,6 +14,7 @@ from trainer.data.records import Example
 from trainer.encoding.encode import encode_dataset
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.lora import adapter
+from trainer.lora.merged import merged
 from trainer.recipe import Recipe
 from trainer.training.devices import Compute
 from trainer.training.draws import Draw, draw_held_out
@@ -58,11 +59,11 @@ class HeldOutLoss:
         return losses.reshape(self.noises, count, len(scales)).mean(axis=0)
 
     def _at(self, scale: float, draw: Draw, encoded: EncodedSet) -> np.ndarray:
-        adapter.set_scale(self.base.unet, scale)
         adapter.set_text_scale(self.base.text_encoder, scale)
         parts = []
-        for start in range(0, len(draw), self.batch):
-            some = draw.take(slice(start, start + self.batch)).to(self.compute.device)
-            with self.compute.context():
-                parts.append(self.objective.loss(self.base.unet, encoded, some).cpu())
+        with merged(self.base.unet, scale):
+            for start in range(0, len(draw), self.batch):
+                some = draw.take(slice(start, start + self.batch)).to(self.compute.device)
+                with self.compute.context():
+                    parts.append(self.objective.loss(self.base.unet, encoded, some).cpu())
         return torch.cat(parts).double().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from trainer.base.models import UNet
 from trainer.base.sd15 import SCRIBBLE_NARROW
 from trainer.encoding.text import encode_captions
 from trainer.lora import adapter
+from trainer.lora.merged import merged
 from trainer.memory import halving
 from trainer.rng import Stream, generator_of
 from trainer.training.devices import Compute
@@ -70,8 +72,6 @@ class Sampler:
         from diffusers import DPMSolverMultistepScheduler
 
         base, device = self.base, self.compute.device
-        if adapter.has_adapter(base.unet):
-            _weigh(base.unet, scales, device)
         dtype = base.unet.dtype  # kept: diffusers looks through all modules for it
         scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config, use_karras_sigmas=False)
         scheduler.set_timesteps(steps or self.steps, device=device)
@@ -80,14 +80,15 @@ class Sampler:
             self._prompts.clear()  # it may have learnt since
         texts = torch.cat([self._embedding(some, scales) for some in ([negative] * len(prompts), prompts)]).to(dtype)
         base.unet.to(device)
-        for timestep in scheduler.timesteps:
-            both = scheduler.scale_model_input(torch.cat([x, x]), timestep).to(dtype)
-            with self.compute.context():
-                predicted = base.unet(both, timestep, texts, return_dict=False)[0].float()
-            without, with_text = predicted.chunk(2)
-            # classifier-free guidance, Ho & Salimans 2022, equation 6
-            guided = without + (guidance or self.guidance) * (with_text - without)
-            x = scheduler.step(guided, timestep, x, return_dict=False)[0]
+        with _weighed(base.unet, scales, device):
+            for timestep in scheduler.timesteps:
+                both = scheduler.scale_model_input(torch.cat([x, x]), timestep).to(dtype)
+                with self.compute.context():
+                    predicted = base.unet(both, timestep, texts, return_dict=False)[0].float()
+                without, with_text = predicted.chunk(2)
+                # classifier-free guidance, Ho & Salimans 2022, equation 6
+                guided = without + (guidance or self.guidance) * (with_text - without)
+                x = scheduler.step(guided, timestep, x, return_dict=False)[0]
         return self.decode(x)
 
     def _embedding(self, prompts: list[str], scales: list[float]) -> Tensor:
@@ -111,13 +112,20 @@ class Sampler:
         return np.concatenate(pictures)
 
 
-def _weigh(unet: UNet, scales: list[float], device: torch.device) -> None:
-    """Weigh the adapter for a batch of len(scales) pictures, which guidance runs twice: without text, then with it."""
+def _weighed(unet: UNet, scales: list[float], device: torch.device) -> AbstractContextManager[None]:
+    """The adapter, if there is one, weighed for a batch of len(scales) pictures."""
+    if not adapter.has_adapter(unet):
+        return nullcontext()
+    if len(set(scales)) == 1:
+        return merged(unet, scales[0])
+    _weigh_each(unet, scales, device)
+    return nullcontext()
+
+
+def _weigh_each(unet: UNet, scales: list[float], device: torch.device) -> None:
+    """A scale for each picture of a batch, which guidance runs twice: without text, then with it."""
     from peft.tuners.lora import LoraLayer
 
-    if len(set(scales)) == 1:
-        adapter.set_scale(unet, scales[0])
-        return
     rows = torch.tensor(scales * 2, device=device)
     for name, layer in unet.named_modules():
         if isinstance(layer, LoraLayer):  # a factor per row: (B, 1) for the time, (B, 1, 1) for tokens, (B, 1, 1, 1) for maps
