@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from trainer.evaluate.subjects import Subject
 from trainer.sample.grid import write_png
 from trainer.sample.sampler import Sampler
 from trainer.terminal import progress, say
-from trainer.training.micro_batch import equal_parts
 
 View = tuple[Subject, float]
 """A subject at a scale."""
@@ -39,7 +39,7 @@ class Gallery:
         """Draw every subject at every scale, unless it is there; returns how many pictures were drawn."""
         self.folder.mkdir(parents=True, exist_ok=True)
         distinct = list({self.path(s, 0): s for s in subjects}.values())
-        size = equal_parts(len(distinct), self.batch)
+        size = ceil(len(distinct) / ceil(len(distinct) / self.batch))  # parts as equal as they can be
         batches = [[(s, scale) for s in distinct[k : k + size]] for scale in scales for k in range(0, len(distinct), size)]
         total = len(distinct) * len(scales)
         lacking = [some for some in batches if not all(self.path(*view).exists() for view in some)]

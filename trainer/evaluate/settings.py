@@ -19,14 +19,16 @@ COMPLEX = ("Cabin in the woods with the forest fire in the background and smoke"
 # of the miniature's world; with grounds that few of its pictures have
 MINIATURE_COMPLEX = ("house on a green background", "a drawing of fish on a yellow background",
                      "an icon of star on a blue background")
+SCALES, MINIATURE_SCALES = "0:1:0.1", "0:1:0.2"
+"""The miniature is measured on CPUs, where five more scales would take as long again and move no interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """One evaluation, decided. Equal settings on equal files give equal numbers. Raises UsageError, naming the flag."""
 
-    scales: str = option("0:1:0.1", "LoRA scales, first:last:step or with commas, up to 2; 0, the base, is always drawn; 1 is "
-                                    "the full LoRA")
+    scales: str = option("", "LoRA scales, first:last:step or with commas, up to 2; 0, the base, is always drawn; 1 is "
+                             "the full LoRA", shown=f"{SCALES}; the miniature {MINIATURE_SCALES}")
     prompts: int = option(10, "categories whose CLIP score is taken, seen and unseen each (the paper: ten prompts)")
     per_scale: int = option(20, "pictures per scale, of seen and of unseen categories each (the paper: twenty)")
     drawings: int = option(10, "held-out drawings of a category that a picture is compared with")
@@ -56,7 +58,7 @@ class Settings:
     @property
     def scale_list(self) -> list[float]:
         """Ascending, 0 first: what is recommended is tested against the base."""
-        return sorted({0.0, *parse_scales(self.scales)})
+        return sorted({0.0, *parse_scales(self.scales or SCALES)})
 
     def as_dict(self) -> dict[str, Json]:
         return dataclasses.asdict(self)
@@ -65,6 +67,6 @@ class Settings:
         """With the defaults that depend on the base's `family` filled in."""
         small = family == SCRIBBLE_NARROW
         return dataclasses.replace(
-            self, clip=self.clip or (MINIATURE if small else CLIP),
+            self, scales=self.scales or (MINIATURE_SCALES if small else SCALES), clip=self.clip or (MINIATURE if small else CLIP),
             image_clip=self.image_clip or (MINIATURE if small else IMAGE_CLIP), dino=self.dino or (NONE if small else ""),
             complex=self.complex or (MINIATURE_COMPLEX if small else COMPLEX))

@@ -48,4 +48,4 @@ def _fitted(width: int, height: int, cell: int) -> tuple[int, int]:
 def write_png(image: Image.Image, path: Path) -> None:
     """Write `image` to `path` as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", optimize=True)
+        image.save(temporary, format="PNG")
