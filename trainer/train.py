@@ -13,6 +13,7 @@ from trainer.cli import Job
 from trainer.data.records import Dataset
 from trainer.encoding.encode import encode_dataset
 from trainer.inspect import check_job, inspect
+from trainer.kernels import training_kernels
 from trainer.kernels.compile import LEAST_PASSES, training_forward
 from trainer.lora import adapter, export
 from trainer.lora.lora_file import read_lora, start_from
@@ -114,7 +115,8 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
         recipe=recipe, unet=base.unet, factors=factors, identity=identity, encoded=encoded, held_out=held_out, compute=compute,
         objective=choose_objective(recipe, base.scheduler, compute.device, learning), processes=processes,
         run=job.run, total=recipe.total_steps(dataset.per_epoch), checkpoint_every=job.checkpoint_every,
-        attention=job.attention, least_passes=0 if job.compile == "on" else LEAST_PASSES,
+        kernels=training_kernels(base.unet, compute.device, attention=job.attention, compile=job.compile),
+        least_passes=0 if job.compile == "on" else LEAST_PASSES,
         forward=training_forward(base.unet, compute.device, compile=job.compile, cuda_graphs=job.cuda_graphs,
                                  cache=job.cache, say=tell))
     choose_checkpointing(training, job.gradient_checkpointing, tell)

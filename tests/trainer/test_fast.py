@@ -15,12 +15,10 @@ from torch.nn import functional
 from convert.errors import JobError
 from trainer.cli import ATTENTION
 from trainer.encoding.encoded_set import EncodedSet
-from trainer.kernels import Fused
+from trainer.kernels import Fused, training_kernels
 from trainer.kernels import compile as compiling
-from trainer.kernels.attention import attend
 from trainer.kernels.attention_backend import BACKENDS, CHOICES, attention_backend, preferred
-from trainer.kernels.conv import small_map
-from trainer.kernels.lora_linear import _ConcatenatedProduct, _MergedProduct
+from trainer.kernels.lora_linear import _JointProduct
 from trainer.lora import adapter
 from trainer.recipe import Recipe
 from trainer.training import checkpoints, micro_batch
@@ -66,17 +64,9 @@ def loss_and_gradients(unet: UNet2DConditionModel, factors) -> tuple[float, torc
     return loss.item(), torch.cat([factor.grad.flatten() for _, factor in factors])
 
 
-@pytest.fixture(params=[False, True], ids=["AVX2", "AVX-512"])
-def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ways of both kinds of CPU, whichever this one is."""
-    for module in ("", ".attention"):
-        monkeypatch.setattr(f"trainer.kernels{module}.WIDE", request.param)
-
-
-@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize(("width", "recipe"), [
-    (8, Recipe(rank=2)),  # narrow heads: our own attention
-    (48, Recipe(rank=2, alpha=3.0)),  # heads of 24: torch's
+    (8, Recipe(rank=2)),
+    (48, Recipe(rank=2, alpha=3.0)),
     (8, Recipe(rank=2, targets="cross-attention")),
     (8, Recipe(rank=2, targets=r".*\.attn1\.to_(q|v)")),  # a projection without LoRA between two with one
     (8, Recipe(rank=2, targets=r".*(proj_in|conv_shortcut|conv[12]|net\.0\.proj|net\.2|attn2\.to_q)")),  # in what is not joined
@@ -96,6 +86,12 @@ def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Reci
     assert list(unet.state_dict()) == names
 
 
+def test_a_cpu_trains_with_pefts_own_modules_unless_it_is_to_compile() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for device, compile, fused in ((cpu, "auto", False), (cpu, "on", True), (cuda, "off", True)):
+        assert isinstance(training_kernels(make_unet(), device, attention="auto", compile=compile), Fused) == fused
+
+
 def test_the_attention_kernel_is_the_cards_or_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     for capability, first in (((9, 0), "cudnn"), ((8, 9), "cudnn"), ((8, 0), ""), ((7, 5), "")):
@@ -108,16 +104,6 @@ def test_the_attention_kernel_is_the_cards_or_the_users(monkeypatch: pytest.Monk
         assert order[0] == int(BACKENDS["cudnn"].value) and set(order[:4]) == {int(b.value) for b in BACKENDS.values()}
     assert torch._C._get_sdp_priority_order() == before
     assert set(ATTENTION) == set(CHOICES)
-
-
-def test_small_maps_are_convolved_in_nchw_and_only_those(monkeypatch: pytest.MonkeyPatch) -> None:
-    conv = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1).to(memory_format=torch.channels_last)
-    big, small = (torch.randn(2, 3, side, side).to(memory_format=torch.channels_last) for side in (8, 4))
-    for x in (big, small):
-        expected = conv(x)
-        mine = small_map(conv, x)
-        torch.testing.assert_close(mine, expected)
-        assert mine.is_contiguous(memory_format=torch.channels_last if x is big else torch.contiguous_format)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
@@ -136,15 +122,14 @@ def test_in_half_precision_as_on_a_gpu_the_fused_forward_is_as_near_to_float32_a
     assert off < 1.5 * plain_off < 0.1
 
 
-@pytest.mark.parametrize("kind", [_MergedProduct, _ConcatenatedProduct])
-def test_the_gradients_of_joined_projections_are_right_to_double_precision(kind: type[torch.autograd.Function]) -> None:
+def test_the_gradients_of_joined_projections_are_right_to_double_precision() -> None:
     g = torch.Generator().manual_seed(0)
 
     def random(*shape: int, learn: bool = True) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=g).requires_grad_(learn)
 
     def product(x, *factors):
-        return kind.apply(x, weight, bias, [0.5, 2.0], [0, 7], *factors)
+        return _JointProduct.apply(x, weight, bias, [0.5, 2.0], [0, 7], *factors)
 
     weight, bias = random(9, 3, learn=False), random(9, learn=False)  # rows 4 to 6 have no LoRA
     x, factors = random(2, 5, 3), (random(2, 3), random(1, 3), random(4, 2), random(2, 1))
@@ -152,26 +137,6 @@ def test_the_gradients_of_joined_projections_are_right_to_double_precision(kind:
     deltas = [scale * up @ down for scale, down, up in zip([0.5, 2.0], factors[:2], factors[2:], strict=True)]
     whole = weight + torch.cat([deltas[0], torch.zeros(3, 3, dtype=torch.float64), deltas[1]])
     torch.testing.assert_close(product(x, *factors), functional.linear(x, whole, bias))
-
-
-@pytest.mark.parametrize(("queries", "keys"), [(6, 0), (6, 4), (1, 3)])
-def test_attention_of_narrow_heads_is_torchs(queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.kernels.attention.WIDE", False)
-    monkeypatch.setattr("trainer.kernels.attention.CHUNK", 2 * queries * (keys or queries))  # several chunks, the last short
-    heads, d, g = 3, 5, torch.Generator().manual_seed(0)
-    first = torch.randn(3, queries, heads * d * (1 if keys else 3), generator=g, requires_grad=True)
-    second = torch.randn(3, keys, 2 * heads * d, generator=g, requires_grad=True) if keys else None
-    before = first.detach().clone()
-    inputs = [t for t in (first, second) if t is not None]
-    parts = [*first.split(heads * d, -1), *(second.split(heads * d, -1) if second is not None else ())]
-    q, k, v = (part.unflatten(-1, (heads, d)).transpose(1, 2) for part in parts)
-    theirs = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    mine = attend(first, second, heads)
-    weights = torch.randn(theirs.shape, generator=g)
-    torch.testing.assert_close(mine, theirs)
-    for a, b in zip(torch.autograd.grad((mine * weights).sum(), inputs), torch.autograd.grad((theirs * weights).sum(), inputs)):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert torch.equal(first.detach(), before)
 
 
 RECIPE = Recipe(batch=2, accumulation=2, rank=2, learning_rate=1e-2)

@@ -1,4 +1,4 @@
-"""While a LoRA is merged the UNet draws as it does with the LoRA beside its weights, and afterwards it is bit for bit as before."""
+"""A merged LoRA draws what one beside the weights draws, and leaves every weight as it was."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def adapted(recipe: Recipe, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=8, block_out_channels=(8, 8), norm_num_groups=2, attention_head_dim=2,
-                                cross_attention_dim=12, layers_per_block=1, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                                cross_attention_dim=12, layers_per_block=1,
+                                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
                                 up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))  # fmt: skip
     unet = unet.eval().requires_grad_(False).to(dtype)
     for _, factor in adapter.attach(unet, recipe):

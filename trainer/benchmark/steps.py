@@ -17,6 +17,7 @@ from trainer.benchmark.models import Encoders, scheduler
 from trainer.encoding.encoded_set import EncodedSet
 from trainer.encoding.formats import storage_dtype
 from trainer.encoding.vae import Posterior
+from trainer.kernels import training_kernels
 from trainer.kernels.compile import training_forward
 from trainer.lora import adapter
 from trainer.recipe import Recipe
@@ -42,6 +43,7 @@ def ours(unet: UNet, recipe: Recipe, compute: Compute, resolution: int, compile:
     return prepare(recipe=recipe, unet=unet, factors=factors, encoded=encoded, held_out=None, compute=compute,
                    objective=choose_objective(recipe, scheduler(), device), processes=Processes(),
                    run=Path(tempfile.gettempdir()), total=1000, checkpoint_every=1000,
+                   kernels=training_kernels(unet, device, attention="auto", compile=compile),
                    forward=training_forward(unet, device, compile=compile, cuda_graphs=cuda_graphs, cache=cache, say=say))
 
 

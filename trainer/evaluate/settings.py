@@ -67,6 +67,7 @@ class Settings:
         """With the defaults that depend on the base's `family` filled in."""
         small = family == SCRIBBLE_NARROW
         return dataclasses.replace(
-            self, scales=self.scales or (MINIATURE_SCALES if small else SCALES), clip=self.clip or (MINIATURE if small else CLIP),
+            self, scales=self.scales or (MINIATURE_SCALES if small else SCALES),
+            clip=self.clip or (MINIATURE if small else CLIP),
             image_clip=self.image_clip or (MINIATURE if small else IMAGE_CLIP), dino=self.dino or (NONE if small else ""),
             complex=self.complex or (MINIATURE_COMPLEX if small else COMPLEX))

@@ -1,8 +1,8 @@
 """The UNet's forward pass in fewer, larger steps: the same numbers up to rounding, the same modules, the same names.
 
 peft's modules keep the factors and give them their names; while a `Fused` is entered, SD1.5's attentions and 1 x 1
-convolutions compute differently, on a CPU its gates and other convolutions too. Left, the UNet is as it was (but for the
-layout of its weights in memory), for sampling and saving.
+convolutions compute differently. Left, the UNet is as it was (but for the layout of its weights in memory), for sampling
+and saving.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from torch import Tensor
 from trainer.base.models import UNet
 from trainer.kernels.attention import FusedProcessor
 from trainer.kernels.attention_backend import attention_backend
-from trainer.kernels.conv import ONE, point, small_map
-from trainer.kernels.cpu import WIDE, use_cpu_kernels
-from trainer.kernels.geglu import gated
+from trainer.kernels.conv import ONE, point
 from trainer.lora import dora
 
 if TYPE_CHECKING:  # slow to load
     from diffusers.models.attention_processor import Attention, AttnProcessor
+
+
+def training_kernels(unet: UNet, device: torch.device, *, attention: str, compile: str) -> AbstractContextManager[object]:
+    """What to enter around a training's passes: `Fused`, but on a CPU, where peft's own modules are as fast, nothing.
+
+    attention: as in `Fused`; compile: with "on", a CPU computes what a GPU does.
+    """
+    return nullcontext() if device.type == "cpu" and compile != "on" else Fused(unet, attention=attention)
 
 
 class Fused:
@@ -89,13 +95,6 @@ def _replacements(unet: UNet) -> Iterator[tuple[torch.nn.Module, Callable[[Tenso
 
     Bound methods of one function, which a compiler takes for alike: one graph serves all blocks of a size.
     """
-    from diffusers.models.activations import GEGLU
-
-    on_cpu = use_cpu_kernels(next(unet.parameters()))
     for module in unet.modules():
         if type(module) is torch.nn.Conv2d and (module.kernel_size, module.stride, module.padding, module.groups) == ONE:
             yield module, MethodType(point, module)
-        elif isinstance(module, GEGLU) and on_cpu:
-            yield module, MethodType(gated, module)
-        elif type(module) is torch.nn.Conv2d and on_cpu and WIDE:
-            yield module, MethodType(small_map, module)

@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from trainer.kernels.context import Context
-from trainer.kernels.cpu import use_cpu_kernels
 from trainer.lora.adapter import NAME
 
 if TYPE_CHECKING:  # slow to load
@@ -50,66 +47,33 @@ class FusedLoraLinear:
         starts = [start for _, start in self.adapted]
         if not downs:
             return functional.linear(x, self.weight, self.bias)
-        kind = _MergedProduct if use_cpu_kernels(x) else _ConcatenatedProduct
-        y: Tensor = kind.apply(x, self.weight, self.bias, scales, starts, *downs, *ups)
+        y: Tensor = _JointProduct.apply(x, self.weight, self.bias, scales, starts, *downs, *ups)
         return y
 
 
-class _MergedContext(Context, Protocol):
+class _Context(Protocol):
+    """What torch passes from the forward to the backward pass, as a type."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
     scales: list[float]
     starts: list[int]
-
-
-class _MergedProduct(torch.autograd.Function):
-    """One product with W + s B A, for float32: in half precision the small s B A would be rounded away.
-
-    Narrow products have their narrow side as rows: with it as columns, MKL is three times slower.
-    """
-
-    @staticmethod
-    def forward(ctx: _MergedContext, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], starts: list[int],
-                *factors: Tensor) -> Tensor:  # fmt: skip
-        merged = weight.clone()
-        downs, ups = _halves(factors)
-        for down, up, scale, start in zip(downs, ups, scales, starts, strict=True):
-            merged[start : start + len(up)].addmm_(up, down, alpha=scale)
-        ctx.scales, ctx.starts = scales, starts
-        ctx.save_for_backward(x, merged, *factors)
-        return functional.linear(x, merged, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _MergedContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, merged, *factors = ctx.saved_tensors
-        downs, ups = _halves(factors)
-        dy, tokens = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
-        dx = (dy @ merged).view_as(x) if ctx.needs_input_grad[0] else None
-        low = torch.cat(downs) @ tokens.T  # (R, T)
-        back = torch.empty_like(low)  # s B^T dy^T, (R, T)
-        ups_gradient, row = [], 0
-        for up, scale, start in zip(ups, ctx.scales, ctx.starts, strict=True):
-            mine, dy_mine = slice(row, row + up.shape[1]), dy[:, start : start + len(up)]
-            torch.mm(up.T * scale, dy_mine.T, out=back[mine])
-            ups_gradient.append((low[mine] @ dy_mine).T * scale)
-            row = mine.stop
-        downs_gradient = (back @ tokens).split([down.shape[0] for down in downs])
-        return dx, None, None, None, None, *downs_gradient, *ups_gradient
-
-
-class _ConcatenatedContext(_MergedContext, Protocol):
     ranks: list[int]
     heights: list[int]
     learnt: torch.dtype
 
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
-class _ConcatenatedProduct(torch.autograd.Function):
-    """One product [x, x A^T] [W, s B]^T, for half precision and GPUs: y is written once, and never read to add to it.
 
-    The ranks are filled up with zeros to a multiple of `ALIGNED`, without which tensor cores are not fed at full width.
+class _JointProduct(torch.autograd.Function):
+    """One product [x, x A^T] [W, s B]^T: y is written once, and never read to add to it.
+
+    The small s B A is not added to W, where half precision would round it away. The ranks are filled up with zeros to a
+    multiple of `ALIGNED`, without which tensor cores are not fed at full width.
     """
 
     @staticmethod
-    def forward(ctx: _ConcatenatedContext, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float],
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float],
                 starts: list[int], *factors: Tensor) -> Tensor:  # fmt: skip
         downs, ups = _halves(factors)
         ranks = [down.shape[0] for down in downs]
@@ -122,7 +86,7 @@ class _ConcatenatedProduct(torch.autograd.Function):
         return functional.linear(torch.cat([x, low], -1), torch.cat([weight, up], 1), bias)
 
     @staticmethod
-    def backward(ctx: _ConcatenatedContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, low, weight, down, up = ctx.saved_tensors
         dy, width = gradient.flatten(0, -2), x.shape[-1]
         dx = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 
 from trainer.base.models import Predictor, UNet
 from trainer.encoding.encoded_set import EncodedSet
-from trainer.kernels import Fused
 from trainer.kernels.compile import MOST_SHAPES
 from trainer.recipe import Recipe
 from trainer.runs.record import Record
@@ -42,8 +42,8 @@ class Training:
     """called instead of `unet` on the commonest micro-batches: `unet` itself, or it compiled"""
     least_passes: int = 0
     """micro-batches of a kind that a run must have for `forward` to be called on them, if there are several kinds"""
-    kernels: Fused
-    """entered around every forward and backward pass"""
+    kernels: AbstractContextManager[object]
+    """entered around every forward and backward pass, again and again"""
     encoded: EncodedSet
     held_out: EncodedSet | None
     """None: no held-out loss"""
@@ -135,8 +135,8 @@ class State:
 
 
 def prepare(*, recipe: Recipe, unet: UNet, factors: Named, total: int, forward: Predictor | None = None,
-            attention: str = "auto", **settings: Any) -> tuple[Training, State]:  # fmt: skip
-    """A training at its start and its state. `attention`: as in `Fused`; `settings`: the other fields."""
-    training = Training(recipe=recipe, unet=unet, forward=forward or unet, kernels=Fused(unet, attention=attention),
+            kernels: AbstractContextManager[object] | None = None, **settings: Any) -> tuple[Training, State]:  # fmt: skip
+    """A training at its start and its state. `kernels`: none by default; `settings`: the other fields."""
+    training = Training(recipe=recipe, unet=unet, forward=forward or unet, kernels=kernels or nullcontext(),
                         total=total, schedules=choose_schedules(recipe, total), **settings)
     return training, State(training, factors)
