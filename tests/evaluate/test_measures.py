@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from convert.errors import UsageError
 from tests.drawings import WORDS, drawing
+from trainer.base.sd15 import SCRIBBLE_NARROW, SD_V1
 from trainer.cli import parse_scales
 from trainer.data.records import process
 from trainer.evaluate.ink import Ink
@@ -59,9 +60,12 @@ def test_scales_as_a_person_writes_them() -> None:
     assert parse_scales("0:1:0.3") == [0, 0.3, 0.6, 0.9]
     assert parse_scales("1, 0.5,1") == [0.5, 1.0]
     assert Settings(scales="1").scale_list == [0.0, 1.0]  # the base is always drawn
+    assert Settings().settled(SD_V1).scale_list == parse_scales("0:1:0.1")
+    assert Settings().settled(SCRIBBLE_NARROW).scale_list == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert Settings(scales="0:1:0.5").settled(SCRIBBLE_NARROW).scale_list == [0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("text", ["", "a", "0:1", "0:1:0", "0:1:-1", "1:0:0.1", "0,3", "nan", "0:inf:0.1", "-1",
+@pytest.mark.parametrize("text", [",", "a", "0:1", "0:1:0", "0:1:-1", "1:0:0.1", "0,3", "nan", "0:inf:0.1", "-1",
                                   "0:1:0.00005", "0:2:1e-9", "0"])
 def test_scales_that_make_no_sense(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--scales .*expected"):
