@@ -20,7 +20,7 @@ COMPLEX = ("Cabin in the woods with the forest fire in the background and smoke"
 MINIATURE_COMPLEX = ("house on a green background", "a drawing of fish on a yellow background",
                      "an icon of star on a blue background")
 SCALES, MINIATURE_SCALES = "0:1:0.1", "0:1:0.2"
-"""The miniature is measured on CPUs, where five more scales would take as long again and move no interval."""
+"""The miniature is measured on CPUs, where five more scales would take as long again, and six leave the interval as narrow."""
 
 
 @dataclass(frozen=True, kw_only=True)
