@@ -10,7 +10,7 @@ from modules.ui_components import ToolButton
 
 from ..convert.errors import JobError, UsageError
 from . import generation, host, import_files, inspection, panel
-from .arguments import LEAST, MOST, NO_ADAPTER, USUAL
+from .arguments import DEFAULT_SCALE, MAX_SCALE, MIN_SCALE, NO_ADAPTER
 from .inspection import Inspected, Use, in_words
 from .lora_files import LoraFiles
 
@@ -19,21 +19,21 @@ REFRESH = "\U0001f504"
 GRADIO = int(gr.__version__.partition(".")[0])
 
 MARKING_SECONDS = 1.0
-"""How long opening the page may look into files; start-up looks into none, refresh into all."""
+"""Time limit for inspecting files when the page opens. Start-up inspects none, the refresh button all."""
 
 
 def build(title: str, elem_id: Callable[[str], str]) -> list[object]:
-    """Build the controls; returns those that are arguments, in `arguments.ARGUMENTS`' order."""
+    """Build the controls; returns those that are script arguments, in the order of `arguments.ARGUMENTS`."""
     with gr.Accordion(title, open=False, elem_id=elem_id("accordion"), elem_classes=["scribble-lora"]):
         enabled = gr.Checkbox(False, label="Enable", elem_id=elem_id("enable"), elem_classes=["scribble-lora-enable"])
         with gr.Row():
             choices = host.files().choices(seconds=0)
-            # Gradio 4 refuses a value that is in no list, such as the entry that a paste brings before the marks are there
+            # Gradio 4 rejects a value that is not in the list, such as an entry pasted before the list has its marks
             adapter = gr.Dropdown(
                 choices, value=NO_ADAPTER, label="Adapter", elem_id=elem_id("adapter"), allow_custom_value=GRADIO > 3
             )
             refresh = ToolButton(value=REFRESH, elem_id=elem_id("refresh"), tooltip="Read the LoRA folder again")
-        scale = gr.Slider(LEAST, MOST, value=USUAL, step=0.05, label="Scale", elem_id=elem_id("scale"))
+        scale = gr.Slider(MIN_SCALE, MAX_SCALE, value=DEFAULT_SCALE, step=0.05, label="Scale", elem_id=elem_id("scale"))
         trigger = gr.Checkbox(
             False, label="Start the prompt with the adapter's trigger words", elem_id=elem_id("trigger_words")
         )
@@ -51,17 +51,17 @@ def build(title: str, elem_id: Callable[[str], str]) -> list[object]:
 
 
 def show(entry: str) -> tuple[object, object]:
-    """The facts of the chosen file, and the button if it should be converted."""
+    """The chosen file's facts, and the Convert button if the file needs converting."""
     return _shown(host.files(), entry)
 
 
 def marked() -> object:
-    """The dropdown with the marks that start-up had no time for."""
+    """The dropdown with the marks that start-up skipped."""
     return gr.update(choices=host.files().choices(MARKING_SECONDS))
 
 
 def show_whole(entry: str) -> tuple[object, object]:
-    """`show` once more, after every number of the file was looked at; a generation then knows of it too."""
+    """`show` again, after checking every number in the file. The result is kept for the next generation."""
     files = host.files()
     found = files.chosen(entry)
     if found is not None:
@@ -70,13 +70,13 @@ def show_whole(entry: str) -> tuple[object, object]:
 
 
 def start_scale(entry: str) -> object:
-    """The slider at what the file that was just chosen recommends."""
+    """Set the slider to the recommended scale of the file that was just chosen."""
     found = host.files().chosen(entry)
     return gr.update() if found is None else gr.update(value=generation.recommended(found))
 
 
 def reload(entry: str) -> tuple[object, ...]:
-    """The dropdown from the folders as they are now. An adapter that is gone stays chosen, and the page says why."""
+    """Rescan the folders and rebuild the dropdown. A missing adapter stays selected, with a message that explains why."""
     files = host.rescanned()
     name = files.name_of(entry)
     kept = files.entry(name) if name is not None else entry

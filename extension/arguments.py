@@ -1,4 +1,4 @@
-"""What the page or an API call asks for, validated: by position, where the order is fixed for ever, or by name.
+"""The script's arguments, from the page or an API call: by position, in an order that never changes, or by name.
 
     "alwayson_scripts": {"Scribble LoRA": {"args": [true, "scribble", 0.8, false]}}
     "alwayson_scripts": {"Scribble LoRA": {"args": [{"enabled": true, "adapter": "scribble", "scale": 0.8}]}}
@@ -13,34 +13,34 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 NO_ADAPTER = "None"
-"""The dropdown's entry for none; a file of that name is called by its whole name, None.safetensors."""
+"""The dropdown's entry for no adapter. A file with that name is entered in full: None.safetensors."""
 
-LEAST, MOST, USUAL = 0.0, 1.5, 0.8
-"""The scale: 0 is the base alone, 1 the LoRA as trained; the usual one is the paper's."""
+MIN_SCALE, MAX_SCALE, DEFAULT_SCALE = 0.0, 1.5, 0.8
+"""Scale 0 is the base alone, 1 the LoRA as trained; the default is the paper's."""
 
 
 class Argument(NamedTuple):
-    """One argument; its place in `ARGUMENTS` is its position. People's programs count on the order: only append."""
+    """One argument; its index in `ARGUMENTS` is its position. API clients depend on the order: only append."""
 
     name: str
     default: bool | str | float | None
     schema: Mapping[str, object]
-    """its type, as JSON Schema has it"""
+    """its type as JSON Schema"""
     description: str
 
 
 ARGUMENTS = (
     Argument("enabled", False, {"type": "boolean"}, "apply the adapter"),
     Argument("adapter", NO_ADAPTER, {"type": "string"},
-             "a LoRA file, as GET /sdapi/v1/loras lists it, with or without its ending; None is none, None.safetensors a file"),
-    Argument("scale", None, {"type": ["number", "null"], "minimum": LEAST, "maximum": MOST},
-             f"0 is the base alone, 1 the LoRA as trained; null takes what the file recommends, else {USUAL:g}"),
+             "a LoRA file as listed by GET /sdapi/v1/loras, with or without its extension; None means no adapter"),
+    Argument("scale", None, {"type": ["number", "null"], "minimum": MIN_SCALE, "maximum": MAX_SCALE},
+             f"0 is the base alone, 1 the LoRA as trained; null is the file's recommended scale, else {DEFAULT_SCALE:g}"),
     Argument("use_trigger_words", False, {"type": "boolean"}, "start the prompt with the file's trigger words"),
 )  # fmt: skip
 
 
 class BadRequest(ValueError):
-    """One line that names the argument, what was expected and what was given."""
+    """One line with the argument's name, the expected value and the given one."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Request:
     """An adapter to apply."""
 
     adapter: str
-    """its file's name, as it was given"""
+    """its file's name, as given"""
     scale: float | None
-    """None: what the file recommends"""
+    """None for the file's recommended scale"""
     use_trigger_words: bool
 
 
@@ -61,14 +61,14 @@ def json_schema() -> dict[str, object]:
 
 
 def parse(args: Sequence[object], *, adapter: object = None, scale: object = None) -> Request | None:
-    """The request in a script's arguments, None if it is switched off.
+    """Parse a script's arguments. None if the script is switched off.
 
     Args:
-        args: the values in `ARGUMENTS`' order, or one mapping of names to values; a missing one has its default.
-        adapter, scale: set by an axis of the X/Y/Z plot; either switches the request on and overrides `args`.
+        args: the values in the order of `ARGUMENTS`, or one mapping of names to values; missing ones take their defaults.
+        adapter, scale: set by an axis of the X/Y/Z plot; either switches the script on and overrides `args`.
 
     Raises:
-        BadRequest: a name is unknown, or a value is of the wrong kind or out of range. If the request is switched off,
+        BadRequest: a name is unknown, or a value has the wrong type or is out of range. If the script is switched off,
             only names and `enabled` are checked.
     """
     given = _by_name(args[0]) if args and isinstance(args[0], Mapping) else _by_position(args)
@@ -77,9 +77,9 @@ def parse(args: Sequence[object], *, adapter: object = None, scale: object = Non
         return None
     name = _name(given["adapter"] if adapter is None else adapter)
     if name == NO_ADAPTER and adapter is not None:
-        return None  # a cell of the plot without any
+        return None  # a cell of the plot without an adapter
     if name == NO_ADAPTER:
-        raise BadRequest("is enabled and no adapter is chosen, so nothing was applied: choose one")
+        raise BadRequest("nothing was applied: no adapter is chosen; choose one, or switch Scribble LoRA off")
     number = parse_scale(given["scale"] if scale is None else scale)
     return Request(name, number, _flag("use_trigger_words", given["use_trigger_words"]))
 
@@ -99,13 +99,14 @@ def _by_name(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def parse_scale(value: object) -> float | None:
-    """A scale between 0 and 1.5; None stays None. `BadRequest` for anything else."""
+    """A scale from 0 to 1.5, or None. Raises `BadRequest` for anything else."""
     if value is None:
         return None
+    limits = f"{MIN_SCALE:g} to {MAX_SCALE:g}"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadRequest(f"scale must be a number from {LEAST:g} to {MOST:g}, or null for the file's own, not {_shown(value)}")
-    if not LEAST <= value <= MOST:
-        raise BadRequest(f"scale must be from {LEAST:g} to {MOST:g}, not {_shown(value)}; a <lora:…> tag takes any number")
+        raise BadRequest(f"scale must be a number from {limits}, or null for the file's own, not {_shown(value)}")
+    if not MIN_SCALE <= value <= MAX_SCALE:
+        raise BadRequest(f"scale must be from {limits}, not {_shown(value)}; a <lora:…> tag takes any number")
     return float(value)
 
 

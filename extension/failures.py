@@ -1,4 +1,4 @@
-"""An unforeseen failure: one line for the user, and a panel in the console with everything a bug report needs."""
+"""Unexpected errors: one line for the user, and a panel in the console with everything a bug report needs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ WIDTH = 120
 
 
 def line(error: BaseException) -> str:
-    """The user's line."""
+    """One line for the user."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def panel(what: str, error: BaseException, arguments: object = ()) -> str:
-    """Versions, arguments and the traceback, in a frame, each line of it at most `WIDTH` wide."""
+    """Versions, arguments and the traceback in a frame, at most `WIDTH` characters wide."""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     parts = (
         f"Scribble LoRA: {what}. Please report this whole panel.",
@@ -33,7 +33,7 @@ def panel(what: str, error: BaseException, arguments: object = ()) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that takes part. Only modules that are loaded already are asked."""
+    """Versions of everything involved. Reads only modules that are already loaded."""
     found = {"Scribble LoRA": _own_version(), "Python": platform.python_version(), "system": platform.platform()}
     launch = sys.modules.get("modules.launch_utils")
     if launch is not None and hasattr(launch, "git_tag"):

@@ -1,9 +1,9 @@
-"""One generation: from a request to prompts with one tag of the adapter, an infotext and messages to the user.
+"""One generation: turns a request into prompts with the adapter's tag, an infotext and messages to the user.
 
 Three moments, in the order of the web UI's hooks:
-    begin     `process`: the request is checked
-    settle    `before_process_batch`: after wildcards and dynamic prompts, so that the tag is final
-    verify    `process_batch` and later: did the web UI do it?
+    begin     `process`: checks the request
+    add_tag   `before_process_batch`: after wildcards and dynamic prompts, so that no other extension changes the tag
+    verify    `process_batch` and later: checks that the web UI loaded the file
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 from ..convert import miniature
 from ..convert.miniature import EARLIER, MINIATURE
 from . import infotext, prompts
-from .arguments import MOST, USUAL, BadRequest, Request, parse
+from .arguments import DEFAULT_SCALE, MAX_SCALE, BadRequest, Request, parse
 from .inspection import RENAMED as ENDING_OF_RENAMED
 from .inspection import Inspected, Use, renamed
 from .lora_files import LoraFiles
@@ -25,17 +25,17 @@ AXIS_ADAPTER, AXIS_SCALE = "scribble_lora_adapter", "scribble_lora_scale"
 """Attributes of the processing object that the axes of the X/Y/Z plot set."""
 
 MODELS = {"SD1": "Stable Diffusion 1.x", MINIATURE: "Scribble LoRA's miniature", "SD2": "SD2", "SDXL": "SDXL", "SD3": "SD3"}
-"""Kinds of model -> in words."""
+"""Kind of model -> its name in messages."""
 
 OTHER = "other"
-"""The kind of a model that is none of these."""
+"""The kind of any other model."""
 
 
 class Processing(Protocol):
-    """The web UI's object of one generation, as far as we use it. `all_hr_prompts` exists in txt2img only."""
+    """The part of the web UI's processing object that we use. `all_hr_prompts` exists in txt2img only."""
 
     prompts: list[str]
-    """of the batch that is under way"""
+    """of the current batch"""
     all_prompts: list[str]
     all_negative_prompts: list[str]
     main_prompt: str
@@ -55,7 +55,7 @@ class Applied:
     found: Inspected
     scale: float
     trigger: str
-    """words for the prompt's start"""
+    """trigger words for the start of the prompt"""
 
     @property
     def name(self) -> str:
@@ -68,20 +68,20 @@ class Generation:
 
     files: LoraFiles
     model: str
-    """the loaded model's kind, as `Inspected.base` has it; "" if it is not known"""
+    """the loaded model's kind, in the same words as `Inspected.base`; "" if unknown"""
     say: Callable[[str], None]
-    """tells the user one line"""
+    """shows one line to the user"""
     applied: Applied | None = None
     said: set[str] = field(default_factory=set)
 
     def tell(self, text: str) -> None:
-        """Say it once in a generation of many batches."""
+        """Show a line once, even in a generation of many batches."""
         if text not in self.said:
             self.said.add(text)
             self.say(text)
 
     def fail(self, p: Processing, text: str, *, nothing_applied: bool = True) -> None:
-        """Report on the page, in the console, and in the infotext, where an API client finds it."""
+        """Report an error on the page, in the console, and in the infotext for API clients."""
         infotext.fail(p.extra_generation_params, text, nothing_applied=nothing_applied)
         self.tell(text)
 
@@ -96,8 +96,8 @@ Loader = Callable[[str | None], LoraFiles]
 
 
 def recommended(found: Inspected) -> float:
-    """The scale to start with: the file's own, within the slider, else the paper's 0.8."""
-    return USUAL if found.card.scale is None else min(found.card.scale, MOST)
+    """The scale to start with: the file's recommended one, limited to the slider's range, or the paper's 0.8."""
+    return DEFAULT_SCALE if found.card.scale is None else min(found.card.scale, MAX_SCALE)
 
 
 def begin(
@@ -133,12 +133,12 @@ def _applied(p: Processing, this: Generation, request: Request) -> Applied:
     return Applied(found, scale, found.card.trigger_words if request.use_trigger_words else "")
 
 
-def settle(p: Processing, this: Generation, batch: Sequence[int], now: list[str]) -> None:
+def add_tag(p: Processing, this: Generation, batch: Sequence[int], now: list[str]) -> None:
     """Write the adapter's tag into the prompts of one batch, and report other tags that will have no effect.
 
     Args:
-        batch: places of the batch's pictures in `p.all_prompts`.
-        now: the prompts of the batch, which the web UI parses next; changed in place, as `p.all_prompts` is.
+        batch: indices of the batch's pictures in `p.all_prompts`.
+        now: the prompts of the batch, which the web UI parses next. Changed in place, and `p.all_prompts` too.
     """
     if this.applied is not None:
         applied, files = this.applied, this.files
@@ -176,7 +176,7 @@ def _check_tags(p: Processing, this: Generation, batch: Sequence[int], now: Sequ
 
 
 def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
-    """Report a tag written by hand that the web UI would drop without a word."""
+    """Report a tag written by hand that the web UI would silently ignore."""
     if this.applied is not None and tag.name == this.applied.name:
         return
     name = this.files.resolve(tag.name)
@@ -192,7 +192,7 @@ def _check_tag(p: Processing, this: Generation, tag: prompts.Tag) -> None:
         return
     problem, said = why_not(found, this.model), notice(found, this.model)
     if problem:
-        part = "has no effect, or not the whole" if found.use is Use.CONVERT else "has no effect"
+        part = "has no effect, or only part of it" if found.use is Use.CONVERT else "has no effect"
         this.tell(f"{tag.text} {part}: {name}: {problem}")
     elif said:
         this.note(p, f"{tag.text}: {name}: {said}")
@@ -202,11 +202,11 @@ def verify(
     p: Processing, this: Generation, is_applied: Callable[[Inspected, float | None], bool], now: Iterable[str],
     parsed: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Report what the web UI did not load. Called after it has loaded the LoRAs of a batch.
+    """Report a file that the web UI did not load. Called after it has loaded the LoRAs of a batch.
 
     Args:
-        is_applied: asks the web UI whether it has the file at this scale; at any, if another extension had a say in the tag.
-        now: the batch's prompts with their tags, as `settle` left them.
+        is_applied: whether the web UI has loaded the file at this scale, or at any scale if the scale is None.
+        now: the batch's prompts with their tags, as `add_tag` left them.
         parsed: the names in the tags that the web UI parsed.
     """
     tagged = list(dict.fromkeys(tag for prompt in now for tag in prompts.tags(prompt)))
@@ -220,7 +220,7 @@ def verify(
         return
     again = [text for text in parsed if this.files.resolve(text) == this.applied.name]
     if len(again) > 1:
-        text = f"another extension wrote the tag of {this.applied.name} once more, at the last moment: its strengths add up"
+        text = f"another extension added a second tag of {this.applied.name} to the prompt: the strengths add up"
         this.fail(p, text, nothing_applied=False)
         return
     shared = any(tag.extras for tag in tagged if this.files.resolve(tag.name) == this.applied.name)
@@ -230,7 +230,7 @@ def verify(
 
 
 def why_not(found: Inspected, model: str) -> str | None:
-    """Why the web UI could not apply this file to the loaded model, to be read after its name; None if it can."""
+    """Why the web UI could not apply this file to the loaded model, worded to follow the file's name; None if it can."""
     problem = prompts.why_no_tag(found.name)
     if problem:
         return f"cannot be used: {problem}"
@@ -239,12 +239,12 @@ def why_not(found: Inspected, model: str) -> str | None:
     if found.use is Use.UNCHECKED or not model or found.base == ("SD1" if model == MINIATURE else model):
         return None
     if model == OTHER and found.base not in MODELS:
-        return None  # neither the file's kind nor the model's is known, so they may fit
+        return None  # both kinds are unknown, so they may fit
     return f"is a LoRA of {found.base_words} and the loaded model is {MODELS.get(model, 'of another kind')}"
 
 
 def notice(found: Inspected, model: str) -> str:
-    """What to tell the user of this file although the web UI applies it to the loaded model; "" if nothing."""
+    """A warning about a file that the web UI does apply to the loaded model; "" for none."""
     if model not in ("SD1", MINIATURE) or not (found.base == "SD1" or found.of_miniature):
         return ""
     return miniature.notice(of_miniature=found.of_miniature, on_miniature=model == MINIATURE)

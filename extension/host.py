@@ -1,4 +1,4 @@
-"""The one place that asks the web UI: its list of LoRA files, its folders, the loaded model, its page of pictures."""
+"""The only access to the web UI's modules: its list of LoRA files, its folders, the loaded model, its picture URLs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ PREFIX = "Scribble LoRA: "
 
 
 def tell(text: str) -> None:
-    """One line in the console; a character that it cannot show is escaped."""
+    """Print one line to the console; characters that it cannot encode are escaped."""
     _print(_line(text))
 
 
 def comment(p: generation.Processing, text: str) -> None:
-    """One line in the console and under the picture."""
+    """Show one line in the console and under the picture."""
     tell(text)
     p.comment(_line(text))
 
 
 def toast(text: str) -> None:
-    """One line in the console, and on the page wherever the user is looking at it."""
+    """Show one line in the console and as a toast on the page."""
     import gradio as gr
 
     tell(text)
@@ -36,7 +36,7 @@ def toast(text: str) -> None:
 
 
 def unforeseen(what: str, error: Exception, arguments: object = ()) -> str:
-    """Print the panel of an unforeseen failure; returns the user's one line."""
+    """Print the panel of an unexpected error; returns one line for the user."""
     _print(failures.panel(what, error, arguments))
     return f"{what}: {failures.line(error)}"
 
@@ -51,7 +51,7 @@ def _line(text: str) -> str:
 
 
 class LoraExtensionOff(RuntimeError):
-    """The web UI's own LoRA extension, which lists and loads the files, is switched off; SD.Next never has it."""
+    """The web UI's built-in Lora extension, which lists and loads the files, is off. SD.Next does not have it."""
 
     def __init__(self) -> None:
         off = "the web UI's built-in Lora extension is off: switch it on in the Extensions tab"
@@ -60,20 +60,20 @@ class LoraExtensionOff(RuntimeError):
 
 
 def networks() -> ModuleType | None:
-    """The web UI's own LoRA extension, which knows the files; None if it is switched off."""
+    """The `networks` module of the web UI's built-in Lora extension; None if that is off."""
     found = sys.modules.get("networks")
     return found if hasattr(found, "available_networks") else None
 
 
 def web_ui() -> WebUI:
-    """Which web UI this is: Forge and reForge have a copy of ComfyUI's loader, reForge in `ldm_patched`."""
+    """Which web UI this is. Forge and reForge have a copy of ComfyUI's loader; reForge's is in `ldm_patched`."""
     if not hasattr(networks(), "load_lora_for_models"):
         return WebUI.A1111
     return WebUI.REFORGE if "ldm_patched" in sys.modules else WebUI.FORGE
 
 
 def files(name: str | None = None) -> LoraFiles:
-    """What the web UI lists now; if `name` is not in it, after it has scanned its folders again."""
+    """The web UI's list of LoRA files. If `name` is not in it, the folders are rescanned first."""
     lora = networks()
     if lora is None:
         raise LoraExtensionOff
@@ -96,7 +96,7 @@ def _files(lora: ModuleType) -> LoraFiles:
 
 
 def rescanned() -> LoraFiles:
-    """The files after the web UI has scanned its folders again."""
+    """Rescan the web UI's LoRA folders; returns the new list."""
     lora = networks()
     if lora is not None:
         lora.list_available_networks()
@@ -104,7 +104,7 @@ def rescanned() -> LoraFiles:
 
 
 def is_applied(found: Inspected, scale: float | None) -> bool:
-    """Whether the web UI has this file switched on, at this scale (None: at any), for the running generation."""
+    """Whether the web UI applies this file at this scale (None for any scale) in the current generation."""
     from modules import sd_models
 
     lora = networks()
@@ -119,13 +119,13 @@ def is_applied(found: Inspected, scale: float | None) -> bool:
 
 
 def parsed_names(p: generation.Processing) -> list[str]:
-    """The names in the LoRA tags that the web UI has parsed for the batch under way."""
+    """The names in the LoRA tags that the web UI has parsed for the current batch."""
     found = getattr(p, "extra_network_data", None) or {}
     return [str(params.positional[0]) for kind in prompts.KINDS for params in found.get(kind, ()) if params.positional]
 
 
 def broken_layers(name: str) -> int:
-    """How many layers A1111 could not apply the file to, in the generation that has just run."""
+    """How many layers A1111 could not apply the file to in the last generation."""
     from modules import extra_networks
 
     lora = extra_networks.extra_network_registry.get("lora")
@@ -141,7 +141,7 @@ def folders() -> list[Path]:
 
 
 def model_kind() -> str:
-    """The loaded model's kind, one of `generation.MODELS`; "" if none is loaded or nothing is known of it."""
+    """The loaded model's kind, a key of `generation.MODELS`; "" if no model is loaded or its kind is unknown."""
     from modules import sd_models
 
     model = getattr(sd_models.model_data, "sd_model", None)  # shared.sd_model would load one
@@ -153,19 +153,19 @@ def model_kind() -> str:
 
 
 def _is_miniature(model: object) -> bool:
-    """Whether the miniature's weights are loaded. False where they cannot be read, and for 8-bit weights.
+    """Whether the miniature's weights are loaded. False if they cannot be read, and for 8-bit weights.
 
-    Read every time: the web UI loads the next checkpoint into the same objects. Four numbers cost less than a cache of them.
+    Not cached: the web UI loads the next checkpoint into the same objects, and only four numbers are read.
     """
     unet = getattr(getattr(model, "forge_objects", None), "unet", model)  # Forge and reForge; else A1111
     try:
         return is_miniature(unet.model.diffusion_model.out[2].bias.detach().float().tolist())  # type: ignore[attr-defined]
     except (AttributeError, LookupError, RuntimeError, TypeError):
-        return False  # another program's layers, or numbers that are not in memory
+        return False  # layers replaced by another extension, or weights that are not in memory
 
 
 def picture_url(lora: Path) -> str:
-    """Where the page finds the picture of a file; the web UI serves it from the LoRA folders only."""
+    """The URL of a file's preview picture. The web UI serves pictures from the LoRA folders only."""
     picture = cards.picture(lora)
     if picture is None:
         return ""

@@ -1,4 +1,4 @@
-"""The Import tab's work: look into a file of the LoRA folders, convert it beside itself, write its picture."""
+"""The Import tab's work: inspect a file in the LoRA folders, convert it in place, write its picture."""
 
 from __future__ import annotations
 
@@ -22,49 +22,50 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 USELESS_NAMES = ("adapter_model", "pytorch_lora_weights")
-"""What diffusers and peft call every file; the folder's name says more."""
+"""File names that diffusers and peft always use; the folder's name is more specific."""
 
 PICTURE_SIDE = 1024
-"""Pixels that the longer side of a written picture has at most."""
+"""Longest side of a written picture, in pixels."""
 
 
 class Exists(FileError):
-    """The conversion is there already; `path` is it."""
+    """The converted file, `path`, already exists."""
 
     def __init__(self, path: Path):
         super().__init__(path, f"is already converted: {path.name} is beside it")
 
 
 def describe(path: Path, shown: str) -> tuple[bool, str]:
-    """Whether the file is sound, and `convert --check`'s table of it, under the name `shown`."""
+    """Whether the file is sound, and the table of `convert --check`, which calls the file `shown`."""
     audit = check(path)
     problem = f"{shown}: {in_words(audit.error)}" if audit.error is not None else audit.problem
     return audit.sound, table(replace(audit, file=shown, problem=problem), advice=False)
 
 
 def convert_beside(path: Path, taken: Collection[str]) -> Report:
-    """Write the web UI's form of `path` beside it, with its card and picture. Nothing is overwritten.
+    """Convert `path` to the web UI's form, into a new file beside it, with its card and picture. Overwrites nothing.
 
     Args:
-        taken: names that other files in the LoRA folders have; the web UI knows a file by its bare name.
+        taken: names of the other files in the LoRA folders; the web UI identifies a file by its bare name.
 
     Raises:
-        Exists: its conversion is there already.
+        Exists: the converted file already exists.
         JobError: the file cannot be converted.
     """
     target = conversion_of(path, taken)
     if os.path.lexists(target):
         raise Exists(target)
-    report = convert_file(path, target, metadata={keys.OUTPUT_NAME: target.stem})  # two files of one alias disable it
+    # its own alias: the web UI ignores an alias that two files share
+    report = convert_file(path, target, metadata={keys.OUTPUT_NAME: target.stem})
     try:
         _copy_companions(path, target)
     except OSError as error:
-        raise FileError(path, f"{target.name} is written, its card or picture is not: {error.strerror}") from error
+        raise FileError(path, f"{target.name} was written, but its card or picture was not: {error.strerror}") from error
     return report
 
 
 def conversion_of(path: Path, taken: Collection[str]) -> Path:
-    """Where the conversion of `path` is written."""
+    """The file that the conversion of `path` is written to."""
     named = path.with_name(f"{path.parent.name}.safetensors")
     if path.stem in USELESS_NAMES and path.parent.name and (path.parent.name not in taken or named.exists()):
         return named
@@ -83,15 +84,15 @@ def _copy_companions(path: Path, target: Path) -> None:
 
 
 def write_picture(path: Path, image: Image, *, overwrite: bool) -> Path:
-    """Save `image` as the picture that the web UI shows for the file, at most `PICTURE_SIDE` pixels wide or high.
+    """Save `image` as the preview picture of the file, scaled down to at most `PICTURE_SIDE` pixels wide and high.
 
-    Raises `JobError` if there is one already and `overwrite` is off, or if it cannot be written.
+    Raises `JobError` if there is already one and `overwrite` is off, or if it cannot be written.
     """
     present = cards.picture(path)
     if present is not None and not overwrite:
-        raise JobError(f"{present.name}: is there already: tick \"replace the picture\" to replace it")
+        raise JobError(f"{present.name} already exists: tick \"Replace the existing picture\" to replace it")
     if present is not None and present.suffix.lower() == ".gif":
-        raise JobError(f"{present.name}: is an animation, which is not replaced here: delete it first")
+        raise JobError(f"{present.name} is an animation, which this tab does not replace: delete it first")
     target = present or path.with_name(f"{path.stem}.png")
     image = image.convert("RGB")
     image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))

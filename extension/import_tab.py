@@ -1,4 +1,4 @@
-"""The tab "Scribble LoRA": look into any file of the LoRA folders, convert it, write the card of the file that is used."""
+"""The tab "Scribble LoRA": inspect any file in the LoRA folders, convert it, write its card."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL.Image import Image  # at run time too: Gradio evaluates the annotations
 from ..convert.errors import JobError, UsageError
 from . import cards, generation, host, import_files, inspection, lora_files, panel
 from .accordion import GRADIO, REFRESH
-from .arguments import LEAST, MOST
+from .arguments import MAX_SCALE, MIN_SCALE
 from .inspection import Use, in_words
 
 INTRODUCTION = (
-    "Import: put a LoRA of any form into the LoRA folder, choose it here, see what it is, and convert it for the web UI. "
-    "The original stays as it is; the card is written for the file that is chosen, after a conversion for the new one."
+    "Import: put a LoRA of any form into the LoRA folder, choose it here, check it, and convert it for the web UI. "
+    "The original file is not changed. The card belongs to the chosen file; after a conversion that is the new file."
 )
 
 
@@ -36,16 +36,17 @@ def build() -> object:
             with gr.Column(scale=2):
                 trigger = gr.Textbox(label="Trigger words", elem_id="scribble_lora_card_trigger")
                 scale = gr.Slider(
-                    LEAST, MOST, value=0, step=0.05, label="Recommended scale (0: none)", elem_id="scribble_lora_card_scale"
+                    MIN_SCALE, MAX_SCALE, value=0, step=0.05, label="Recommended scale (0: none)",
+                    elem_id="scribble_lora_card_scale",
                 )
                 text = gr.Textbox(label="Description", lines=3, elem_id="scribble_lora_card_description")
                 image = gr.Image(label="Picture", type="pil", height=240, elem_id="scribble_lora_card_picture")
-                replace = gr.Checkbox(False, label="Replace the picture that is there", elem_id="scribble_lora_card_replace")
+                replace = gr.Checkbox(False, label="Replace the existing picture", elem_id="scribble_lora_card_replace")
                 write = gr.Button("Write the card", elem_id="scribble_lora_card_write")
                 written = gr.HTML(elem_id="scribble_lora_card_written")
         card = [trigger, scale, text]
         shown = [found, *card, image, replace, converted, written]
-        file.input(look, inputs=[file], outputs=shown)  # not `change`: a conversion chooses its file and shows it itself
+        file.input(look, inputs=[file], outputs=shown)  # not `change`: a conversion already shows the new file
         refresh.click(listed, outputs=[file])
         tab.load(listed, outputs=[file], show_progress=False, queue=False)
         convert.click(convert_file, inputs=[file], outputs=[file, *shown])
@@ -54,34 +55,34 @@ def build() -> object:
 
 
 def listed() -> object:
-    """The dropdown's entries as the folders are now."""
+    """The dropdown with the current files of the folders."""
     return gr.update(choices=list(lora_files.below(host.folders())))
 
 
 def look(name: str | None, note: str = "") -> tuple[object, ...]:
-    """The card of a file and `convert --check`'s table; a picture chosen for another file goes.
+    """Show a file's card and the table of `convert --check`; clears a picture chosen for another file.
 
     Args:
-        note: HTML that stands above the table.
+        note: HTML shown above the table.
     """
     path = _path(name)
     if path is None:
         return "", "", 0, "", None, False, note, ""
     sound, table = import_files.describe(path, str(name))
     card = inspection.inspect(path, host.web_ui()).card
-    fields = card.trigger_words, min(card.scale or 0, MOST), card.description
+    fields = card.trigger_words, min(card.scale or 0, MAX_SCALE), card.description
     problem = panel.message(card.problem) if card.problem else ""
     return panel.preformatted(table, sound=sound), *fields, None, False, note + problem, ""
 
 
 def convert_file(name: str | None) -> tuple[object, ...]:
-    """Convert beside the original, and choose and show the file that will be used."""
+    """Convert into a new file beside the original, then choose and show the new file."""
     path = _path(name)
     if path is None:
         return gr.update(), *look(None, panel.message("choose a file first"))
     found = inspection.inspect(path, host.web_ui())
     if found.use is Use.READY:
-        return gr.update(), *look(name, panel.message(f"{found.name} is in the web UI's form already: {_use(path)}", good=True))
+        return gr.update(), *look(name, panel.message(f"{found.name} is already in the web UI's form: {_use(path)}", good=True))
     try:
         report = import_files.convert_beside(path, host.files().paths)
     except import_files.Exists as error:
@@ -127,5 +128,5 @@ def write_card(name: str | None, trigger: str, scale: float, text: str, image: I
 
 
 def _path(name: str | None) -> Path | None:
-    """A file of the folders: a name is looked up, never joined to a path."""
+    """The file with this name in the LoRA folders. The name is looked up, never joined to a path."""
     return lora_files.below(host.folders()).get(name or "")

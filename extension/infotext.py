@@ -1,4 +1,4 @@
-"""What is written into a picture's infotext, and how it comes back into the page and the API."""
+"""Our values in a picture's infotext: writing them, and reading them back into the page or an API call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 
 from . import prompts
 
-ADAPTER = "Scribble LoRA adapter"  # not "Scribble LoRA": the web UI drops a value that is the same as its key
+ADAPTER = "Scribble LoRA adapter"  # not "Scribble LoRA": the web UI drops a value that equals its key
 SCALE = "Scribble LoRA scale"
 TRIGGER = "Scribble LoRA trigger words"
 ERROR = "Scribble LoRA error"
@@ -15,7 +15,7 @@ NOTICE = "Scribble LoRA notice"
 APPLIED = (ADAPTER, SCALE, TRIGGER)
 
 Params = MutableMapping[str, object]
-"""`extra_generation_params` of the web UI, or a parsed infotext: other extensions' values too, of any type."""
+"""The web UI's `extra_generation_params`, or a parsed infotext, with other extensions' values of any type."""
 
 
 def write(params: Params, adapter: str, scale: float, use_trigger_words: bool) -> None:
@@ -26,20 +26,20 @@ def write(params: Params, adapter: str, scale: float, use_trigger_words: bool) -
 
 
 def clear(params: Params) -> None:
-    """Remove our keys: one run of the X/Y/Z plot shares them with the next."""
+    """Remove our keys, because the cells of an X/Y/Z plot share one dict."""
     for key in (*APPLIED, ERROR, NOTICE):
         params.pop(key, None)
 
 
 def fail(params: Params, text: str, *, nothing_applied: bool = True) -> None:
-    """Write what went wrong; if nothing was applied, our other keys go."""
+    """Write the error; if nothing was applied, remove our other keys."""
     for key in APPLIED if nothing_applied else ():
         params.pop(key, None)
     _add(params, ERROR, text)
 
 
 def notice(params: Params, text: str) -> None:
-    """Write what is worth knowing of a file that was applied."""
+    """Write a notice about a file that was applied."""
     _add(params, NOTICE, text)
 
 
@@ -52,17 +52,17 @@ def _add(params: Params, key: str, text: str) -> None:
 
 
 def pasted_enabled(params: Mapping[str, object]) -> bool:
-    """An infotext without us switches us off."""
+    """An infotext without our keys switches the script off."""
     return ADAPTER in params
 
 
 def pasted_adapter(params: Mapping[str, object]) -> str | None:
-    """The dropdown's entry, None to leave it."""
+    """The dropdown's entry, or None to leave it unchanged."""
     return str(params[ADAPTER]) if ADAPTER in params else None
 
 
 def pasted_scale(params: Mapping[str, object]) -> float | None:
-    """The slider's value, None to leave it."""
+    """The slider's value, or None to leave it unchanged."""
     try:
         return float(str(params[SCALE]))
     except (KeyError, ValueError):
@@ -70,25 +70,24 @@ def pasted_scale(params: Mapping[str, object]) -> float | None:
 
 
 def pasted_trigger(params: Mapping[str, object]) -> bool | None:
-    """The tick of the trigger words, None to leave it."""
+    """The trigger words checkbox, or None to leave it unchanged."""
     return params.get(TRIGGER) == "True" if ADAPTER in params else None
 
 
 FIELDS = (pasted_enabled, pasted_adapter, pasted_scale, pasted_trigger)
-"""In the order of the script's arguments. The web UI calls them with a parsed infotext, and compares them to send the
-controls' values to another tab."""
+"""Readers of a parsed infotext, in the order of the script's arguments."""
 
 
 def pasted(params: Params, find: Callable[[str], str | None], by_hash: Mapping[str, str]) -> str | None:
-    """Make a pasted infotext ours: the controls get the adapter, so its tag leaves the prompts.
+    """Move the adapter of a pasted infotext from its tag in the prompts to our controls.
 
     Args:
         params: the parsed infotext, changed in place.
-        find: the file that an adapter's or a tag's name stands for, None if there is none.
-        by_hash: short hash -> file, for a file that has been renamed since.
+        find: returns the file for the name of an adapter or tag, None if there is none.
+        by_hash: short hash -> file, for files that have been renamed since.
 
     Returns:
-        The name of an adapter that is not here; then the infotext is left as a hand-written tag. None if all is well.
+        The name of a missing adapter, whose tag then stays in the prompt; None if it was found.
     """
     if params.get(ADAPTER) is None:
         return None
@@ -105,7 +104,7 @@ def pasted(params: Params, find: Callable[[str], str | None], by_hash: Mapping[s
 
 
 _NO_MARKS = str.maketrans("", "", ":,")
-"""The web UI leaves these out of the names in "Lora hashes"."""
+"""Characters that the web UI removes from the names in "Lora hashes"."""
 
 
 def _hashes(params: Mapping[str, object]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a file in the LoRA folders is, and whether the web UI can use it. Only headers are read, each once."""
+"""Inspects a file in the LoRA folders: its form, its base, and whether the web UI can use it. Reads each header once."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from .web_uis import WebUI, unread
 _BASE_WORDS = {"SD1": "Stable Diffusion 1.5", EARLIER: "an earlier miniature"}
 
 RENAMED = ".corrupted"
-"""What Forge puts behind the name of a file that it cannot read."""
+"""Suffix that Forge appends to the name of a file that it cannot read."""
 
 
 class Use(Enum):
-    """Can the web UI use the file?"""
+    """Whether the web UI can use the file."""
 
     READY = "ready"
     CONVERT = "convert"
-    """sound, and the web UI does not read all of its tensors"""
+    """sound, but the web UI does not read all of its tensors"""
     OTHER_BASE = "other base"
-    """not for Stable Diffusion 1.5; `base` says for what"""
+    """for another model than Stable Diffusion 1.5, see `base`"""
     UNCHECKED = "unchecked"
-    """a kind of network that only the web UI itself knows"""
+    """a kind of network that only the web UI itself can read"""
     BROKEN = "broken"
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """A file, understood as far as possible."""
+    """The result for one file; unknown fields have their defaults."""
 
     path: Path
     use: Use
     why: str = ""
-    """what is wrong or not known, to be read after the file's name; empty if nothing is"""
+    """the problem, worded to follow the file's name; "" for none"""
     form: str = ""
     base: str = ""
-    """the kind of model it is for: SD1, SD2, SDXL, … or the file's own word"""
+    """the kind of model it is for: SD1, SD2, SDXL, … or the name in the file's metadata"""
     rank: int = 0
     alpha: float = 0.0
     unet: int = 0
@@ -62,16 +62,16 @@ class Inspected:
     """trained on Scribble LoRA's miniature, which has Stable Diffusion 1.5's shapes"""
     card: Card = Card()
     numbers_checked: bool = False
-    """every number was looked at, not only the header"""
+    """every number was checked, not only the header"""
 
     @property
     def name(self) -> str:
-        """What a tag calls it."""
+        """Its name in a tag."""
         return self.path.stem
 
     @property
     def base_words(self) -> str:
-        """`base`, for a sentence."""
+        """`base`, worded for a sentence."""
         return "Scribble LoRA's miniature" if self.of_miniature else _BASE_WORDS.get(self.base, self.base)
 
 
@@ -96,14 +96,14 @@ def stamp(path: Path) -> Stamp:
 
 
 def inspect(path: Path, web_ui: WebUI = WebUI.A1111) -> Inspected:
-    """What `path` is; read again only when it or its card has changed. Never raises for a bad file."""
+    """Inspect `path`; reread only if it or its card has changed. Never raises for a bad file."""
     key = path, stamp(path), web_ui
     found = _KNOWN.get(key)
     return found if found is not None else _remember(key, _inspect(path, web_ui))
 
 
 def inspect_numbers(path: Path, web_ui: WebUI = WebUI.A1111) -> Inspected:
-    """`inspect`, and if the header is sound every number too, which takes seconds for a large file; `inspect` then knows."""
+    """`inspect`, and check every number if the header is sound: seconds for a large file. `inspect` returns it from then on."""
     key = path, stamp(path), web_ui
     found = inspect(path, web_ui)
     if found.use not in (Use.READY, Use.CONVERT) or found.numbers_checked:
@@ -115,7 +115,7 @@ def inspect_numbers(path: Path, web_ui: WebUI = WebUI.A1111) -> Inspected:
 
 
 def known(path: Path, web_ui: WebUI = WebUI.A1111) -> Inspected | None:
-    """`inspect(path)` if that costs nothing, else None. At the host's start the disk is not even asked."""
+    """`inspect(path)` if the result is in memory, else None. Without any results yet the disk is not touched."""
     return _KNOWN.get((path, stamp(path), web_ui)) if _KNOWN else None
 
 
@@ -128,7 +128,7 @@ def _remember(key: Key, found: Inspected) -> Inspected:
 
 def _inspect(path: Path, web_ui: WebUI) -> Inspected:
     if path.suffix.lower() != ".safetensors":
-        return Inspected(path, Use.UNCHECKED, "is a pickle, which only the web UI itself can look into")
+        return Inspected(path, Use.UNCHECKED, "is a pickle, which only the web UI itself reads")
     away = path.with_name(f"{path.name}{RENAMED}")
     if away.is_file() and not path.exists():
         return Inspected(path, Use.BROKEN, renamed(away))
@@ -144,7 +144,7 @@ def _inspect(path: Path, web_ui: WebUI) -> Inspected:
 
 
 def renamed(away: Path) -> str:
-    """What happened to a file that Forge renamed."""
+    """The message about a file that Forge renamed."""
     return f"Forge could not read it and has renamed it {away.name}: download or copy it again"
 
 
@@ -163,21 +163,21 @@ def _of_lora(path: Path, lora: Lora, container: Container, web_ui: WebUI) -> Ins
     if not dropped and (not embeddings or web_ui is WebUI.A1111):
         return found
     if not dropped:
-        return replace(found, why=f"has an embedding inside, which {web_ui.value} does not read; the LoRA itself is applied")
+        return replace(found, why=f"includes an embedding, which {web_ui.value} does not read; the LoRA itself is applied")
     which = "which" if len(dropped) == len(container.tensors) else f"{len(dropped)} of whose {len(container.tensors)} tensors"
     why = f"is a file in the form \"{lora.form}\", {which} {web_ui.value} does not read: convert it first"
     return replace(found, use=Use.CONVERT, why=why)
 
 
 def _refused(path: Path, error: JobError) -> Inspected:
-    """A file that `read` does not take: decided by the error's type and fields."""
+    """The result for a file that `read` rejects, from the error's type and fields."""
     match error:
         case WrongBase():
             return _of_other_base(path, error.base)
         case NotALora(hosts_read=True):
             return Inspected(path, Use.UNCHECKED, f"is {error.kind}, which only the web UI itself reads")
         case UnknownKeys() if any(key.startswith("lora_") for key in error.keys):
-            return Inspected(path, Use.UNCHECKED, f"may not be applied whole: it has {_unknown(error.keys)}")
+            return Inspected(path, Use.UNCHECKED, f"may be applied only in part: it has {_unknown(error.keys)}")
         case UnknownKeys():
             return Inspected(path, Use.BROKEN, f"is not a LoRA of Stable Diffusion 1.5: it has {_unknown(error.keys)}")
         case NotALora():
@@ -198,7 +198,7 @@ def _of_other_base(path: Path, base: str) -> Inspected:
 
 
 def in_words(error: Exception) -> str:
-    """An error for the page, to be read after the file's name; a command line's advice is left out."""
+    """An error for the page, worded to follow the file's name, without advice about the command line."""
     if isinstance(error, Damaged):
         return f"{error.problem}: download or copy it again"
     return error.problem if isinstance(error, FileError) else str(error)

@@ -1,4 +1,4 @@
-"""The LoRA files that the web UI lists, as its dropdown shows them and as a name finds them."""
+"""The LoRA files that the web UI lists: the dropdown's entries, and lookup by name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .inspection import Inspected, Use
 from .web_uis import WebUI
 
 ENDINGS = (".safetensors", ".pt", ".ckpt")
-"""What the web UI lists."""
+"""Extensions of the files that the web UI lists."""
 
 MARKS = {Use.CONVERT: "convert first: {0.form}", Use.OTHER_BASE: "for {0.base_words}", Use.BROKEN: "damaged"}
-"""Mark behind the name of a file that cannot be used as it is."""
+"""Mark after the name of a file that cannot be used as it is."""
 
 SIGN = "  ⚠ "
 """Between a name and its mark."""
@@ -31,20 +31,20 @@ class LoraFiles:
     """A snapshot of the web UI's list."""
 
     paths: Mapping[str, Path]
-    """file name without ending -> file"""
+    """file name without extension -> file"""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """what a tag may call it -> file name"""
+    """name in a tag (file name or alias) -> file name"""
     by_hash: Mapping[str, str] = field(default_factory=dict)
     """short hash -> file name"""
     web_ui: WebUI = WebUI.A1111
     folders: tuple[Path, ...] = ()
 
     def resolve(self, tagged: str) -> str | None:
-        """The file name that a tag's name stands for."""
+        """The file name for a name in a tag."""
         return tagged if tagged in self.paths else self.aliases.get(tagged)
 
     def name_of(self, entry: str) -> str | None:
-        """The file name that an entry of the dropdown, or an API call, means; None if there is no such file."""
+        """The file name for an entry of the dropdown or an API call's adapter; None if there is no such file."""
         plain = entry if entry in self.paths else entry.partition(SIGN)[0]
         if plain in self.paths and plain != NO_ADAPTER:
             return plain
@@ -53,21 +53,21 @@ class LoraFiles:
 
     @staticmethod
     def spelled(name: str) -> str:
-        """A file name as the dropdown and the infotext have it: `name_of` finds it again."""
+        """A file name as written in the dropdown and the infotext; `name_of` is the inverse."""
         return f"{name}.safetensors" if name == NO_ADAPTER else name
 
     def entry(self, name: str, *, look: bool = True) -> str:
-        """A file's entry in the dropdown: its name and its mark. Without `look`, only known files are marked."""
+        """A file's entry in the dropdown: its name and its mark. Without `look`, only files already inspected are marked."""
         path = self.paths[name]
         found = inspection.inspect(path, self.web_ui) if look else inspection.known(path, self.web_ui)
         text = mark(found) if found is not None else ""
         return f"{self.spelled(name)}{SIGN}{text}" if text else self.spelled(name)
 
     def choices(self, seconds: float = _NO_LIMIT) -> list[str]:
-        """The dropdown's entries: plain strings, because Gradio 3 takes no pairs of a label and a value.
+        """The dropdown's entries: plain strings, because Gradio 3 does not accept pairs of label and value.
 
         Args:
-            seconds: how long unknown files may be looked into; the rest stay unmarked.
+            seconds: time limit for inspecting new files; the rest stay unmarked.
         """
         end = time.monotonic() + seconds
         names = sorted(self.paths, key=str.casefold)
@@ -83,7 +83,7 @@ class LoraFiles:
         return self.find(self.name_of(entry)) if entry and entry != NO_ADAPTER else None
 
     def why_missing(self, name: str) -> str:
-        """Why no file has that name, to be read after it: with the nearest names, or with what became of the file."""
+        """Why no file has that name, worded to follow it: suggests similar names, or explains that Forge renamed the file."""
         renamed = next((path for path in _walk(self.folders) if path.stem in (name, *_with_endings(name))
                         and path.suffix == inspection.RENAMED), None)  # fmt: skip
         if renamed is not None:
@@ -93,7 +93,7 @@ class LoraFiles:
         return f"is not in the LoRA folder; {hint}"
 
     def near(self, name: str) -> list[str]:
-        """At most three file names that look like this one."""
+        """At most three similar file names."""
         by_lower = {other.lower(): other for other in self.paths}
         found = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
         stem = Path(name).stem
@@ -101,14 +101,14 @@ class LoraFiles:
 
 
 def mark(found: Inspected) -> str:
-    """The mark behind its name in the dropdown; "" for a file that works."""
+    """The mark after a file's name in the dropdown; "" for a file that works."""
     if prompts.why_no_tag(found.name):
         return "rename first"
     return MARKS.get(found.use, "").format(found)
 
 
 def below(folders: Iterable[Path]) -> dict[str, Path]:
-    """Every LoRA file in the folders, by its path below them."""
+    """Every LoRA file in the folders, by its relative path."""
     found: dict[str, Path] = {}
     for folder in folders:
         for path in _walk([folder]):
@@ -118,7 +118,7 @@ def below(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def _walk(folders: Iterable[Path]) -> Iterator[Path]:
-    """Every file that is not hidden; a link that leads back up is not followed twice."""
+    """Every file that is not hidden. Folders reached again through a link are skipped."""
     seen: set[str] = set()
     for folder in folders:
         for place, subfolders, names in os.walk(folder, followlinks=True):

@@ -1,4 +1,4 @@
-"""What is shown of the chosen file, as HTML. Everything that comes from a file is escaped."""
+"""The chosen file's facts as HTML. Every text from a file is escaped."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ STYLE = """<style>
 .scribble-lora-table {white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85em; margin: 0}
 .scribble-lora:has(.scribble-lora-enable input:checked) > .label-wrap > span:first-child::after {content: " ●"; color: #2e7d32}
 </style>"""
-"""Styles of the accordion and the tab. Gradio 4 draws borders around tables; the dot says that it is on, even if closed."""
+"""Styles of the accordion and the tab. Gradio 4 draws borders around tables. The dot marks a closed accordion that is on."""
 
 
 def facts(found: Inspected | None, model: str, picture_url: str = "") -> str:
-    """The file's base, rank, trigger words, scale and picture; only the styles if none is chosen."""
+    """The file's base, rank, trigger words, scale and picture; only the styles if no file is chosen."""
     if found is None:
         return STYLE
     problem = why_not(found, model)
@@ -41,7 +41,7 @@ def facts(found: Inspected | None, model: str, picture_url: str = "") -> str:
 
 
 def missing(entry: str, why: str) -> str:
-    """The chosen entry has no file any more."""
+    """The message for a chosen entry whose file is missing."""
     return STYLE + message(f"{entry} {why}")
 
 

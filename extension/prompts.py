@@ -1,8 +1,8 @@
-"""The grammar of `<lora:…>` tags, and rewriting a prompt: the adapter's own tags out, ours in; trigger words in front.
+"""The grammar of `<lora:…>` tags, and rewriting a prompt: existing tags of the adapter out, ours in; trigger words in front.
 
-The grammar is the web UI's, in its modules/extra_networks.py and extensions-builtin/Lora/extra_networks_lora.py: the text
-of a tag is split at ":", an item with exactly one "=" is named, the first other item is the file, the numbers after it are
-the strengths of the text encoder and of the UNet. Tags are taken out of the prompt before anything else is parsed.
+The grammar is the web UI's, from its modules/extra_networks.py and extensions-builtin/Lora/extra_networks_lora.py: the text
+of a tag is split at ":"; an item with exactly one "=" is named; the first other item is the file, and the numbers after it
+are the strengths of the text encoder and the UNet. Tags are removed from the prompt before anything else is parsed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ TAG = re.compile(r"<(\w+):([^>]+)>")
 KINDS = ("lora", "lyco")
 """Tag words that the web UI gives to its LoRA extension."""
 
-NAMES_NOTHING = {
+NOT_IN_A_TAG = {
     ":": "ends the name in a <lora:…> tag",
     ">": "ends the <lora:…> tag",
     "#": "begins a comment in a prompt",
 }
-"""Letters that no file name in a tag may have, and why. (A single "=" is the fourth: see `why_no_tag`.)"""
+"""Characters that a file name in a tag must not contain, and why. (A single "=" is the fourth: see `why_no_tag`.)"""
 
 
 class Tag(NamedTuple):
@@ -41,14 +41,14 @@ class Tag(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the web UI takes for the file's name."""
+        """The file name as the web UI reads it."""
         return next(iter(self.positional), "")
 
     @property
     def problem(self) -> str | None:
-        """Why the web UI fails over this tag, and then applies no LoRA of the prompt at all."""
+        """Why the web UI cannot read this tag, in which case it applies none of the prompt's LoRAs; None if it can."""
         if not self.positional:
-            return "names no file"
+            return "does not name a file"
         named = dict(item.split("=", 1) for item in self.items if item not in self.positional)
         numbers = [*self.positional[1:3], *(named[key] for key in ("te", "unet") if key in named)]
         bad = next((item for item in numbers if not _is_number(item)), None)
@@ -56,12 +56,12 @@ class Tag(NamedTuple):
 
     @property
     def own_strengths(self) -> bool:
-        """It sets the text encoder or the UNet apart, which one scale cannot."""
+        """Whether it gives the text encoder and the UNet separate strengths."""
         return len(self.positional) > 2 and _is_number(self.positional[2]) or bool(_scales(self.items))
 
     @property
     def extras(self) -> list[str]:
-        """Items of other extensions, such as `lbw=…`, which stay when the scale is replaced."""
+        """Items of other extensions, such as `lbw=…`, which are kept when the scale is replaced."""
         rest = [item for item in self.items if item is not self.name]
         return [item for item in rest if not _is_number(item) and item not in _scales(rest)]
 
@@ -96,16 +96,16 @@ def number(scale: float) -> str:
 
 
 def why_no_tag(name: str) -> str | None:
-    """Why the web UI cannot be given this file by name, None if it can."""
-    why = next((f"its name holds a '{letter}', which {why}" for letter, why in NAMES_NOTHING.items() if letter in name), None)
-    if why is None and name.count("=") == 1:  # with two the web UI takes it for a name again
-        why = "its name holds a '=', which makes a named value of it in a <lora:…> tag"
+    """Why a tag cannot contain this file name; None if it can."""
+    why = next((f"its name contains '{letter}', which {why}" for letter, why in NOT_IN_A_TAG.items() if letter in name), None)
+    if why is None and name.count("=") == 1:  # with two "=" the web UI reads it as a name again
+        why = "its name contains '=', which turns it into a named value in a <lora:…> tag"
     return f"{why}: rename the file" if why else None
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A prompt, and notes on settings in its old tags that were lost."""
+    """A prompt, and notes about settings of its old tags that were dropped."""
 
     prompt: str
     notes: tuple[str, ...] = ()
@@ -115,8 +115,9 @@ def rewrite(prompt: str, name: str, scale: float, refers: Callable[[str], bool],
     """The prompt with one tag of the adapter, at its end; `trigger` in front if it does not begin with it.
 
     Args:
-        name: the adapter's file.
-        refers: does a name in a tag mean that file? Such tags go; their values for other extensions move to the new one.
+        name: the adapter's file name.
+        refers: whether a name in a tag refers to that file. Such tags are removed; their values for other extensions move
+            to the new tag.
     """
     old = [one for one in tags(prompt) if refers(one.name)]
     extras = dict.fromkeys(item for one in old for item in one.extras)
@@ -131,8 +132,8 @@ def rewrite(prompt: str, name: str, scale: float, refers: Callable[[str], bool],
 
 
 def _with_tag(text: str, new: str) -> str:
-    """Append the tag: on a new line after a `#`, because the web UI deletes the rest of that line; in front if an unclosed
-    `<word:` would swallow it.
+    """Append the tag: on a new line after a `#`, because the web UI deletes the rest of that line; in front if the prompt
+    has an unclosed `<word:`, which would absorb it.
     """
     if not text:
         return new
@@ -141,7 +142,7 @@ def _with_tag(text: str, new: str) -> str:
 
 
 def without(prompt: str, refers: Callable[[str], bool]) -> str:
-    """The prompt without the plain tags of the adapter; those with something for another extension stay."""
+    """The prompt without the plain tags of the adapter; tags with values for other extensions stay."""
     extra = {one.text for one in tags(prompt) if one.extras}
     return _without(prompt, refers, keep=extra)[0]
 
@@ -150,11 +151,11 @@ _HOLE = "\0"
 _EMPTY = re.compile(r"""(?<!\\)(?: \( \s* \0 \s* (?: : \s* [-+]? [\d.]+ \s* )? \)  # (tag), (tag:1.2)
                                | \[ \s* \0 \s* \] )                                # [tag]""", re.VERBOSE)  # fmt: skip
 _SCHEDULED = re.compile(r"(?<!\\)\[(?=[^][]*\0)[\s\0]*(?::[\s\0]*){1,2}[\d.]+\s*\]")
-"""[tag:0.5], [tag::0.5], [tag:tag:0.5]: the web UI would be left with an empty schedule."""
+"""[tag:0.5], [tag::0.5], [tag:tag:0.5]: without the tag an empty schedule would be left."""
 
 
 def _without(prompt: str, refers: Callable[[str], bool], keep: Iterable[str] = ()) -> tuple[str, bool]:
-    """The prompt without the adapter's tags and the brackets that held nothing else; whether those set a time."""
+    """The prompt without the adapter's tags and brackets left empty; and whether those brackets scheduled a tag."""
     kept = set(keep)
 
     def hole(match: re.Match[str]) -> str:
@@ -175,7 +176,7 @@ def _without(prompt: str, refers: Callable[[str], bool], keep: Iterable[str] = (
 
 
 def starts_with(prompt: str, trigger: str) -> bool:
-    """Whether a prompt begins with these words; tags, brackets, blanks and capitals make no difference."""
+    """Whether a prompt begins with these words, ignoring tags, brackets, whitespace and case."""
     words = re.sub(r"^[\s([{]+", "", TAG.sub(" ", prompt))
     begin, wanted = " ".join(words.lower().split()), " ".join(trigger.lower().split())
     return re.match(rf"{re.escape(wanted)}(?!\w)", begin) is not None

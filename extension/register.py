@@ -1,4 +1,4 @@
-"""Tells the web UI of us: called once by scripts/scribble_lora.py when the scripts are loaded."""
+"""Registers the extension's callbacks: called once by scripts/scribble_lora.py when the scripts are loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class App(Protocol):
-    """The web UI's FastAPI, as far as we use it."""
+    """The part of the web UI's FastAPI app that we use."""
 
     def add_api_route(self, path: str, endpoint: Callable[[], object], **options: object) -> None: ...
 
@@ -31,10 +31,10 @@ __all__ = ["ScribbleLora", "register"]
 
 
 def register() -> None:
-    """Hand our callbacks to the web UI.
+    """Register our callbacks with the web UI.
 
-    From a thread of its own, whose call stack is short: at every callback the web UI reads the source of the whole stack,
-    which at its start took 50 ms for ours.
+    Runs in a separate thread, because its call stack is short: for every callback the web UI reads the source of the whole
+    stack, which took 50 ms at start-up.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(_register).result()
@@ -47,8 +47,8 @@ def _register() -> None:
     script_callbacks.on_app_started(_app_started)
 
 
-def _tried(what: str, work: Callable[[], T]) -> T | None:
-    """The result, or None after a report in the console: the web UI continues without this part."""
+def _guarded(what: str, work: Callable[[], T]) -> T | None:
+    """Run `work`. An error is reported in the console, returns None, and the web UI continues without this part."""
     try:
         return work()
     except host.LoraExtensionOff as error:
@@ -59,13 +59,13 @@ def _tried(what: str, work: Callable[[], T]) -> T | None:
 
 
 def _before_ui() -> None:
-    # Forge leaves the folder of every extension on sys.path, where ours would hide another's `trainer` or `convert`.
+    # Forge leaves every extension's folder on sys.path, where ours would shadow another extension's `trainer` or `convert`.
     sys.path[:] = [place for place in sys.path if os.path.abspath(place) != str(ROOT)]
-    _tried("no axes in the X/Y/Z plot", lambda: xyz.register(scripts.scripts_data))
+    _guarded("no axes in the X/Y/Z plot", lambda: xyz.register(scripts.scripts_data))
 
 
 def _tabs() -> list[tuple[object, str, str]]:
-    built = _tried("no Import tab", import_tab.build)
+    built = _guarded("no Import tab", import_tab.build)
     return [] if built is None else [(built, TITLE, "scribble_lora")]
 
 
@@ -75,21 +75,21 @@ def _pasted(text: str, params: dict[str, object]) -> None:
         gone = infotext.pasted(params, lambda name: files.name_of(name) or files.resolve(name), files.by_hash)
         if gone is not None:
             host.toast(f"the pasted picture used {gone}, which {files.why_missing(gone)}")
-        else:  # the dropdown knows it by its entry
+        else:  # the dropdown's entry may have a mark after the name
             params[infotext.ADAPTER] = files.entry(str(params[infotext.ADAPTER]))
 
     if infotext.ADAPTER in params:
-        _tried("the pasted infotext was not read", work)
+        _guarded("the pasted infotext was not read", work)
 
 
 def _app_started(demo: object, app: App) -> None:
-    """Put the arguments of an API call into the schema that the web UI serves at /docs and /openapi.json."""
+    """Document the arguments of an API call in the schema at /docs and /openapi.json."""
 
     def schema() -> dict[str, object]:
         return arguments.json_schema()
 
     example = {"application/json": {"schema": arguments.json_schema()}}
-    _tried("its arguments are not in the API's schema", lambda: app.add_api_route(
+    _guarded("its arguments are not in the API's schema", lambda: app.add_api_route(
         ARGUMENTS_ROUTE, schema, methods=["GET"], tags=[TITLE], summary="Arguments of the script Scribble LoRA, by name",
         description='Given as `"alwayson_scripts": {"Scribble LoRA": {"args": [{"enabled": true, "adapter": "…"}]}}`.',
         responses={200: {"description": "JSON Schema of the arguments", "content": example}},

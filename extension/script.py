@@ -27,7 +27,7 @@ class ScribbleLora(scripts.Script):  # type: ignore[misc,unused-ignore]
         except host.LoraExtensionOff as error:
             host.tell(f"its controls cannot be shown: {error}")
             return []
-        except Exception as error:  # noqa: BLE001 - with --api, an error here would end the whole web UI
+        except Exception as error:  # noqa: BLE001 - with --api, an error here would stop the whole web UI
             host.tell(host.unforeseen("its controls cannot be shown", error))
             return []
         self.infotext_fields = list(zip(controls, infotext.FIELDS))
@@ -35,35 +35,35 @@ class ScribbleLora(scripts.Script):  # type: ignore[misc,unused-ignore]
         return controls
 
     def process(self, p: Processing, *args: object) -> None:
-        """The prompts are set up; other extensions may still expand wildcards in them."""
+        """Runs once the prompts are set up; other extensions may still expand wildcards in them."""
         p.scribble_lora = None
 
         def begin() -> None:
             p.scribble_lora = generation.begin(p, args, host.files, host.model_kind(), lambda text: host.comment(p, text))
 
         if host.networks() is not None or any(args[:1]):
-            _tried(p, args, begin)
+            _guarded(p, args, begin)
 
     def before_process_batch(self, p: Processing, *args: object, batch_number: int, **more: object) -> None:
         """The last moment before the web UI parses the prompts of a batch."""
         this, start = _this(p), batch_number * p.batch_size
         if this is not None:
-            _tried(p, args, lambda: generation.settle(p, this, range(start, start + len(p.prompts)), p.prompts))
+            _guarded(p, args, lambda: generation.add_tag(p, this, range(start, start + len(p.prompts)), p.prompts))
 
     def process_batch(self, p: Processing, *args: object, batch_number: int, **more: object) -> None:
-        """The LoRAs are loaded, nothing is drawn yet."""
+        """Runs after the LoRAs are loaded, before sampling."""
         this, start = _this(p), batch_number * p.batch_size
         if this is not None:
             now = p.all_prompts[start : start + p.batch_size]
-            _tried(p, args, lambda: generation.verify(p, this, host.is_applied, now, host.parsed_names(p)))
+            _guarded(p, args, lambda: generation.verify(p, this, host.is_applied, now, host.parsed_names(p)))
 
     def postprocess_batch(self, p: Processing, *args: object, **more: object) -> None:
-        """The pictures are drawn, their infotexts not yet written."""
+        """Runs after sampling, before the infotexts are written."""
         this = _this(p)
         if this is not None and this.applied is not None:
             broken = host.broken_layers(this.applied.name)
             if broken:
-                text = f"{this.applied.name} did not fit {broken} layers of the loaded model, which stay as they are"
+                text = f"{this.applied.name} does not fit {broken} layers of the loaded model; those layers are unchanged"
                 this.fail(p, text, nothing_applied=False)
 
 
@@ -71,8 +71,8 @@ def _this(p: Processing) -> Generation | None:
     return getattr(p, "scribble_lora", None)
 
 
-def _tried(p: Processing, args: object, work: Callable[[], None]) -> None:
-    """The web UI would print a traceback and go on in silence."""
+def _guarded(p: Processing, args: object, work: Callable[[], None]) -> None:
+    """Run `work` and report any error on the page; the web UI would only print a traceback."""
     try:
         work()
     except host.LoraExtensionOff as error:

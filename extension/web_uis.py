@@ -1,4 +1,4 @@
-"""Which tensor names each web UI finds a layer for: a table, read in the code of each and tried with a file of each form."""
+"""The tensor names that each web UI can map to a layer: taken from their code, and tried with a file of each form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class WebUI(Enum):
-    """The program we run in; the value is its name in a sentence."""
+    """The web UI we run in; the value is its name in messages."""
 
     A1111 = "the web UI"
     FORGE = "Forge"
@@ -17,11 +17,11 @@ class WebUI(Enum):
 
 
 class Naming(NamedTuple):
-    """One way to name layers."""
+    """A naming scheme for layers."""
 
     words: str
     layer: str
-    """pattern of the layer's name, which the part's name follows"""
+    """pattern of the layer's name, without the part's name"""
     readers: frozenset[WebUI]
 
 
@@ -43,16 +43,16 @@ NAMINGS = (
 _KOHYA_PARTS = r"\.lora_(down|up|mid|A|B)\.weight|\.alpha|\.dora_scale|\.diff|\.diff_b|\.w_norm|\.b_norm"
 _COMFY_PARTS = rf"{_KOHYA_PARTS}|(_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight"
 PARTS = {WebUI.A1111: _KOHYA_PARTS, WebUI.FORGE: _COMFY_PARTS, WebUI.REFORGE: _COMFY_PARTS}
-"""Patterns of the name's end that each of them knows."""
+"""Patterns of the part's name that each web UI reads."""
 
 
 def unread(keys: Iterable[str], web_ui: WebUI) -> list[str]:
-    """The tensors of a Stable Diffusion 1.5 LoRA that `web_ui` drops without a word."""
+    """The tensors of a Stable Diffusion 1.5 LoRA that `web_ui` silently drops."""
     names = list(keys)
     layers = "|".join(naming.layer for naming in NAMINGS if web_ui in naming.readers)
     known = re.compile(rf"(?:{layers})(?:{PARTS[web_ui]})")
     dropped = [name for name in names if known.fullmatch(name) is None]
-    if web_ui is WebUI.A1111:  # it renames lora_A and lora_B and forgets their alpha (network_lora.py)
+    if web_ui is WebUI.A1111:  # it renames lora_A and lora_B but drops their alpha (network_lora.py)
         present = set(names)
         dropped += [name for name in names if name.endswith(".alpha") and f"{name[:-6]}.lora_A.weight" in present]
     return dropped

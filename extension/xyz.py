@@ -22,7 +22,7 @@ class ScriptData(Protocol):
 
 
 def register(scripts_data: Sequence[ScriptData]) -> bool:
-    """Add the axes to the web UI's plot script, once; False if it has none."""
+    """Add the axes to the web UI's X/Y/Z plot script, once; False if that script is missing."""
     plot = next((data.module for data in scripts_data if os.path.basename(data.path) == "xyz_grid.py"), None)
     if plot is None:
         return False

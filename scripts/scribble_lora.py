@@ -1,7 +1,7 @@
-"""AUTOMATIC1111's door: the web UI runs this file at start. Everything is in extension/.
+"""Entry point for AUTOMATIC1111's web UI, which runs this file at start. The code is in extension/.
 
-The repository becomes the package `scribble_lora` by its path, without running the root `__init__.py` (ComfyUI's door), so
-that no general name (`convert`, `trainer`, …) is taken from another extension. A damaged folder costs one line.
+The repository is loaded by path as the package `scribble_lora`, without running the root `__init__.py` (ComfyUI's entry
+point), so that generic names (`convert`, `trainer`, …) do not clash with other extensions. A damaged folder costs one line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _package() -> None:
-    """The repository as a fresh package: the web UI's "Reload UI" runs this file again, maybe after an update."""
+    """Create the package anew: the web UI's "Reload UI" runs this file again, maybe after an update."""
     for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
         del sys.modules[name]
     spec = importlib.machinery.ModuleSpec(_PACKAGE, None, is_package=True)
@@ -26,7 +26,7 @@ def _package() -> None:
 
 
 def _other_copy() -> str | None:
-    """The folder of another copy of this extension that the web UI has loaded before this one."""
+    """The folder of another copy of this extension that the web UI loaded before this one."""
     from modules import scripts
 
     others = (data for data in scripts.scripts_data if os.path.basename(data.path) == os.path.basename(__file__))
@@ -34,7 +34,7 @@ def _other_copy() -> str | None:
 
 
 def _panel(error: Exception) -> str:
-    """What a bug report needs; "" if the folder is too damaged to tell."""
+    """The panel for a bug report; "" if the folder is too damaged to import it."""
     try:
         return str(importlib.import_module(f"{_PACKAGE}.extension.failures").panel("is off", error)) + "\n"
     except Exception:  # noqa: BLE001 - the caller reports the first error
@@ -49,8 +49,8 @@ try:
         _register = importlib.import_module(f"{_PACKAGE}.extension.register")
         _register.register()
         ScribbleLora = _register.ScribbleLora
-except Exception as error:  # noqa: BLE001 - the web UI goes on without us
+except Exception as error:  # noqa: BLE001 - the web UI continues without us
     _why = " ".join(f"{type(error).__name__}: {error}".split())
     _text = _panel(error)
-    _advice = f": {_why}" if _text else f", its folder is damaged ({_why}): install it again into {_ROOT}"
+    _advice = f": {_why}" if _text else f", because its folder is damaged ({_why}): install it again into {_ROOT}"
     print(f"{_text}Scribble LoRA: is off{_advice}", file=sys.stderr)

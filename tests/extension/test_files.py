@@ -27,7 +27,7 @@ Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     ({**pair(Q), "bundle_emb.word.string_to_param.*": torch.ones(1, 768)}, {}, "READY", ""),
     ({f"{Q}.hada_w1_a": torch.ones(320, 4)}, {}, "UNCHECKED", "LoHa"),
     ({"some.layer": torch.ones(4)}, {}, "BROKEN", "1 unknown tensor names, such as some.layer"),
-    ({**pair(Q), "lora_unet_no_such_layer.alpha": torch.tensor(1.0)}, {}, "UNCHECKED", "may not be applied whole"),
+    ({**pair(Q), "lora_unet_no_such_layer.alpha": torch.tensor(1.0)}, {}, "UNCHECKED", "may be applied only in part"),
     ({"motion_modules.0.x": torch.ones(4)}, {}, "BROKEN", "AnimateDiff"),
 ], ids=["kohya", "sdxl", "sd2", "earlier", "miniature", "embedding", "loha", "no LoRA", "more", "motion"])  # fmt: skip
 def test_what_a_file_is(core, tmp_path, tensors, metadata, use, said) -> None:
@@ -42,7 +42,7 @@ def test_a_bundled_embedding_is_a1111s_alone(core, tmp_path) -> None:
     save_file({**pair(Q), "bundle_emb.word.clip_l": torch.ones(1, 768)}, path)
     assert core.inspection.inspect(path, web_uis.A1111).why == ""
     found = core.inspection.inspect(path, web_uis.FORGE)
-    assert found.use is core.inspection.Use.READY and "embedding inside, which Forge does not read" in found.why
+    assert found.use is core.inspection.Use.READY and "includes an embedding, which Forge does not read" in found.why
 
 
 def test_numbers_are_looked_at_when_asked_and_known_from_then_on(core, tmp_path, monkeypatch) -> None:

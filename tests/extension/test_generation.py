@@ -29,7 +29,7 @@ def run(core, p: SimpleNamespace, arguments, files, model: str = "SD1") -> tuple
     said: list[str] = []
     this = core.generation.begin(p, arguments, lambda name: files, model, said.append)
     now = list(p.all_prompts)
-    core.generation.settle(p, this, range(len(now)), now)
+    core.generation.add_tag(p, this, range(len(now)), now)
     assert now == p.all_prompts
     return this.applied, said
 
@@ -116,7 +116,7 @@ def test_a_lora_of_the_earlier_miniature_is_refused_with_what_to_do(core, folder
 
 
 @pytest.mark.parametrize(("metadata", "model", "said"), [
-    ({"scribble_base": "miniature"}, "SD1", "was trained on Scribble LoRA's miniature, and the loaded checkpoint is another"),
+    ({"scribble_base": "miniature"}, "SD1", "was trained on Scribble LoRA's miniature, but another checkpoint is loaded"),
     ({"scribble_base": "miniature"}, "miniature", ""),
     ({"scribble_base": "miniature"}, "", ""),
     ({}, "miniature", "was not trained on Scribble LoRA's miniature, which is the loaded checkpoint"),
@@ -192,4 +192,4 @@ def test_the_door_takes_no_general_name_and_survives_damage(tmp_path, left) -> N
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("\n") == 1 and "Scribble LoRA: is off, its folder is damaged" in result.stderr
+    assert result.stderr.count("\n") == 1 and "Scribble LoRA: is off, because its folder is damaged" in result.stderr

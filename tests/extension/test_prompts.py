@@ -50,7 +50,7 @@ def test_trigger_words_stand_in_front_once(core) -> None:
 
 @pytest.mark.parametrize(("text", "problem"), [
     ("<lora:a:1>", None), ("<lora:a:0.5:1>", None), ("<lora:a:te=0:unet=1>", None), ("<lora:a:1:lbw=X>", None),
-    ("<lora:a:x>", "'x' where a number"), ("<lora:a:1:te=>", "'' where a number"), ("<lora:a=1>", "names no file"),
+    ("<lora:a:x>", "'x' where a number"), ("<lora:a:1:te=>", "'' where a number"), ("<lora:a=1>", "does not name a file"),
 ])  # fmt: skip
 def test_a_tag_that_the_web_ui_fails_over_is_known(core, text, problem) -> None:
     [tag] = core.prompts.tags(f"x {text} y")

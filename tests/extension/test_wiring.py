@@ -149,11 +149,11 @@ def test_wildcards_that_hold_the_adapters_tag_do_not_double_it(webui) -> None:
 def test_a_tag_that_comes_after_us_is_told(webui) -> None:
     _, script = script_of(webui)
     p = webui.generate(script, True, "scribble", 0.8, False, late=lambda prompt: f"{prompt} <lora:scribble:0.3>")
-    assert "another extension wrote the tag of scribble once more" in p.extra_generation_params["Scribble LoRA error"]
+    assert "another extension added a second tag of scribble" in p.extra_generation_params["Scribble LoRA error"]
     assert "another extension" in p.comments[0]
 
 
-def test_hires_prompts_are_settled_with_their_batch(webui) -> None:
+def test_hires_prompts_are_rewritten_with_their_batch(webui) -> None:
     _, script = script_of(webui)
     p = webui.processing("cat", "dog", all_hr_prompts=["big cat <lora:scribble:1>", "big dog"])
     p.run(script, True, "scribble", 0.8, False, load=webui.load)
@@ -185,7 +185,7 @@ def test_layers_that_did_not_fit_are_told(webui) -> None:
     _, script = script_of(webui)
     webui.errors["scribble"] = 3
     p = webui.generate(script, True, "scribble", 0.8, False)
-    assert "did not fit 3 layers" in p.extra_generation_params["Scribble LoRA error"]
+    assert "does not fit 3 layers" in p.extra_generation_params["Scribble LoRA error"]
     assert p.extra_generation_params["Scribble LoRA adapter"] == "scribble", "the other layers have it"
 
 
@@ -330,7 +330,7 @@ def test_the_import_tab_looks_and_converts(webui, folder) -> None:
     assert "sound" in table and "kohya" in table and (trigger, scale, description) == ("a scribble of", 0.7, "")
     assert (picture, replace) == (None, False), "another file's picture and tick would be written to this one"
     assert "not sound" in tab.look("broken.safetensors")[0] and str(folder) not in tab.look("broken.safetensors")[0]
-    assert "form already" in tab.convert_file("scribble.safetensors")[-2]
+    assert "is already in the web UI" in tab.convert_file("scribble.safetensors")[-2]
     assert "web page" in tab.convert_file("broken.safetensors")[-2]
     for other in (None, "", "../conftest.py", str(folder / "scribble.safetensors")):
         assert "choose a file first" in tab.convert_file(other)[-2]
@@ -352,7 +352,7 @@ def test_the_import_tab_says_what_it_wrote_and_what_not(webui, folder) -> None:
     tab, image = webui.start().import_tab, Image.new("RGB", (8, 8))
     (folder / "scribble.png").write_bytes(b"mine")
     said = tab.write_card("scribble.safetensors", "words", 0.5, "", image, False)
-    assert "written: scribble.json" in said and "scribble.png: is there already" in said
+    assert "written: scribble.json" in said and "scribble.png already exists" in said
     assert (folder / "scribble.png").read_bytes() == b"mine"
     said = tab.write_card("scribble.safetensors", "words", 0.5, "", image, True)
     assert "written: scribble.json, scribble.png" in said and Image.open(folder / "scribble.png").size == (8, 8)
