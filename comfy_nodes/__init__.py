@@ -1,9 +1,9 @@
-"""ComfyUI nodes that use a LoRA of any form. Thin: reading is `convert`'s, the arithmetic of the weights is ComfyUI's.
+"""ComfyUI nodes that use a LoRA of any form. `convert` reads the files, ComfyUI computes the patched weights.
 
-The nodes are registered by V1 mappings. Every ComfyUI in use reads them, old and new; the V3 schema exists only in
-versions since August 2025 and its import costs time at start.
+The nodes are registered with V1 mappings, which every ComfyUI version in use reads. The V3 schema exists only since
+August 2025, and importing it slows down the start.
 
-Importing this loads neither torch nor any part of ComfyUI; each node imports what it needs when it runs.
+Importing this package loads neither torch nor any part of ComfyUI; each node imports its dependencies when it runs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: node.DISPLAY_NAME for node in NODES}
 
 WEB_DIRECTORY = "./comfy_nodes/web"
-"""From the repository's root, where ComfyUI looks for it."""
+"""Relative to the repository's root, as ComfyUI expects."""
 
 register()

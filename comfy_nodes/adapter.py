@@ -1,4 +1,4 @@
-"""A LoRA file as the host takes it: tensors under kohya's names, which every ComfyUI understands.
+"""Loads a LoRA file for ComfyUI: tensors under kohya's names, which every ComfyUI version reads.
 
 `prefix` below is a kohya module name, `lora_unet_…` or `lora_te_…`; `<prefix>.lora_down.weight` is one of its tensors.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT = 8
-"""Files in memory at most: a workflow with more adapters than that reads some of them again."""
+"""Most files kept in memory. A workflow with more adapters rereads some of them."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A file that was read and is sound."""
+    """A LoRA file that was read and checked."""
 
     name: str
-    """in models/loras, for messages"""
+    """its name in models/loras, for messages"""
     base: str
     """the model it was trained on; `convert.lora.SD15` for Stable Diffusion 1.x"""
     unet: Part
@@ -65,14 +65,14 @@ class Adapter:
 
 
 def fingerprint(path: Path) -> Stamp:
-    """Changes when the file is replaced or rewritten, or the peft configuration beside it, which holds its alpha."""
+    """Changes if the file, or the peft configuration beside it (which holds its alpha), is replaced or rewritten."""
     return stamp(path, path.with_name(ADAPTER_CONFIG))
 
 
 def load(path: Path, name: str) -> Adapter:
-    """Read the LoRA at `path`, or take it from memory if the file has not changed since. `name` is for messages.
+    """Read the LoRA at `path`, or return it from memory if the file has not changed. `name` is for messages.
 
-    Raises `NodeError` unless the file is a sound LoRA of Stable Diffusion 1.5 that ComfyUI can apply whole.
+    Raises `NodeError` unless the file is a sound LoRA of Stable Diffusion 1.5 that ComfyUI can apply completely.
     """
     try:
         return _load(path, name, fingerprint(path))
@@ -90,9 +90,9 @@ def _load(path: Path, name: str, known: Stamp) -> Adapter:
     lora = read(path)
     data = convert_bytes(path, to="kohya")
     if fingerprint(path) != known:
-        raise FileError(path, "was replaced while it was read", "queue it again")
-    with inference_mode(False):  # they stay in memory, and a later user may need gradients
-        tensors = tensors_of(data)  # copies: if the file were mapped and somebody truncated it, the host would crash
+        raise FileError(path, "was replaced while it was being read", "queue the workflow again")
+    with inference_mode(False):  # the tensors are cached, and a later node may need gradients
+        tensors = tensors_of(data)  # copies: with a memory-mapped file, truncating it would crash the host
     _refuse_not_finite(tensors, path)
     unet, text_encoder = _part(lora, UNET, tensors), _part(lora, TEXT_ENCODER, tensors)
     return Adapter(name, lora.base, unet, text_encoder, is_of_miniature(lora.metadata))

@@ -13,15 +13,15 @@ from .stamps import Stamp, stamp
 
 
 def of_file(path: Path) -> Advice:
-    """The advice for a LoRA file, read again only if it or its card has changed. A broken file has none.
+    """The advice for a LoRA file, reread only if it or its card has changed. Empty for a broken file.
 
-    Raises OSError if the file cannot even be looked at.
+    Raises OSError if the file does not exist or cannot be accessed.
     """
     return _of_file(path, fingerprint(path))
 
 
 def fingerprint(path: Path) -> Stamp:
-    """Changes when the file or its card does."""
+    """Changes if the file or its card does."""
     return stamp(path, card_path(path))
 
 
@@ -42,4 +42,4 @@ def _metadata(path: Path) -> dict[str, str]:
     try:
         return dict(open_container(path).metadata)
     except JobError:
-        return {}  # whoever loads the file reports the error
+        return {}  # loading the file will report the error

@@ -1,4 +1,4 @@
-"""How a node fails: in one sentence that ComfyUI shows in its error dialog; and a report of failures nobody foresaw."""
+"""Errors of a node: one sentence for ComfyUI's error dialog, and a report in the log for unexpected ones."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable
 from typing import TypeVar
 
 HOST_HANDLES = ("InterruptProcessingException", "OutOfMemoryError")
-"""Errors of ComfyUI and torch that are not faults of a node: the user pressed Cancel, or the memory is full."""
+"""Errors of ComfyUI and torch that are not a node's fault: the user pressed Cancel, or the memory is full."""
 
 R = TypeVar("R")
 
 
 class NodeError(ValueError):
-    """The message names the file or input, says what is wrong and what to do."""
+    """An expected error. The message names the file or input, the problem and the remedy."""
 
-    __module__ = "scribble_lora"  # ComfyUI shows the full name of the type; the real one is the path of this folder
+    __module__ = "scribble_lora"  # ComfyUI shows the full name of the type; the real module name is this folder's path
 
 
 def reported(work: Callable[..., R]) -> Callable[..., R]:
-    """A node's function that logs one panel for an error other than `NodeError`, and passes every error on."""
+    """Wrap a node's function: log one panel for an error other than `NodeError`, and reraise every error."""
 
     @functools.wraps(work)
-    def run(self: object, *values: object, **arguments: object) -> R:  # ComfyUI gives all of them by name
+    def run(self: object, *values: object, **arguments: object) -> R:  # ComfyUI passes all inputs by name
         try:
             return work(self, *values, **arguments)
         except NodeError:

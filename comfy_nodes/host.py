@@ -1,6 +1,6 @@
-"""ComfyUI's way to patch a model and a text encoder: its maps of names and its reader of factors.
+"""Patches a model and a text encoder with ComfyUI's own key maps and LoRA loader.
 
-ComfyUI is imported when a function is called, so that it starts as fast as without this pack.
+ComfyUI's modules are imported when a function is called, so that this pack does not slow down its start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .adapter import Adapter
 
 TEXT_ENCODER_WEIGHT = "clip_l.transformer.{}.weight"
-"""The host's name for the weight of a module with this LDM name."""
+"""Pattern of the host's name for the weight of a module with this LDM name."""
 
 M = TypeVar("M", bound=Model)
 C = TypeVar("C", bound=Clip)
@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Clip)
 def with_unet(model: M, adapter: Adapter, scale: float, tell: notices.Tell = notices.tell) -> M:
     """A clone of MODEL with the adapter's UNet part at `scale`; the same MODEL at 0. Raises `NodeError`.
 
-    tell: is given what the user should know of an adapter that was applied.
+    tell: receives notices about an adapter that was applied.
     """
     if scale == 0 or not adapter.unet.shapes:
         return model
@@ -64,12 +64,12 @@ def unet_keys(network: Network) -> KeyMap:
     """Kohya's module names of the UNet -> names of the host's weights."""
     import comfy.lora
 
-    keys: KeyMap = comfy.lora.model_lora_keys_unet(network, {})  # its default is one dict that all its callers share
+    keys: KeyMap = comfy.lora.model_lora_keys_unet(network, {})  # its default argument is one dict shared by all callers
     return keys
 
 
 def text_encoder_keys(network: Network, weights: Mapping[str, Tensor]) -> KeyMap:
-    """Kohya's module names of the text encoder -> names of the host's weights. The host's own map leaves the norms out."""
+    """Kohya's module names of the text encoder -> names of the host's weights. The host's own map lacks the norms."""
     import comfy.lora
 
     from ..convert.names import module_name

@@ -1,6 +1,6 @@
-"""The LoRA files that ComfyUI lists under models/loras: names, paths, and what is known of each.
+"""The LoRA files that ComfyUI lists under models/loras: names, paths, pictures and recommendations.
 
-Names come from the host's list and from nowhere else; nothing outside its folders is opened.
+Names come only from the host's list, so no file outside its folders is opened.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 SUFFIXES = (".safetensors", ".sft")
 
 PICKLES = (".pt", ".bin", ".ckpt", ".pth", ".pkl", ".pt2")
-"""Endings of PyTorch files, which ComfyUI lists too and which are never opened here: they can run programs."""
+"""Endings of PyTorch files. ComfyUI lists them too, but they are never opened here: they can run programs."""
 
 PICTURES = (".preview.png", ".png", ".preview.jpg", ".jpg", ".preview.jpeg", ".jpeg", ".preview.webp", ".webp")
-"""Endings of a picture beside a LoRA, as the web UI and model managers name it."""
+"""Endings of preview pictures beside a LoRA, as written by the web UI and model managers."""
 
 
 def names() -> list[str]:
@@ -36,10 +36,10 @@ def _listed() -> list[str]:
 
 
 def full_name(name: object) -> str:
-    """The name in the list that `name` means: itself, or the only one that differs in slashes, case or the ending.
+    """The listed name that `name` refers to: itself, or the only one that differs in slashes, case or ending.
 
     Raises:
-        NodeError: there is none, or more than one. The message has the names that are close.
+        NodeError: there is no such name, or more than one. The message lists similar names.
     """
     known = names()
     if name in known:
@@ -65,13 +65,13 @@ def _why_missing(name: object, known: list[str], same: list[str]) -> str:
 
 
 def _plain(name: object) -> str:
-    """What people mean by a name: without the system's slash, case and ending."""
+    """A name normalised for comparison: forward slashes, no case, no ending."""
     plain = str(name).replace("\\", "/").lower()
     return next((plain.removesuffix(suffix) for suffix in SUFFIXES if plain.endswith(suffix)), plain)
 
 
 def path_of(name: str) -> Path:
-    """The file behind a name. Raises `NodeError` as `full_name` does."""
+    """The file with this name. Raises `NodeError` as `full_name` does."""
     import folder_paths
 
     found = full_name(name)
@@ -88,9 +88,9 @@ def picture_of(name: str) -> Path | None:
 
 
 def fingerprint(*names: object) -> str:
-    """The answer of `IS_CHANGED`: another text if a file, or what lies beside it, is another. Never raises.
+    """The result of `IS_CHANGED`: differs if a file, or its card or configuration, has changed. Never raises.
 
-    A name from a link is not known yet when the host asks (None); then the source of the link decides.
+    A name from a link is not known yet at that time (None); then the link's source decides.
     """
     from . import adapter, advice
 
@@ -100,12 +100,12 @@ def fingerprint(*names: object) -> str:
             path = path_of(name) if isinstance(name, str) else None
             marks += (*adapter.fingerprint(path), *advice.fingerprint(path)) if path else ["linked"]
         except (NodeError, OSError) as error:
-            marks.append(f"not there: {error}")
+            marks.append(f"missing: {error}")
     return "-".join(map(str, marks))
 
 
 def load(name: str) -> Adapter:
-    """The adapter behind a name, read once. Raises `NodeError`."""
+    """The adapter with this name, read once. Raises `NodeError`."""
     from . import adapter
 
     return adapter.load(path_of(name), full_name(name))

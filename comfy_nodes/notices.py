@@ -1,4 +1,4 @@
-"""What the user should know of work that was done: a line in ComfyUI's log, and a message in its page (see web/)."""
+"""Notices to the user: a line in ComfyUI's log and a toast on its page (see web/)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Outputs = TypeVar("Outputs", bound="tuple[Any, ...]")
 
 
 class WithText(TypedDict):
-    """A node's outputs with texts beside them, in ComfyUI's form."""
+    """A node's outputs and texts, in ComfyUI's form."""
 
     ui: dict[str, list[str]]
     result: tuple[Any, ...]
 
 
 def tell(text: str) -> None:
-    """Tell the user one line; nothing if it is empty. The page of the browser that queued the workflow shows it."""
+    """Show the user one line, in the browser that queued the workflow. An empty text is ignored."""
     if not text:
         return
     logging.warning("Scribble LoRA: %s", text)
@@ -33,17 +33,17 @@ def tell(text: str) -> None:
 
 
 class Told:
-    """`tell` for the work of one node, where a text is told the first time only, and its result."""
+    """A `tell` for the work of one node: shows each text only once, and adds the texts to the node's result."""
 
     def __init__(self) -> None:
         self._texts: dict[str, None] = {}
 
     def __call__(self, text: str) -> None:
-        """Tell it."""
+        """Show `text` unless it was shown before."""
         if text and text not in self._texts:
             self._texts[text] = None
             tell(text)
 
     def beside(self, outputs: Outputs) -> Outputs | WithText:
-        """The node's outputs; if anything was told, with the texts, which ComfyUI keeps in the history for API clients."""
+        """The node's outputs, with any texts shown, which ComfyUI keeps in the history for API clients."""
         return WithText(ui={"text": list(self._texts)}, result=outputs) if self._texts else outputs

@@ -1,4 +1,4 @@
-"""What a bug report needs of a failure that nobody foresaw: versions, arguments and the traceback, as one text."""
+"""The bug report of an unexpected error: versions, arguments and the traceback, as one text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 VERSION = "0.1.0"
-"""This pack's, as in pyproject.toml; a test compares them."""
+"""This pack's version. A test compares it with pyproject.toml."""
 
 LONGEST = 300
-"""Characters of an argument that are shown."""
+"""Longest argument shown, in characters."""
 
 WIDTH = 100
 
 
 def panel(node: str, arguments: Mapping[str, object], error: Exception) -> str:
-    """The report of `error`, which ended the node of this class."""
+    """The report of `error`, raised by the node of class `node`."""
     versions = {
         "ComfyUI": str(getattr(sys.modules.get("comfyui_version"), "__version__", "unknown")),
         "scribble-lora": VERSION,
@@ -28,12 +28,12 @@ def panel(node: str, arguments: Mapping[str, object], error: Exception) -> str:
     shown = {name: _shown(value) for name, value in arguments.items()}
     rows = [f"{name:<16} {value}" for name, value in (versions | shown).items()]
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
-    title = f" {node} failed in an unforeseen way: please report all of this "
+    title = f" {node} failed unexpectedly: please report all of this "
     return "\n".join(["", f"{title:-^{WIDTH}}", *rows, "", trace, "-" * WIDTH])
 
 
 def _shown(value: object) -> str:
-    """Plain values as they are; only the type of the host's objects."""
+    """Plain values in full; only the type of the host's objects."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return repr(value)[:LONGEST]
     return f"<{type(value).__name__}>"

@@ -1,7 +1,6 @@
-"""Putting an adapter onto a model: all of it or an error. The arithmetic is the host's; every module is counted.
+"""Applies an adapter to a model completely, or raises. The host does the arithmetic; this counts every module.
 
-ComfyUI only logs what it does not apply (a key it does not know, a shape that does not fit), so all of that is checked
-before.
+ComfyUI only logs the parts that it does not apply (unknown keys, shapes that do not fit), so those are checked first.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ P = TypeVar("P", bound=Patcher)
 def patched(
     patcher: P, weights: Mapping[str, Tensor], keys: KeyMap, part: Part, adapter: Adapter, scale: float, load_lora: LoadLora
 ) -> P:
-    """A clone of `patcher` with `part` added at `scale`; `patcher` itself if there is nothing to do.
+    """A clone of `patcher` with `part` added at `scale`; `patcher` itself if there is nothing to add.
 
     Args:
         weights: the network's state dict.
-        keys: the host's map for this network. ComfyUI does not apply a name that is not in it.
+        keys: the host's key map for this network. ComfyUI ignores names that are not in it.
 
     Raises:
-        NodeError: not every module of the part fits the network. `patcher` is as it was.
+        NodeError: a module of the part does not fit the network. `patcher` is unchanged.
     """
     if scale == 0 or not part.shapes:
         return patcher
@@ -44,7 +43,7 @@ def patched(
 
 
 def patches(keys: KeyMap, part: Part, load_lora: LoadLora) -> Patches:
-    """The host's own form of the part, by names of weights."""
+    """The part in the host's own form, by name of the weight."""
     return load_lora(part.tensors, {prefix: keys[prefix] for prefix in part.shapes})
 
 
@@ -57,12 +56,12 @@ def refuse_partial(applied: Iterable[str], wanted: set[str], adapter: Adapter) -
 
 
 def targets(weights: Mapping[str, Tensor], keys: KeyMap, part: Part, adapter: Adapter) -> set[str]:
-    """The names of all weights and biases that must change.
+    """The names of all weights and biases that the part changes.
 
-    This is the one place that decides whether a LoRA belongs to the connected model. The shapes decide (see `notice`).
+    Only this function decides whether a LoRA fits the connected model, and it compares only shapes (see `notice`).
 
     Raises:
-        NodeError: the network is another one.
+        NodeError: the LoRA does not fit the network.
     """
     fitting = [prefix for prefix, shape in part.shapes.items() if _fits(weights.get(keys.get(prefix, "")), shape)]
     if len(fitting) < len(part.shapes):
@@ -78,7 +77,7 @@ def targets(weights: Mapping[str, Tensor], keys: KeyMap, part: Part, adapter: Ad
 
 
 def notice(weights: Mapping[str, Tensor], adapter: Adapter) -> str:
-    """What to tell the user of an adapter that fits the UNet with these weights, and was trained on another; "" if nothing."""
+    """A warning about an adapter whose shapes fit this UNet but which was trained on another model; "" for none."""
     bias = weights.get(OUT_BIAS)
     if bias is None or not bias.is_floating_point():
         return ""
@@ -92,6 +91,6 @@ def _fits(weight: Tensor | None, shape: tuple[int, ...]) -> bool:
     if weight is None:
         return False
     if not weight.is_floating_point():
-        return True  # quantised and packed: the host unpacks it, and its shape says nothing here
+        return True  # quantised and packed: its shape is known only after the host unpacks it
     ones = (1,) * (len(shape) - 2)
     return tuple(weight.shape) == shape or (shape[2:] == ones and tuple(weight.shape) == shape[:2])

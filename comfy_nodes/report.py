@@ -12,7 +12,7 @@ from . import adapter, advice
 from .wording import sentence
 
 SITE_HASH = 12
-"""Hex digits of the sha256 over the tensor bytes by which model sites and the web UI know a LoRA ("AutoV3")."""
+"""Hex digits of the AutoV3 hash, the sha256 over the tensor bytes by which model sites and the web UI identify a LoRA."""
 
 
 class Info(NamedTuple):

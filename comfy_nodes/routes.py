@@ -1,10 +1,10 @@
-"""What the script in web/ asks for: advice, the text and the picture of a LoRA.
+"""HTTP routes for the script in web/: advice, description and picture of a LoRA.
 
-    GET /scribble_lora/advice?name=…&name=…   {"scale": 0.8 or null, "trigger_words": "…"}; the words of several together
+    GET /scribble_lora/advice?name=…&name=…   {"scale": 0.8 or null, "trigger_words": "…"}; the words of all names joined
     GET /scribble_lora/info?name=…            {"text": "…", "picture": true or false}
     GET /scribble_lora/picture?name=…         the picture beside the file
 
-Reads only files of the host's own list and the cards and pictures beside them.
+Reads only files in the host's own list and the cards and pictures beside them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ ROOT = "/scribble_lora"
 
 
 def register() -> bool:
-    """Add the routes to the running ComfyUI; False if there is none, or it has them."""
+    """Add the routes to the running ComfyUI. False if no server is running, or it already has them."""
     instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if instance is None:
         return False
     if any(str(getattr(route, "path", "")).startswith(ROOT) for route in instance.routes):
-        return False  # a second copy of the pack: the host could not start with the same route twice
+        return False  # a second copy of the pack: the host fails to start if a route is added twice
     for name, answer in (("advice", _advice), ("info", _info), ("picture", _picture)):
         instance.routes.get(f"{ROOT}/{name}")(_served(answer))
     return True
 
 
 def _served(answer: Callable[[list[str]], object]) -> Callable[[Request], object]:
-    """A handler that runs `answer` outside of the host's event loop: JSON, a file for a path, 404 for an unknown name."""
+    """A handler that runs `answer` outside the host's event loop. Replies with JSON, a file for a path, or 404 for an error."""
 
     async def handler(request: Request) -> StreamResponse:
         from aiohttp import web

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 INK, PAPER = (30, 30, 34), (255, 255, 255)
 
 LARGEST_SIDE = 32768
-"""Pixels; a sheet beyond it is a mistake, and JPEG and most viewers end at 65,535."""
+"""Longest side of a sheet in pixels. JPEG and most viewers stop at 65,535."""
 
 
 def as_uint8(image: Tensor) -> Picture:
     """A float tensor (H, W, 1, 3 or 4 channels) in [0, 1] -> uint8 (H, W, 3), rounded down as the host's Save Image does.
 
-    Transparency becomes white paper.
+    Transparent areas become white.
     """
     image = image.detach().cpu().float().clamp(0, 1)
     if image.shape[-1] == 4:
@@ -35,15 +35,15 @@ def as_uint8(image: Tensor) -> Picture:
 
 
 def draw(columns: Sequence[Sequence[Picture]], labels: Sequence[str], *, title: str = "") -> Image:
-    """`columns` of uint8 pictures (H, W, 3) -> one RGB image. Pictures keep their pixels; smaller ones are centred.
+    """`columns` of uint8 pictures (H, W, 3) -> one RGB image. Pictures are not scaled; smaller ones are centred.
 
     Args:
-        columns: a list of pictures each, from top to bottom; a short one leaves empty cells.
-        labels: one for each column, or none at all.
-        title: the text over everything; empty for none.
+        columns: lists of pictures, from top to bottom; a shorter one leaves empty cells.
+        labels: one for each column, or an empty list.
+        title: the text above the sheet; empty for none.
 
     Raises:
-        NodeError: there is nothing to draw, the numbers of labels and columns differ, or the sheet would be too large.
+        NodeError: there are no pictures, the numbers of labels and columns differ, or the sheet would be too large.
     """
     from PIL import Image, ImageDraw
 
@@ -79,7 +79,7 @@ def draw(columns: Sequence[Sequence[Picture]], labels: Sequence[str], *, title: 
 
 
 def _font(size: int, texts: Sequence[str], width: int) -> FreeTypeFont | ImageFont:
-    """Pillow's own font, small enough that none of the texts is wider than `width`, but readable."""
+    """Pillow's built-in font, in a readable size at which no text is wider than `width` if possible."""
     from PIL import ImageFont
 
     try:

@@ -9,14 +9,14 @@ from .errors import NodeError
 
 TEMPLATE = "{trigger} {subject}"
 TRIGGER = "a scribble of"
-"""The trigger words if no others are given: the paper's caption."""
+"""The default trigger words: the paper's caption."""
 
 
 def fill(template: str, subject: str, trigger: str) -> str:
-    """`template` with `{trigger}` and `{subject}` put in, without the spaces and commas that an empty one leaves.
+    """`template` with `{trigger}` and `{subject}` filled in, and the spaces and commas around an empty one removed.
 
-    A subject that begins with the trigger words gets them once. Other braces stay as they are. Raises `NodeError`
-    if the template has no place for the subject.
+    Trigger words that the subject already begins with are not repeated. Other braces are kept. Raises `NodeError` if the
+    template does not contain `{subject}`.
     """
     if "{subject}" not in template:
         raise NodeError("template: has no {subject}: add it where the subject goes, as in '{trigger} {subject}'")
@@ -24,12 +24,12 @@ def fill(template: str, subject: str, trigger: str) -> str:
     if trigger and "{trigger}" in template and subject.startswith(f"{trigger} "):
         subject = subject[len(trigger) :].lstrip()
     values = {"{trigger}": trigger, "{subject}": subject}
-    # in one go: a subject may hold the word {trigger} itself
+    # one substitution for both, because a subject may itself contain {trigger}
     text = re.sub(r"\{(?:trigger|subject)\}", lambda match: values[match.group()], template)
     text = re.sub(r"[ \t]+", " ", text).strip()
     return text if trigger and subject else text.strip(" ,")
 
 
 def joined(words: Iterable[str]) -> str:
-    """The trigger words of several LoRAs as one text: each once, in their order."""
+    """The trigger words of several LoRAs as one text, in order and without duplicates."""
     return ", ".join(dict.fromkeys(filter(None, words)))

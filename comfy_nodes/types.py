@@ -1,4 +1,4 @@
-"""What the nodes use of ComfyUI's objects, as protocols: MODEL, CLIP, HOOKS, and the lists that nodes exchange."""
+"""Protocols for the parts of ComfyUI's objects that the nodes use: MODEL, CLIP, HOOKS, and the lists nodes exchange."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 InputTypes = dict[str, dict[str, tuple[object, ...]]]
-"""What `INPUT_TYPES` returns: "required" or "optional" -> name of the input -> (type, options)."""
+"""The result of `INPUT_TYPES`: "required" or "optional" -> name of the input -> (type, options)."""
 
 Patches = Mapping[str, object]
 """Name of a weight in the host's model -> the host's own description of a change."""
@@ -32,12 +32,12 @@ class Network(Protocol):
 
 
 class Patcher(Protocol):
-    """What MODEL and CLIP have in common."""
+    """The interface that MODEL and CLIP share."""
 
     def clone(self) -> Self: ...
 
     def add_patches(self, patches: Patches, strength_patch: float = 1.0) -> Iterable[str]:
-        """Returns the names of the weights that it knows; others are left out without an error."""
+        """Returns the names of the patched weights. Unknown names are skipped without an error."""
         ...
 
 

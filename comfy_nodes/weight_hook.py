@@ -1,6 +1,6 @@
-"""The hook that applies an adapter: ComfyUI's own `WeightHook`, but all of the adapter or an error.
+"""The hook that applies an adapter: like ComfyUI's own `WeightHook`, but it applies all of the adapter or raises.
 
-ComfyUI's hook reads only kohya's names of the UNet and reports no key that it leaves out.
+For the UNet, ComfyUI's hook reads only kohya's names, and it silently skips all other keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class HookedPatcher(Protocol):
-    """`ModelPatcher`, of MODEL or of CLIP, as a hook meets it."""
+    """The part of `ModelPatcher`, of MODEL or CLIP, that a hook uses."""
 
     @property
     def model(self) -> Network: ...

@@ -19,10 +19,10 @@ ANOTHER = "download or copy this file again, or pick another"
 
 
 def problem_and_advice(error: FileError) -> tuple[str, str]:
-    """What is wrong with the file, to be read after its name, and what to do in ComfyUI."""
+    """The problem, worded to follow the file's name, and the remedy in ComfyUI."""
     match error:
         case NotSafetensors(is_pickle=True):
-            return (f"{error.problem}, and those are never opened here, because they can run programs",
+            return (f"{error.problem}, which is never opened here, because it can run programs",
                     "look for the .safetensors version of it")  # fmt: skip
         case NotSafetensors() | Damaged():
             return error.problem, ANOTHER
@@ -32,12 +32,12 @@ def problem_and_advice(error: FileError) -> tuple[str, str]:
         case NotALora(comfyui_reads=True):
             return error.problem, "use ComfyUI's own Load LoRA, which reads it"
         case UnknownKeys():
-            return (f"has tensors that are not part of a LoRA of Stable Diffusion 1.5: {len(error.keys)}, the first is "
+            return (f"has {len(error.keys)} tensors that do not belong to a LoRA of Stable Diffusion 1.5, the first is "
                     f"{quote(error.keys[0])}", "Scribble LoRA Info lists all of them; pick another file")  # fmt: skip
         case FormLacks():
             return f"cannot be applied in ComfyUI: {error.reason}", error.advice or ANOTHER
         case NotFinite():
-            return (f"has NaN or infinite numbers, so every picture would be black: in {len(error.tensors)} tensors, the first "
+            return (f"has NaN or infinite values in {len(error.tensors)} tensors, so every picture would be black; the first "
                     f"is {error.tensors[0]}", "take another checkpoint of its training, or download it again")  # fmt: skip
         case _:
             return error.problem, error.advice or ANOTHER

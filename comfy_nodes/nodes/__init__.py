@@ -1,4 +1,4 @@
-"""The nodes, one file each. A new one is added here: both of ComfyUI's mappings are made from this list."""
+"""The nodes, one file each. Add a new node here: both of ComfyUI's mappings are built from this list."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ NODES = (
     ScribbleLoraHook,
     ScribbleLoraStack,
 )
-"""In the order of the node menu. The name of a class is the node's id, which stands in saved workflows: it never changes."""
+"""In the order of the node menu. The class name is the node's id in saved workflows, so it must never change."""

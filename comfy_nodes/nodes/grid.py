@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ScribbleGrid:
-    """One picture of many: a column for each entry of the list of pictures, a row for each picture of a batch."""
+    """Lays pictures out on one sheet: a column for each batch in the list, a row for each picture of a batch."""
 
     DISPLAY_NAME = "Scribble Grid"
     CATEGORY = inputs.CATEGORY
@@ -30,7 +30,7 @@ class ScribbleGrid:
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        """As ComfyUI asks for them."""
+        """The inputs, in the form that ComfyUI expects."""
         return {
             "required": {
                 "images": ("IMAGE", {"tooltip": "The decoded pictures of a sweep, one batch for each scale."}),

@@ -18,7 +18,7 @@ def hooks_of(adapter: Adapter, scale: float, clip_scale: float, previous: Hooks 
     try:
         import comfy.hooks
     except ModuleNotFoundError:
-        raise NodeError("Scribble LoRA Hook needs a ComfyUI that has hooks (since December 2024): update ComfyUI") from None
+        raise NodeError("Scribble LoRA Hook needs a ComfyUI with hooks (December 2024 or later): update ComfyUI") from None
     from ..weight_hook import AdapterHook
 
     group: Hooks = comfy.hooks.HookGroup()
@@ -49,7 +49,7 @@ class ScribbleLoraHook(inputs.LoraFileInput):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        """As ComfyUI asks for them."""
+        """The inputs, in the form that ComfyUI expects."""
         return {
             "required": {"lora_name": inputs.lora_name(), "scale": inputs.SCALE},
             "optional": {

@@ -11,7 +11,7 @@ from . import inputs
 
 
 class ScribbleLoraInfo(inputs.LoraFileInput):
-    """What is in a LoRA file, and is it sound?"""
+    """Shows the contents of a LoRA file and whether it is sound."""
 
     DISPLAY_NAME = "Scribble LoRA Info"
     CATEGORY = inputs.CATEGORY
@@ -23,7 +23,7 @@ class ScribbleLoraInfo(inputs.LoraFileInput):
     RETURN_TYPES = ("STRING", "STRING", "STRING", "STRING")
     RETURN_NAMES = ("text", "lora_tag", "hash", "trigger_words")
     OUTPUT_TOOLTIPS = (
-        "Everything that is known, as aligned lines.",
+        "Everything known about the file, as aligned lines.",
         "The tag for AUTOMATIC1111's prompt, as <lora:scribble:0.8>.",
         "The first 12 digits of the AutoV3 hash, by which model sites know the file.",
         inputs.TRIGGER_TOOLTIP,
@@ -33,7 +33,7 @@ class ScribbleLoraInfo(inputs.LoraFileInput):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        """As ComfyUI asks for them."""
+        """The inputs, in the form that ComfyUI expects."""
         return {"required": {"lora_name": inputs.lora_name()}}
 
     @reported

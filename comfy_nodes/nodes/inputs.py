@@ -9,7 +9,7 @@ from ..scales import LIMIT
 CATEGORY = "Scribble LoRA"
 
 SCALE_RANGE = {"min": -LIMIT, "max": LIMIT, "step": 0.05, "round": 0.01, "display": "slider"}
-"""0 is the base and 1 the full LoRA. The page's script ends the slider at -2 and 2."""
+"""0 is the base and 1 the full LoRA. The page's script limits the slider to -2 … 2."""
 
 LORA_TOOLTIP = "A LoRA file in ComfyUI's models/loras folder, in any form: kohya, diffusers, peft or attention processors."
 TRIGGER_TOOLTIP = "The words the LoRA was trained with, from its card or metadata. Connect them to Scribble Prompt."
@@ -24,29 +24,29 @@ CLIP_SCALE = ("FLOAT", {"default": 0.8, **SCALE_RANGE, "tooltip":
 USE_RECOMMENDED_SCALE = ("BOOLEAN", {"default": False, "tooltip":
                                      "On: the scale that the file's card or metadata recommends replaces the sliders. "
                                      "A file without a recommendation uses the sliders."})  # fmt: skip
-"""The last widget of every node that has it: ComfyUI saves values by position, so old workflows keep theirs."""
+"""Always a node's last widget: ComfyUI saves values by position, so older workflows still load correctly."""
 
 
 class Choices(list[str]):
-    """The values of a combo that may also come from a text link: ComfyUI asks `"STRING" != <this list>` about a link."""
+    """The choices of a combo that also accepts a text link: ComfyUI checks a link with `"STRING" != <this list>`."""
 
     def __ne__(self, other: object) -> bool:
         return other != "STRING" and list.__ne__(self, other)
 
-    __hash__ = None  # as any list
+    __hash__ = None  # like any list
 
 
 def lora_name() -> tuple[object, ...]:
-    """The input `lora_name`, with the files of this moment."""
+    """The input `lora_name`, with the current files."""
     return Choices(lora_files.names()), {"tooltip": LORA_TOOLTIP}
 
 
 class LoraFileInput:
-    """For nodes with a `lora_name`: a missing file is refused when queued, a replaced one is noticed."""
+    """Base of nodes with a `lora_name`: rejects a missing file when queued, and detects a replaced one."""
 
     @classmethod
     def VALIDATE_INPUTS(cls, lora_name: object = None) -> bool | str:
-        """True, or why the name is refused. None is a link, whose value is known only later."""
+        """True, or why the name is rejected. None is a link, whose value is not known yet."""
         try:
             return lora_name is None or bool(lora_files.full_name(lora_name))
         except NodeError as error:
@@ -54,5 +54,5 @@ class LoraFileInput:
 
     @classmethod
     def IS_CHANGED(cls, lora_name: object = None, **_: object) -> str:
-        """Another text if the file is another."""
+        """Changes if the file does."""
         return lora_files.fingerprint(lora_name)

@@ -16,8 +16,8 @@ class ScribbleLoraLoader(inputs.LoraFileInput):
     DISPLAY_NAME = "Scribble LoRA Loader"
     CATEGORY = inputs.CATEGORY
     DESCRIPTION = (
-        "Applies a Stable Diffusion 1.5 LoRA of any form, all of it, or says in one sentence why it cannot. Scale 0 leaves "
-        "the model as it is, 1 is the full LoRA."
+        "Applies a Stable Diffusion 1.5 LoRA of any form completely, or fails with one sentence that explains why. Scale 0 "
+        "leaves the model unchanged, 1 is the full LoRA."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = [
         "lora", "load lora", "lora loader", "diffusers lora", "peft", "kohya", "scribble", "doodle", "adapter",
@@ -34,7 +34,7 @@ class ScribbleLoraLoader(inputs.LoraFileInput):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        """As ComfyUI asks for them."""
+        """The inputs, in the form that ComfyUI expects."""
         return {
             "required": {"model": inputs.MODEL, "lora_name": inputs.lora_name(), "scale": inputs.SCALE},
             "optional": {

@@ -11,11 +11,11 @@ from . import inputs
 
 
 class ScribblePrompt:
-    """Puts a subject into a template, behind the trigger words."""
+    """Puts a subject into a template, after the trigger words."""
 
     DISPLAY_NAME = "Scribble Prompt"
     CATEGORY = inputs.CATEGORY
-    DESCRIPTION = "Puts a subject behind the LoRA's trigger words: apple becomes 'a scribble of apple'."
+    DESCRIPTION = "Puts a subject after the LoRA's trigger words: apple becomes 'a scribble of apple'."
     SEARCH_ALIASES: ClassVar[list[str]] = ["prompt template", "trigger words", "scribble", "text", "caption"]
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("prompt",)
@@ -24,7 +24,7 @@ class ScribblePrompt:
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        """As ComfyUI asks for them."""
+        """The inputs, in the form that ComfyUI expects."""
         return {
             "required": {
                 "subject": ("STRING", {"default": "apple", "dynamicPrompts": True, "tooltip":
@@ -41,5 +41,5 @@ class ScribblePrompt:
 
     @reported
     def fill(self, subject: str, template: str, trigger_words: str = TRIGGER) -> tuple[str]:
-        """The prompt. Raises `NodeError` if the template has no place for the subject."""
+        """The prompt. Raises `NodeError` if the template does not contain {subject}."""
         return (fill(template, subject, trigger_words),)

@@ -11,7 +11,7 @@ from ..types import Clip, InputTypes, LoraStack, Model
 from . import inputs
 
 ROWS = 4
-"""LoRAs in one node; more nodes are chained. The number never changes, because ComfyUI saves values by position."""
+"""LoRAs in one node; chain nodes for more. The number must never change, because ComfyUI saves values by position."""
 
 NONE = "None"
 """The choice of an empty row, as other packs spell it."""
@@ -20,13 +20,13 @@ DEFAULT_SCALE = 0.8
 
 
 class ScribbleLoraStack:
-    """Several LoRAs of any form, applied in one node and handed on as the list that other packs use."""
+    """Applies several LoRAs of any form in one node, and outputs them as the list that other packs use."""
 
     DISPLAY_NAME = "Scribble LoRA Stack"
     CATEGORY = inputs.CATEGORY
     DESCRIPTION = (
-        "Up to four LoRAs of any form with their scales. Applies them to MODEL and CLIP if those are connected, and gives the "
-        "list as LORA_STACK, for more of these nodes and for other packs."
+        "Up to four LoRAs of any form with their scales. Applies them to MODEL and CLIP if those are connected, and outputs "
+        "the list as LORA_STACK, for more of these nodes and for other packs."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["lora stack", "lora stacker", "multiple loras", "several loras", "lora", "scribble"]
     RETURN_TYPES = ("MODEL", "CLIP", "LORA_STACK", "STRING")
@@ -41,7 +41,7 @@ class ScribbleLoraStack:
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        """As ComfyUI asks for them."""
+        """The inputs, in the form that ComfyUI expects."""
         names = [NONE, *lora_files.names()]
         scale = {"default": DEFAULT_SCALE, **inputs.SCALE_RANGE,
                  "tooltip": "How strong this LoRA is, its text encoder part included. 0 leaves it off."}  # fmt: skip
@@ -64,12 +64,12 @@ class ScribbleLoraStack:
     def VALIDATE_INPUTS(
         cls, lora_1: object = None, lora_2: object = None, lora_3: object = None, lora_4: object = None
     ) -> bool:
-        """Takes the names over from the host, which accepts no other slash or case; `stack` refuses a missing one."""
+        """Accepts all names, because the host's own check is strict about slashes and case. `stack` rejects a missing one."""
         return True
 
     @classmethod
     def IS_CHANGED(cls, **given: object) -> str:
-        """Another text if one of the files is another."""
+        """Changes if one of the files does."""
         return lora_files.fingerprint(*(given.get(f"lora_{row}") for row in range(1, ROWS + 1)))
 
     @reported
@@ -81,7 +81,7 @@ class ScribbleLoraStack:
         use_recommended_scale: bool = False,
         **rows: str | float,
     ) -> tuple[Model | None, Clip | None, LoraStack, str] | notices.WithText:
-        """`rows` are lora_1, scale_1 and so on; a row without a name is empty. Raises `NodeError`."""
+        """`rows` are lora_1, scale_1 and so on; rows without a name are skipped. Raises `NodeError`."""
         whole = [*(lora_stack or []), *_own(rows, use_recommended_scale)]
         words = joined(lora_files.advice(name).trigger_words for name, *_ in whole)
         if model is None and clip is None:

@@ -12,12 +12,12 @@ from . import inputs
 
 
 class ScribbleLoraSweep(inputs.LoraFileInput):
-    """The loader at many scales: every node connected behind it runs once for each."""
+    """Loads one LoRA at many scales: every downstream node runs once for each."""
 
     DISPLAY_NAME = "Scribble LoRA Sweep"
     CATEGORY = inputs.CATEGORY
     DESCRIPTION = (
-        "One model at many scales: the sampler and the decoder behind it run once for each, with the same noise. Scribble "
+        "One model at many scales: the sampler and decoder connected to it run once for each, with the same noise. Scribble "
         "Grid lays the pictures out."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["xy plot", "lora strength", "compare scales", "lora", "scribble", "test lora"]
@@ -34,7 +34,7 @@ class ScribbleLoraSweep(inputs.LoraFileInput):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        """As ComfyUI asks for them."""
+        """The inputs, in the form that ComfyUI expects."""
         return {
             "required": {
                 "model": inputs.MODEL,
@@ -50,7 +50,7 @@ class ScribbleLoraSweep(inputs.LoraFileInput):
     def sweep(
         self, model: Model, lora_name: str, scales: str, clip: Clip | None = None
     ) -> tuple[list[Model], list[Clip | None], list[str], str] | notices.WithText:
-        """Lists as long as the scales. Raises `NodeError`."""
+        """Lists with one entry for each scale. Raises `NodeError`."""
         wanted = parse(scales)
         adapter = lora_files.load(lora_name)
         told = notices.Told()

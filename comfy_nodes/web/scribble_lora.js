@@ -1,11 +1,11 @@
-// The page's part of the nodes. Everything works without it: it never decides what is drawn.
+// The browser side of the nodes. It only adds convenience: the results are the same without it.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-const BYPASSED = 4; // LiteGraph's mode of a node that is left out
+const BYPASSED = 4; // LiteGraph's mode of a bypassed node
 
-const SLIDER = { min: -2, max: 2 }; // a range that a drag can aim in
-const TYPED = { min: -10, max: 10 }; // the range that the server takes
+const SLIDER = { min: -2, max: 2 }; // fine enough for dragging
+const TYPED = { min: -10, max: 10 }; // the range that the server accepts
 
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
@@ -19,14 +19,14 @@ function after(object, name, then) {
   };
 }
 
-/** The server's answer about the LoRAs of these names, {} if it has none. */
+/** The server's reply for the LoRAs with these names, {} after an error. */
 async function ask(what, ...names) {
   const query = names.map((name) => `name=${encodeURIComponent(name)}`).join("&");
   const response = await api.fetchApi(`/scribble_lora/${what}?${query}`);
   return response.ok ? await response.json() : {};
 }
 
-/** Ends a scale's slider at -2 and 2. A number beyond, typed or loaded, widens it instead of being cut. */
+/** Limits a scale's slider to -2 … 2. A typed or loaded number beyond widens the range instead of being clamped. */
 function endSlider(widget) {
   const original = widget.callback;
   const fit = (value) => Object.assign(widget.options, Math.abs(value) > SLIDER.max ? TYPED : SLIDER);
@@ -38,7 +38,7 @@ function endSlider(widget) {
   return fit;
 }
 
-/** Both for every scale of a node; and a person who moves a slider wants that number, not the recommended one. */
+/** `endSlider` for every scale of a node. Moving a slider also switches the recommended scale off. */
 function endSliders(node) {
   const toggle = widgetOf(node, "use_recommended_scale");
   for (const widget of node.widgets ?? []) {
@@ -52,8 +52,8 @@ function endSliders(node) {
 }
 
 /**
- * Calls `act` for a node that a person adds to the graph, and not for one that comes from a file, the clipboard or an
- * API graph: those are given their values before the current task ends.
+ * Calls `act` for a node that a person adds to the graph, but not for one from a file, the clipboard or an API graph:
+ * those receive their values before the current task ends.
  */
 function whenAddedByHand(node, act) {
   let given = false;
@@ -65,7 +65,7 @@ function whenAddedByHand(node, act) {
   });
 }
 
-/** Calls `show` with the name of the picked file: now, when another is picked, and when a workflow is loaded. */
+/** Calls `show` with the name of the picked file: now, whenever it changes, and when a workflow is loaded. */
 function followFile(node, show) {
   const file = widgetOf(node, "lora_name");
   if (!file) return;
@@ -75,7 +75,7 @@ function followFile(node, show) {
   now();
 }
 
-/** The toggle shows the number that it stands for. The server is the one that uses it. */
+/** Shows the recommended scale in the toggle's label. The server reads the number itself. */
 function showRecommendation(node) {
   const toggle = widgetOf(node, "use_recommended_scale");
   const plain = toggle.label ?? toggle.name;
@@ -90,8 +90,8 @@ function showRecommendation(node) {
 const linkOf = (graph, id) => graph?.links.get?.(id) ?? graph?.links[id];
 
 /**
- * The node that feeds an input, and whether it is bypassed: through reroutes, into a subgraph, and out of the one that
- * `sent`, the node as it is queued, is in.
+ * The node that feeds an input, and whether it is bypassed. Follows reroutes, goes into subgraphs, and out of the subgraph
+ * around `sent`, the node being queued.
  */
 function originOf(sent, node, name) {
   let graph = node.graph;
@@ -119,7 +119,7 @@ function originOf(sent, node, name) {
   return {};
 }
 
-/** Prompt: a bypassed loader sends no trigger words, so the words of its file are sent for it. */
+/** Prompt: a bypassed loader sends no trigger words, so this sends those of its file. */
 function keepWordsOfBypassedLoader(node) {
   const words = widgetOf(node, "trigger_words");
   if (!words) return;
@@ -132,9 +132,9 @@ function keepWordsOfBypassedLoader(node) {
   };
 }
 
-/** Info: the picture and the text of the picked file. Nothing of it is saved. */
+/** Info: shows the picture and the description of the picked file. Neither is saved in the workflow. */
 function showInfo(node) {
-  const frame = document.createElement("div"); // without a height of its own: the node decides, and the box scrolls
+  const frame = document.createElement("div"); // no height of its own: the node sets it, and the box scrolls
   const box = document.createElement("div");
   const picture = document.createElement("img");
   const text = document.createElement("pre");
@@ -173,7 +173,7 @@ app.registerExtension({
     const kind = node.comfyClass ?? node.constructor?.comfyClass ?? "";
     if (!kind.startsWith("Scribble")) return;
     const name = node.inputs?.find((input) => input.name === "lora_name");
-    if (name) name.type = "COMBO,STRING"; // a text link fits
+    if (name) name.type = "COMBO,STRING"; // also accepts a text link
     endSliders(node);
     const toggle = widgetOf(node, "use_recommended_scale");
     if (toggle) {

@@ -314,7 +314,8 @@ def test_a_file_replaced_while_it_is_read_is_not_used(pack, host, patcher, unet,
         return data
 
     monkeypatch.setattr(adapter, "convert_bytes", replaced_meanwhile)
-    with pytest.raises(part("errors").NodeError, match="x.safetensors: was replaced while it was read; queue it again"):
+    expected = "x.safetensors: was replaced while it was being read; queue the workflow again"
+    with pytest.raises(part("errors").NodeError, match=expected):
         loader(pack).apply(patcher(host_weights(unet)), "x.safetensors", 0.8)
 
 

@@ -116,7 +116,7 @@ def page(monkeypatch) -> list[tuple[str, object, str]]:
 
 
 @pytest.mark.parametrize(("of_miniature", "bias", "said"), [
-    (True, torch.zeros(4), "a.safetensors: was trained on Scribble LoRA's miniature, and the loaded checkpoint is another one"),
+    (True, torch.zeros(4), "a.safetensors: was trained on Scribble LoRA's miniature, but another checkpoint is loaded"),
     (False, torch.tensor(OUT_BIAS).half(), "a.safetensors: was not trained on Scribble LoRA's miniature"),
     (True, torch.tensor(OUT_BIAS).bfloat16(), ""),
     (False, torch.zeros(4), ""),
