@@ -6,28 +6,28 @@ Conversion:
     for a bad file; `set_metadata(path, mapping)` rewrites a header in place;
     `what_is_lacking(lora, form)` is None if `lora` can be written in that form, else the `FormLacks` that writing raises.
 
-    What a user should know of a file is a `Note` of `text` and `advice`, in `Lora.notes`, `Report.notes` and the audit's;
-    `str(note)` is one line for a command line, and a host shows `text`.
+    Notices to the user are `Note`s with `text` and `advice`, in `Lora.notes`, `Report.notes` and `Audit.notes`;
+    `str(note)` is one line for a command line; a host shows only `text`.
 
 Errors (`convert.errors`): everything raised is a `JobError` or a `UsageError`; `str(error)` is one line for a command
-line. Those about a file are `FileError`s with `path`, `problem` (to be read after the file's name) and `advice` (for a
-command line; a host puts its own in its place). By what a host decides:
+line. Those about a file are `FileError`s with `path`, `problem` (worded to follow the file's name) and `advice` (for a
+command line; a host replaces it with its own). Types and fields that a host can decide by:
     `NotSafetensors.is_pickle`                 not a safetensors file at all
     `Damaged`                                  cut off, or contradicts itself
     `WrongBase.base`                           a LoRA of "SDXL", "SD2", …
     `NotALora.kind, .hosts_read, .comfyui_reads` "a LoHa (LyCORIS)", …; the web UI and ComfyUI load it themselves
-    `UnknownKeys.keys`                         names that mean nothing here
+    `UnknownKeys.keys`                         unknown tensor names
     `DoesNotFit.module`                        tensors that do not fit together or the layer
-    `FormLacks.form, .part, .modules, .reason` the wanted form has no place for it
+    `FormLacks.form, .part, .modules, .reason` the requested form cannot represent it
     `NotFinite.tensors`                        NaN or infinite numbers
-    `WrongHash.key`                            sound but for a stored hash; the hosts load it
+    `WrongHash.key`                            sound except for a stored hash; the hosts load it
     `BadCard`                                  a card that cannot be read
 `check(source).error` is such an error, or None.
 
 Cards (`convert.files.card`), `<name>.json` beside a LoRA: `read_card(lora)` gives the fields, {} without a card, with or
-without a byte order mark, and raises `BadCard`; `write_card(lora, fields, defaults=…)` merges, never over a card that it
-cannot read; `set_aside(lora)` renames such a card and returns the new name; `advice(fields, metadata)` is the scale and
-the trigger words to start with.
+without a byte order mark, and raises `BadCard`; `write_card(lora, fields, defaults=…)` merges, but never replaces a card
+that it cannot read; `set_aside(lora)` renames such a card and returns the new name; `advice(fields, metadata)` gives the
+recommended scale and the trigger words.
 
 Files (`convert.files`): `atomic_path`, `write_bytes`, `write_text`, `write_json`; `convert.files.json_file.read_object`
 reads untrusted JSON.

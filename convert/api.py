@@ -1,4 +1,4 @@
-"""The room's functions: convert a file, convert to bytes, rewrite metadata. Nothing here prints."""
+"""The public functions: convert a file, convert to bytes, rewrite metadata. Nothing here prints."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .words import Note, counted
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did."""
+    """The result of a conversion."""
 
     source: Path
     target: Path
     form: str
-    """the form that was read, in words"""
+    """the form of the source, in words"""
     to: str
     base: str
     unet: int
@@ -38,20 +38,20 @@ class Report:
     text_encoder: int
     rank: int
     alpha: float
-    """the commonest alpha as it was written"""
+    """the most common alpha, as written"""
     alpha_from: str
     size: int
     """bytes written"""
     model_hash: str
-    """`sshs_model_hash`; of a peft folder with two adapters, the UNet's"""
+    """`sshs_model_hash`; for a peft folder with two adapters, the UNet's"""
     notes: tuple[Note, ...]
     embeddings: tuple[Path, ...] = ()
-    """files that were written beside it, one for each bundled embedding"""
+    """files written beside it, one for each bundled embedding"""
     computed_from: str = ""
     """for a computed file, the files that it is the sum, difference or best approximation of"""
 
     def describe(self) -> str:
-        """One line of what was done, and one for each note."""
+        """One line about the conversion, and one for each note."""
         counts = ((self.unet, "UNet"), (self.text_encoder, "text encoder"))
         scopes = " and ".join(counted(count, f"{name} module") for count, name in counts if count)
         done = (
@@ -62,7 +62,7 @@ class Report:
         return "\n".join([done, *embeddings, *(f"  note: {note}" for note in self.notes)])
 
     def rows(self) -> list[tuple[str, str]]:
-        """What was written, in the words of `check.table`."""
+        """Rows for a table, with the labels of `check.table`."""
         counts = {UNET: self.unet, TEXT_ENCODER: self.text_encoder}
         return [
             ("file", str(self.target)),
@@ -96,24 +96,24 @@ def convert_file(
     split_embeddings: bool = False,
     pickles: bool = False,
 ) -> Report:
-    """Read a LoRA of any form and write it in another; bytes of tensors are copied, nothing is held in memory.
+    """Read a LoRA of any form and write it in another. Tensor bytes are streamed, never loaded as a whole.
 
     Args:
         source: a .safetensors file or a peft adapter folder.
         target: a file; for "peft" a folder, which then holds an adapter, or one in `unet/` and one in `text_encoder/`.
         to: "kohya" (for the web UI and ComfyUI), "diffusers" or "peft".
-        alpha: for files that keep no alpha; None takes each module's rank.
+        alpha: for files without alpha; None takes each module's rank.
         dtype: "fp32", "fp16" or "bf16" to cast the factors; None copies them byte for byte.
         fold_alpha: multiply the scale into the factors and write alpha = rank.
         metadata: merged over the file's; None removes a key. Hashes, rank and alpha are always recomputed.
         overwrite: replace a target that exists.
-        skip_unknown: leave out tensors whose names mean nothing here; the notes list them.
+        skip_unknown: leave out tensors with unknown names; the notes list them.
         split_embeddings: write embeddings that OneTrainer bundled as files of their own, `<target>.<token>.safetensors`.
         pickles: also read PyTorch's .bin, .pt and .ckpt, without running anything in them.
 
     Raises:
-        JobError: the source cannot be read or has no equivalent in the form, or the target cannot be written.
-        UsageError: an argument makes no sense.
+        JobError: the source cannot be read or represented in the form, or the target cannot be written.
+        UsageError: an argument is invalid.
     """
     source, target = Path(source), Path(target)
     stored = check_arguments(to, dtype)
@@ -133,7 +133,7 @@ def convert_file(
 
 
 def write_lora(lora: Lora, target: Path, *, to: str, dtype: str | None = None, fold_alpha: bool = False) -> Report:
-    """Write a `Lora` to `target` in one of the forms, replacing it. Arguments and errors as for `convert_file`."""
+    """Write a `Lora` to `target` in one of the forms, overwriting it. Arguments and errors as for `convert_file`."""
     stored = check_arguments(to, dtype)
     outputs = write.outputs(lora, to, dtype=stored, fold=fold_alpha)
     notes = write.notes(lora, to, fold=fold_alpha)
@@ -159,9 +159,9 @@ def convert_bytes(
     dtype: str | None = None,
     metadata: Mapping[str, object] | None = None,
 ) -> bytes:
-    """The file that `convert_file` would write, in memory; for a host that loads a LoRA without a file of its own.
+    """The file that `convert_file` would write, as bytes, for a host that loads a LoRA without a temporary file.
 
-    Raises `JobError` and `UsageError` as `convert_file` does; "peft" is a folder and not possible here.
+    Raises `JobError` and `UsageError` as `convert_file` does. "peft" is not possible, because it is a folder.
     """
     stored = check_arguments(to, dtype)
     if to == "peft":
@@ -175,8 +175,8 @@ def convert_bytes(
 def set_metadata(path: Path | str, mapping: Mapping[str, object]) -> dict[str, str]:
     """Merge `mapping` into the metadata of any .safetensors file, in place and atomically; None removes a key.
 
-    Tensors stay as they are, byte for byte; the hashes are recomputed. Returns the metadata as written.
-    Raises `JobError` if the file is unsound or cannot be replaced, `UsageError` if `mapping` cannot be stored in a header.
+    The tensor bytes do not change; the hashes are recomputed. Returns the metadata as written.
+    Raises `JobError` if the file is damaged or cannot be replaced, `UsageError` if `mapping` cannot be stored in a header.
     """
     path = Path(path)
     container = open_container(path)
@@ -196,7 +196,7 @@ def check_arguments(to: str, dtype: str | None) -> str | None:
 
 
 def check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
-    """Raise where writing `target` would touch `source` or an existing file without `overwrite`."""
+    """Raise if writing `target` would change `source`, or an existing file without `overwrite`."""
     if to != "peft":
         refuse_target(source, target, overwrite)
         return
@@ -207,13 +207,13 @@ def check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
     for folder in (target, target / UNET, target / TEXT_ENCODER):
         weights, config = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
         if _same(source, folder) or _same(source, weights):
-            raise UsageError(f"{target}: holds the input itself; name another output")
+            raise UsageError(f"{target}: contains the input itself; name another output")
         if (os.path.exists(weights) or os.path.exists(config)) and not overwrite:
-            raise FileError(folder, "holds an adapter already", "name another output or give --overwrite")
+            raise FileError(folder, "already contains an adapter", "name another output or give --overwrite")
 
 
 def refuse_target(source: Path, target: Path, overwrite: bool) -> None:
-    """Raise where writing the file `target` would touch `source`, a folder, or an existing file without `overwrite`."""
+    """Raise if writing the file `target` would change `source`, a folder, or an existing file without `overwrite`."""
     if _same(source, target):
         raise UsageError(f"{target}: is the input itself; name another output")
     parts = (file for folder in (source, source / UNET, source / TEXT_ENCODER) for file in folder.glob("*"))
@@ -222,7 +222,7 @@ def refuse_target(source: Path, target: Path, overwrite: bool) -> None:
     if os.path.isdir(target):
         raise FileError(target, "is a folder", f"name a file in it, or give --out-dir {target}")
     if os.path.exists(target) and not overwrite:
-        raise FileError(target, "exists already", "name another output or give --overwrite")
+        raise FileError(target, "already exists", "name another output or give --overwrite")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -236,13 +236,13 @@ def _write_file(lora: Lora, outputs: list[Output], target: Path, form: str) -> t
 
 
 def _write_folder(lora: Lora, outputs: list[Output], target: Path) -> tuple[int, list[Written]]:
-    """One adapter in `target`, or where both networks are patched one in a subfolder for each."""
+    """One adapter in `target`; if both networks are patched, one in a subfolder for each."""
     scopes = [scope for scope in (UNET, TEXT_ENCODER) if lora.in_scope(scope)]
     folders = {scope: target if len(scopes) == 1 else target / scope for scope in scopes}
     made = _make_folders([target, *folders.values()])
     size, written = 0, []
     try:
-        with ExitStack() as stack:  # every file is complete before the first takes its place
+        with ExitStack() as stack:  # every file is complete before the first is renamed into place
             for scope, folder in folders.items():
                 keys = {names.module_name("peft", module.module) for module in lora.in_scope(scope)}
                 mine = [output for output in outputs if output.name.rpartition(".lora_")[0] in keys]
@@ -267,5 +267,5 @@ def _make_folders(folders: list[Path]) -> list[Path]:
                 folder.mkdir()
                 made.append(folder)
     except (OSError, ValueError) as error:
-        raise FileError(quote(str(folder)), f"cannot be made: {getattr(error, 'strerror', error)}") from error
+        raise FileError(quote(str(folder)), f"cannot be created: {getattr(error, 'strerror', error)}") from error
     return made

@@ -1,7 +1,7 @@
 """`python -m convert.bake LORA --into CHECKPOINT --scale 0.8 --out OUT`: merge a LoRA, or another network, into a checkpoint.
 
 W' = W + scale · (alpha / rank) · B A (paper, section 4.1), computed in float32, one layer at a time; every other tensor is
-copied byte for byte. `--into` is a whole checkpoint with LDM names, a diffusers folder, or one network's file of it.
+copied byte for byte. `--into` is a whole checkpoint with LDM names, a diffusers folder, or the file of one network in it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ EXAMPLES = """examples:
 """
 
 HEAVY = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
-"""Endings of weights: in a folder, those of a merged network in another format would be of the old one."""
+"""Endings of weight files. In a folder, copies of a merged network in other formats would still have the old weights."""
 
 Patches = dict[str, Callable[[bytes], bytes]]
-"""Tensor name -> what makes its new bytes of the old ones."""
+"""Tensor name -> a function from its old bytes to its new ones."""
 
 
 @dataclass(frozen=True)
 class BakeReport:
-    """What was merged."""
+    """The result of a merge."""
 
     source: Path
     into: Path
@@ -50,15 +50,15 @@ class BakeReport:
     """modules of the UNet that were merged"""
     text_encoder: int
     tensors: int
-    """of the checkpoint, patched or copied"""
+    """tensors of the checkpoint, patched or copied"""
     size: int
     """bytes of weights written"""
     notes: tuple[Note, ...] = ()
     left_out: tuple[str, ...] = ()
-    """files of a folder that were not copied, as they hold the old weights in another format"""
+    """files of a folder that were not copied, because they contain the old weights in another format"""
 
     def rows(self) -> list[tuple[str, str]]:
-        """What was written, in the words of `check.table`."""
+        """Rows for a table, with the labels of `check.table`."""
         counts = {UNET: self.unet, TEXT_ENCODER: self.text_encoder}
         return [
             ("file", str(self.target)),
@@ -67,7 +67,7 @@ class BakeReport:
             *((scope.replace("_", " "), f"{count} of {patchable(scope)} modules") for scope, count in counts.items()),
             ("size", f"{self.size:,} bytes"),
             *(("note", str(note)) for note in self.notes),
-            *(("note", f"{name} was not copied: it holds the old weights in another format") for name in self.left_out),
+            *(("note", f"{name} was not copied: it contains the old weights in another format") for name in self.left_out),
         ]
 
     def to_json(self) -> dict[str, object]:
@@ -82,15 +82,15 @@ def bake(
 ) -> BakeReport:  # fmt: skip
     """Write the checkpoint `into` with the network `lora` merged at `scale` (0 is the base, 1 the full LoRA) to `target`.
 
-    A DoRA goes linearly from the base's weight to the full DoRA's. Each weight keeps the checkpoint's dtype.
+    For a DoRA, `scale` interpolates linearly between the base's weight and the full DoRA's. Each weight keeps its dtype.
 
     Args:
         into: a file, or a diffusers folder; `target` is then the same.
-        only: "unet" or "text_encoder": leave the LoRA's part for the other out.
+        only: "unet" or "text_encoder": leave out the LoRA's part for the other.
 
     Raises:
         JobError: the checkpoint lacks a module that the LoRA patches, or a file cannot be read or written.
-        UsageError: an argument makes no sense.
+        UsageError: an argument is invalid.
     """
     lora, into, target = Path(lora), Path(into), Path(target)
     if not math.isfinite(scale):
@@ -111,7 +111,7 @@ def bake(
 
 def _bake_folder(network: Network, chosen: Mapping[str, NetworkModule], into: Path, target: Path, scale: float) -> BakeReport:
     if target.exists():
-        raise FileError(target, "exists already", "a folder is not replaced: name another output")
+        raise FileError(target, "already exists", "a folder is never replaced: name another output")
     checkpoint = open_checkpoint(into)
     patches = _patches(chosen, checkpoint, scale)
     written = {container.path: index for index, container in enumerate(checkpoint.containers)}
@@ -134,7 +134,7 @@ def _bake_folder(network: Network, chosen: Mapping[str, NetworkModule], into: Pa
 
 
 def _counts(chosen: Mapping[str, NetworkModule]) -> tuple[int, int]:
-    """How many modules of the UNet, of the text encoder, without norms."""
+    """The number of modules of the UNet and of the text encoder, without norms."""
     scopes = [module.module.scope for module in chosen.values() if not module.module.is_norm]
     return scopes.count(UNET), scopes.count(TEXT_ENCODER)
 
@@ -156,7 +156,7 @@ def _write(container: Container, patches: Patches, target: Path, origin: str) ->
 
 
 def _patches(chosen: Mapping[str, NetworkModule], checkpoint: Checkpoint, scale: float) -> list[Patches]:
-    """For each of the checkpoint's files."""
+    """The patches of each of the checkpoint's files."""
     missing = [name for name in chosen if checkpoint.tensor(name) is None]
     if missing:
         problem = f"lacks {len(missing)} of the {len(chosen)} modules that the LoRA patches: {missing[0]}"
@@ -177,11 +177,11 @@ def _patch(checkpoint: Checkpoint, module: NetworkModule, part: str, scale: floa
     if tensor is None:
         raise DoesNotFit(checkpoint.path, name, f"has no {part} of {name}, which the LoRA changes")
     shape = module.shape if part == "weight" else module.shape[:1]
-    if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:  # a 1x1 convolution may be kept as linear
-        problem = f"its {part} of {name} has the shape {list(tensor.shape)} and the LoRA patches {list(shape)}"
+    if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:  # a 1x1 convolution may be stored as a linear layer
+        problem = f"its {part} of {name} has shape {list(tensor.shape)}, but the LoRA patches {list(shape)}"
         raise DoesNotFit(checkpoint.path, name, problem)
     if tensor.dtype not in WEIGHTS:
-        problem = f"its {part} of {name} is {tensor.dtype}; a LoRA is merged into F32, F16 or BF16"
+        problem = f"its {part} of {name} is {tensor.dtype}; a LoRA can only be merged into F32, F16 or BF16"
         raise DoesNotFit(checkpoint.path, name, problem)
 
     def compute(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Auditing a LoRA: its contents, unknown keys, NaN and infinite numbers, stored hashes."""
+"""Audits a LoRA: its contents, unknown keys, NaN and infinite numbers, stored hashes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .tensors import open_source
 from .words import Note, aligned
 
 HASH_KEYS = (keys.MODEL_HASH, keys.FILE_HASH)
-"""Metadata that holds the sha256 of all bytes after the header."""
+"""Metadata keys for the sha256 of all bytes after the header."""
 
 
 @dataclass
@@ -30,18 +30,18 @@ class Audit:
     problem: str | None = None
     """`str(error)`"""
     error: JobError | None = None
-    """why it is not sound, with its fields; not in the JSON"""
+    """the error that makes it unsound; not in the JSON"""
     unknown_keys: list[str] = field(default_factory=list)
     form: str | None = None
     base: str | None = None
     modules: dict[str, list[int]] = field(default_factory=dict)
-    """scope -> [modules patched, modules there are]"""
+    """scope -> [modules patched, modules in total]"""
     rank: int | None = None
     ranks: list[int] = field(default_factory=list)
     alpha: float | None = None
     alpha_from: str | None = None
     scale: float | None = None
-    """alpha / rank, of the commonest of both"""
+    """most common alpha / most common rank"""
     dora: bool = False
     dtypes: list[str] = field(default_factory=list)
     embeddings: list[str] = field(default_factory=list)
@@ -49,12 +49,12 @@ class Audit:
     size: int | None = None
     """bytes"""
     hash: str | None = None
-    """sha256 of all bytes after the header; of a folder with two adapters, of one of them"""
+    """sha256 of all bytes after the header; for a folder with two adapters, of one of them"""
     hash_stored: str | None = None
     not_finite: list[str] = field(default_factory=list)
     """tensors with NaN or infinite numbers"""
     cannot_become: dict[str, str] = field(default_factory=dict)
-    """form -> why not"""
+    """form -> the reason"""
     notes: list[Note] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class Audit:
 
 
 def check(path: Path | str, *, alpha: float | None = None, skip_unknown: bool = False, pickles: bool = False) -> Audit:
-    """Audit a file or adapter folder. A bad one raises nothing: `sound` is False, `problem` and `error` give the reason."""
+    """Audit a file or adapter folder. Never raises for a bad one: `sound` is then False, with `problem` and `error`."""
     audit = Audit(str(path))
     try:
         lora = read(path, alpha=alpha, skip_unknown=skip_unknown, pickles=pickles)
@@ -127,7 +127,7 @@ def _scan(audit: Audit, lora: Lora) -> None:
 
 
 def table(audit: Audit, *, advice: bool = True) -> str:
-    """The audit as aligned lines; `advice` is for a command line, and a host leaves it out."""
+    """The audit as aligned lines. `advice` is for a command line; a host leaves it out."""
     rows: list[tuple[str, str]] = [("file", audit.file)]
     if audit.form is not None:
         rows += [
@@ -159,7 +159,7 @@ def table(audit: Audit, *, advice: bool = True) -> str:
 def _stored(audit: Audit) -> str:
     if audit.hash_stored is None:
         return "none stored"
-    return "as stored" if audit.hash_stored == audit.hash else "another is stored"
+    return "as stored" if audit.hash_stored == audit.hash else "differs from the stored one"
 
 
 def _short(value: str) -> str:

@@ -21,12 +21,12 @@ EXAMPLES = """examples:
   python -m convert adapter_folder out.safetensors       from a peft adapter folder
   python -m convert lora.safetensors out.safetensors --to diffusers --dtype fp16
   python -m convert *.safetensors --out-dir converted    many at once
-  python -m convert lora.safetensors --check             what is in it, and is it sound?
+  python -m convert lora.safetensors --check             show its contents and whether it is sound
 
 others, each with --help:
   python -m convert.reduce       a smaller LoRA, or a plain LoRA of a LoHa, LoKr, OFT, …
   python -m convert.merge        several LoRAs into one
-  python -m convert.extract      what a fine-tuning changed, as a LoRA
+  python -m convert.extract      the difference of two checkpoints, as a LoRA
   python -m convert.bake         a LoRA into a checkpoint
 """
 
@@ -39,14 +39,14 @@ def parser() -> Parser:
     p.add_output(out=False)
     p.add_alpha()
     p.add_argument("--fold-alpha", action="store_true", help="multiply alpha / rank into the factors, so that alpha = rank")
-    p.add_argument("--skip-unknown", action="store_true", help="leave out tensors whose names mean nothing here, and list them")
-    p.add_argument("--split-embeddings", action="store_true", help="write bundled embeddings as files of their own, beside OUT")
+    p.add_argument("--skip-unknown", action="store_true", help="leave out tensors with unknown names, and list them")
+    p.add_argument("--split-embeddings", action="store_true", help="write bundled embeddings to separate files beside OUT")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a metadata key; can be repeated")
     p.add_argument("--drop", action="append", default=[], metavar="KEY", help="remove a metadata key; can be repeated")
     p.add_argument("--title", help="title shown by hosts (modelspec.title)")
-    p.add_argument("--trigger", metavar="PHRASE", help="words that call the style (modelspec.trigger_phrase)")
+    p.add_argument("--trigger", metavar="PHRASE", help="trigger words (modelspec.trigger_phrase)")
     p.add_argument("--out-dir", type=Path, metavar="DIR", help="convert every input into this folder")
-    p.add_argument("--check", action="store_true", help="audit the inputs, write nothing")
+    p.add_argument("--check", action="store_true", help="audit the inputs without writing anything")
     return p
 
 
@@ -72,11 +72,11 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _expand(text: str) -> list[Path]:
-    """A shell on Windows hands wildcards through as they are."""
+    """Expand wildcards, which shells on Windows pass on unchanged."""
     if any(letter in text for letter in "*?[") and not os.path.exists(text):
         found = sorted(glob.glob(text))
         if not found:
-            raise JobError(f"{text}: fits no file")
+            raise JobError(f"{text}: no file matches")
         return [Path(name) for name in found]
     return [Path(text)]
 
@@ -109,11 +109,11 @@ def _convert_all(paths: list[Path], options: argparse.Namespace) -> int:
     targets = [options.out_dir / _output_name(path, options.to) for path in paths]
     twice = next((target for target in targets if targets.count(target) > 1), None)
     if twice is not None:
-        raise UsageError(f"--out-dir: two inputs would both be written to {twice}; convert them apart")
+        raise UsageError(f"--out-dir: two inputs would both be written to {twice}; convert them separately")
     try:
         options.out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out-dir {options.out_dir}: cannot be made: {error.strerror}") from error
+        raise UsageError(f"--out-dir {options.out_dir}: cannot be created: {error.strerror}") from error
     reports, failures = [], []
     for source, target in progress(list(zip(paths, targets)), lambda pair: pair[0].name):
         try:

@@ -1,4 +1,4 @@
-"""What all commands of this folder have in common: one line for an error, a progress bar, the same words for one option."""
+"""Shared by all commands of this folder: one-line errors, a progress bar, options with the same names and help."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ T = TypeVar("T", covariant=True)
 ADAPTER = "a file (.safetensors, .bin, .pt) or peft folder"
 CHECKPOINT = "a file or diffusers folder"
 OUT = "what to write; with --to peft a folder"
-"""The same things in every command's help."""
+"""Wording shared by every command's help."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Gives one line for bad usage instead of the whole usage text."""
+    """A parser that reports bad usage in one line instead of printing the whole usage text."""
 
     def __init__(self, prog: str, description: str, examples: str = ""):
         super().__init__(
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help shows all)")
 
     def add_output(self, out: bool = True) -> None:
-        """The options of whatever writes a LoRA."""
+        """The options of every command that writes a LoRA."""
         if out:
             self.add_argument("--out", type=Path, required=True, metavar="OUT", help=OUT)
         self.add_argument("--to", default="kohya", metavar="FORM", help=f"form to write: {', '.join(FORMS)} (default kohya)")
@@ -53,13 +53,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--json", action="store_true", help="report as JSON")
 
     def add_limits(self) -> None:
-        """How much of a change is kept."""
-        self.add_argument("--rank", type=int, metavar="R", help="rank of every module, at most")
-        self.add_argument("--keep", type=float, metavar="SHARE", help="share of each change's norm to keep, as 0.99")
+        """The options that limit the rank."""
+        self.add_argument("--rank", type=int, metavar="R", help="highest rank of a module")
+        self.add_argument("--keep", type=float, metavar="SHARE", help="share of each change's norm to keep, for example 0.99")
         self.add_argument("--sv-ratio", type=float, metavar="N", help="drop singular values below the largest / N")
 
     def add_base(self) -> None:
-        what = f"the base, where a change depends on it (DoRA, OFT, IA3, GLoRA): {CHECKPOINT}"
+        what = f"the base, needed if a change depends on it (DoRA, OFT, IA3, GLoRA): {CHECKPOINT}"
         self.add_argument("--base", type=Path, metavar="CHECKPOINT", help=what)
 
     def add_only(self) -> None:
@@ -67,18 +67,18 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--only", choices=networks, metavar="NETWORK", help=f"{' or '.join(networks)} alone (default: both)")
 
     def add_alpha(self) -> None:
-        self.add_argument("--alpha", type=float, metavar="A", help="alpha of a file that keeps none (default: its rank)")
+        self.add_argument("--alpha", type=float, metavar="A", help="alpha for a file without one (default: its rank)")
 
 
 class Described(Protocol):
-    """What a command reports."""
+    """The report of a command."""
 
     def rows(self) -> list[tuple[str, str]]: ...
     def to_json(self) -> dict[str, object]: ...
 
 
 def print_report(*reports: Described, as_json: bool) -> None:
-    """What was written, and how exact it is: as one table, notes last, or as one JSON object."""
+    """Print the reports as one table with the notes last, or as one JSON object."""
     if as_json:
         print(json.dumps({key: value for report in reports for key, value in report.to_json().items()}, indent=2))
     else:
@@ -94,17 +94,15 @@ class Terminated(KeyboardInterrupt):
 
 
 def guarded(name: str, run: Callable[[], int]) -> int:
-    """Turn the errors a user can cause, and being told to stop, into one line on stderr and an exit status."""
+    """Turn user errors and interruptions into one line on stderr and an exit status."""
 
     def work() -> int:
         try:
             with _signals_raise():
                 return run()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to print
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe is closed: discard further output
             return JobError.exit_code
-        except OSError as error:
-            raise JobError(f"{error.filename}: {error.strerror}") from error
         except Terminated as stop:
             print(f"{name}: stopped", file=sys.stderr)
             return stop.exit_code
@@ -114,7 +112,7 @@ def guarded(name: str, run: Callable[[], int]) -> int:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the program as Ctrl-C does, so that files are cleaned up. `nohup`'s wish is kept."""
+    """Make SIGTERM and SIGHUP end the program as Ctrl-C does, so that files are cleaned up. Respects `nohup`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -139,7 +137,7 @@ class SizedIterable(Sized, Iterable[T], Protocol[T]):
 
 
 def progress(items: SizedIterable[T], label: Callable[[T], str]) -> Iterator[T]:
-    """The items, one after another, with a bar on a terminal's stderr."""
+    """Yield the items, with a progress bar on stderr if it is a terminal."""
     shown = sys.stderr.isatty()
     for number, item in enumerate(items):
         if shown:
@@ -147,11 +145,11 @@ def progress(items: SizedIterable[T], label: Callable[[T], str]) -> Iterator[T]:
             print(f"\r\033[K[{bar:<20}] {number}/{len(items)} {label(item)[:40]}", end="", file=sys.stderr, flush=True)
         try:
             yield item
-        finally:  # so that the next line, which may be an error, does not follow the bar
+        finally:  # so that the next line, which may be an error, starts on a clean line
             clear_progress()
 
 
 def clear_progress() -> None:
-    """Take the bar away, so that a line can be printed in its place."""
+    """Erase the bar before printing a line."""
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)

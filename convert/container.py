@@ -1,6 +1,6 @@
-"""Reading the safetensors container: 8 bytes of header length, a JSON header, tensor bytes (format of safetensors 0.4).
+"""Reads the safetensors container: 8 bytes of header length, a JSON header, tensor bytes (format of safetensors 0.4).
 
-Only the header is read, and nothing in it is trusted.
+Reads only the header, and validates all of it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .files.json_file import parse
 from .tensors import Container, Tensor, open_source, stamp_of
 
 FIELDS = {"dtype", "shape", "data_offsets"}
-"""Of every tensor's entry in a header."""
+"""Keys of every tensor's entry in a header."""
 
 HEADER_LIMIT = 32 << 20
-"""Bytes; room for any metadata, and little enough to parse (safetensors itself stops at 100 MB)."""
+"""Largest header in bytes: ample for any metadata, and still fast to parse (safetensors' own limit is 100 MB)."""
 
 
 def open_container(path: Path, *, pickles: bool = False) -> Container:
-    """Read and verify a header. Raises `NotSafetensors` or `Damaged` unless it is a whole, sound safetensors file.
+    """Read and verify a header. Raises `NotSafetensors` or `Damaged` unless it is a complete, sound safetensors file.
 
-    With `pickles`, PyTorch's .bin, .pt and .ckpt are opened too, without running anything in them (see `pickled`).
+    With `pickles`, PyTorch's .bin, .pt and .ckpt are opened too, without running any code in them (see `pickled`).
     """
     with open_source(path) as file:
         stamp = stamp_of(file)
@@ -54,7 +54,7 @@ def open_container(path: Path, *, pickles: bool = False) -> Container:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """A long header is a million small objects without a cycle; looking for one again and again takes a third of the time."""
+    """Pause garbage collection: parsing a long header makes a million objects, and collecting takes a third of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -66,7 +66,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 _PICKLE = (
     "is a PyTorch pickle (.bin, .pt, .ckpt), which can run code when loaded",
-    "python -m convert reads it without running anything in it and writes a safetensors file",
+    "python -m convert reads it without running any code in it and writes a safetensors file",
 )
 
 _NOT_SAFETENSORS: tuple[tuple[bytes, tuple[str, str]], ...] = (
@@ -79,7 +79,7 @@ _NOT_SAFETENSORS: tuple[tuple[bytes, tuple[str, str]], ...] = (
 
 def _header_length(path: Path, start: bytes, size: int) -> int:
     if not size:
-        raise NotSafetensors(path, "is empty", "a safetensors file was expected")
+        raise NotSafetensors(path, "is empty", "expected a safetensors file")
     length = int.from_bytes(start[:8], "little")
     if size >= 8 + length and start[8:9] == b"{" and length <= HEADER_LIMIT:
         return length
@@ -89,15 +89,15 @@ def _header_length(path: Path, start: bytes, size: int) -> int:
     if size < 8:
         raise NotSafetensors(path, f"is {size} bytes long, too short for a safetensors file", "download it again")
     if start[8:9] == b"{" and length > HEADER_LIMIT:
-        raise Damaged(path, f"claims a header of {length} bytes; at most {HEADER_LIMIT} are read")
+        raise Damaged(path, f"claims a header of {length} bytes; the limit is {HEADER_LIMIT}")
     if start[8:9] == b"{":
-        problem = f"is cut off: its header needs {length} bytes and {size - 8} are there"
+        problem = f"is cut off: its header needs {length} bytes, but only {size - 8} follow"
         raise Damaged(path, problem, "copy it again, or download it")
     raise NotSafetensors(path, "is not a safetensors file (its header does not begin with '{')")
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    """The header as JSON. Names that occur twice are refused, which `json` itself does not notice."""
+    """The header as JSON. Duplicate names, which `json` ignores, are refused."""
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         unique = dict(items)
         if len(unique) != len(items):
@@ -110,7 +110,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         if not isinstance(header, dict):
             raise Damaged(path, "its safetensors header is not a JSON object")
         if any(raw.count(f'"{field}"'.encode()) != len(header.keys() - {"__metadata__"}) for field in FIELDS):
-            header = parse(raw.decode("utf-8"), object_pairs_hook=pairs)  # slower, so only if the count is odd
+            header = parse(raw.decode("utf-8"), object_pairs_hook=pairs)  # slower, so only if the count does not match
     except ValueError as error:
         raise Damaged(path, f"its safetensors header is broken: {quote(str(error))}") from error
     _demand_unicode(path, header)
@@ -122,7 +122,7 @@ def _demand_unicode(path: Path, strings: Iterable[str]) -> None:
     try:
         "".join(strings).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Damaged(path, "its header holds half a surrogate pair, which is not text") from error
+        raise Damaged(path, "its header contains half a surrogate pair, which is not text") from error
 
 
 def _metadata(path: Path, metadata: Any) -> dict[str, str]:
@@ -133,7 +133,7 @@ def _metadata(path: Path, metadata: Any) -> dict[str, str]:
 
 
 def _are_counts(values: Any, most: int) -> bool:
-    """Whether it is a list of at most `most` whole numbers from 0. (True is an int too, and no count.)"""
+    """Whether it is a list of at most `most` whole numbers from 0, booleans excluded."""
     if type(values) is not list or len(values) > most:
         return False
     for value in values:  # noqa: SIM110 (headers of some hundred thousand tensors are read here)
@@ -158,7 +158,7 @@ def _tensor(path: Path, name: str, entry: Any, data_at: int, stamp: tuple[int, .
         problem = f"ends {end - file_size + data_at} bytes after the file does: it is cut off"
         raise _wrong(path, name, problem, "copy it again, or download it")
     if end - start != math.prod(shape) * dtypes.SIZES[dtype]:
-        raise _wrong(path, name, f"does not take the {end - start} bytes that its header gives it as {dtype} {shape}")
+        raise _wrong(path, name, f"as {dtype} {shape} does not take up the {end - start} bytes given in the header")
     return Tensor(dtype, tuple(shape), end - start, path, data_at + start, stamp=stamp)
 
 
@@ -167,13 +167,13 @@ def _wrong(path: Path, name: str, problem: str, advice: str = "") -> Damaged:
 
 
 def _no_gaps(path: Path, tensors: Mapping[str, Tensor], data_at: int, size: int) -> None:
-    """Every byte belongs to exactly one tensor, as safetensors demands (a file that is two files at once is a trap)."""
+    """Check that every byte belongs to exactly one tensor, as safetensors requires."""
     places = [(tensor.offset, tensor.size, name) for name, tensor in tensors.items()]
     position = data_at
     for offset, length, name in sorted(places):
         if offset != position:
             overlaps = offset < position
-            raise _wrong(path, name, "overlaps another tensor" if overlaps else "leaves bytes before it that nothing names")
+            raise _wrong(path, name, "overlaps another tensor" if overlaps else "has unused bytes before it")
         position += length
     if position != size:
-        raise Damaged(path, f"has {size - position} bytes after its last tensor that nothing names")
+        raise Damaged(path, f"has {size - position} unused bytes after its last tensor")

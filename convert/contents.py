@@ -26,22 +26,22 @@ Grouped = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Contents:
-    """Every tensor of a file or adapter folder, by its meaning. Whether they fit together is not checked yet."""
+    """Every tensor of a file or adapter folder, sorted by its meaning. Their shapes are not checked yet."""
 
     path: Path
     form: str
-    """in words"""
+    """the form, in words"""
     groups: Grouped
     """in the order of the network"""
     embeddings: Mapping[str, Tensor]
     """key -> vectors; OneTrainer bundles them"""
     other_networks: tuple[str, ...]
-    """keys of parts that a LoRA does not have: of a LoHa, a LoKr, …"""
+    """keys of parts that only other networks have: LoHa, LoKr, …"""
     skipped: tuple[str, ...]
     """keys that were left out"""
     metadata: Mapping[str, str]
     configs: Mapping[str, Config]
-    """scope, or "" for any -> peft's configuration"""
+    """scope ("" for any) -> peft's configuration"""
     size: int
     """bytes on disk"""
 
@@ -53,13 +53,13 @@ class Contents:
 @no_garbage_collection()
 def open_contents(path: Path | str, *, skip_unknown: bool = False, pickles: bool = False) -> Contents:
     """Open a .safetensors file, or a folder: one with `adapter_config.json`, one with `unet/` and `text_encoder/` that each
-    have one, or one with a single .safetensors file. Recognised by content alone.
+    have one, or one with a single .safetensors file. The form is recognised by content, not by name.
 
     Args:
-        skip_unknown: leave out tensors whose names mean nothing here, instead of refusing the file.
-        pickles: also read PyTorch's .bin, .pt and .ckpt, without running anything in them.
+        skip_unknown: leave out tensors with unknown names instead of refusing the file.
+        pickles: also read PyTorch's .bin, .pt and .ckpt, without running any code in them.
 
-    Raises `FileError`; its type tells what the file is instead.
+    Raises `FileError`; its subclass depends on what the file is instead.
     """
     path = Path(path)
     containers, configs = _open(path, pickles)
@@ -86,7 +86,7 @@ def open_contents(path: Path | str, *, skip_unknown: bool = False, pickles: bool
     if not groups or (unknown and not (skip_unknown and identify.is_nothing_known(unknown))):
         raise identify.refusal(path, unknown or list(embeddings), others=bool(groups))
     if twice:
-        raise FileError(path, f"{quote(twice[0])} names a tensor that another key of the file names too")
+        raise FileError(path, f"{quote(twice[0])} is a second name for a tensor that is already in the file")
     form = " + ".join(form for form, count in forms.most_common() if count) or forms.most_common(1)[0][0]
     return Contents(
         path, form, {name: groups[name] for name in modules() if name in groups}, embeddings, tuple(other), tuple(unknown),
@@ -96,7 +96,7 @@ def open_contents(path: Path | str, *, skip_unknown: bool = False, pickles: bool
 
 def _open(path: Path, pickles: bool) -> tuple[list[Container], dict[str, Config]]:
     """The headers, and the adapter configurations by scope ("" for any)."""
-    if not os.path.exists(path):  # unlike Path's, no error for a name that no file can have
+    if not os.path.exists(path):  # unlike Path.exists, does not raise for an invalid name
         raise FileError(quote(str(path)), "no such file or folder")
     if not path.is_dir():
         container = open_container(path, pickles=pickles)

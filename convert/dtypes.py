@@ -1,7 +1,7 @@
-"""The number formats of safetensors, decoded and encoded with the standard library alone.
+"""The number formats of safetensors, decoded and encoded with only the standard library.
 
-Sizes are bytes per number. Only what a LoRA needs is decoded: reading an alpha, casting with `--dtype`, folding a
-scale into a factor, scanning for NaN. Everything else copies bytes and never comes here.
+Sizes are bytes per number. Numbers are decoded only to read an alpha, to cast with `--dtype`, to fold a scale into a factor
+and to scan for NaN. Everything else copies bytes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ SIZES = {
 }  # fmt: skip
 
 Data = bytes | bytearray
-"""The bytes of numbers; a buffer that is used again is a bytearray."""
+"""Packed numbers; reused buffers are bytearrays."""
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-"""What factors may be: integers and complex numbers are none, and an F8_E8M0 is a power of two, a scale."""
+"""dtypes allowed for factors. Excludes integers, complex numbers, and F8_E8M0, which only stores powers of two."""
 
 CASTS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-"""What `--dtype` accepts -> the safetensors name."""
+"""Value of `--dtype` -> the safetensors name."""
 
 _STRUCT = {
     "BOOL": "?", "U8": "B", "I8": "b", "I16": "h", "U16": "H", "F16": "e",
@@ -34,7 +34,7 @@ _STRUCT = {
 
 
 class Unrepresentable(Exception):
-    """A number is outside of what the wanted dtype can hold, or the dtype cannot be decoded here."""
+    """A number does not fit the requested dtype, or the dtype cannot be decoded here."""
 
 
 def decode(data: Data, dtype: str) -> Sequence[float]:
@@ -52,10 +52,10 @@ def decode(data: Data, dtype: str) -> Sequence[float]:
 def encode(values: Sequence[float], dtype: str) -> bytes:
     """Numbers -> little-endian bytes in F64, F32, F16 or BF16, rounded to nearest, ties to even.
 
-    Raises `Unrepresentable` for another dtype, and where a finite number would turn into an infinity.
+    Raises `Unrepresentable` for another dtype, and if a finite number would overflow to infinity.
     """
     if dtype not in ("F64", *CASTS.values()):
-        raise Unrepresentable(f"numbers are not turned into {dtype} here; --dtype takes {', '.join(CASTS)}")
+        raise Unrepresentable(f"numbers cannot be encoded as {dtype}; --dtype takes {', '.join(CASTS)}")
     try:
         if dtype == "BF16":
             return _narrow_bf16(values)
@@ -77,12 +77,12 @@ def recode(data: Data, source: str, target: str, scale: float = 1.0) -> Data:
 
 
 def all_finite(data: Data, dtype: str) -> bool:
-    """Whether no number is NaN or infinite. A dtype without either is always finite."""
+    """Whether no number is NaN or infinite. Always true for a dtype without either."""
     if not dtype.startswith(("F", "BF")):
         return True
     suspects = _LAST_BYTES.get(dtype)
     if suspects is not None:
-        last = data[SIZES[dtype] - 1 :: SIZES[dtype]]  # sign and exponent; millions of numbers take milliseconds so
+        last = data[SIZES[dtype] - 1 :: SIZES[dtype]]  # sign and exponent: this scans millions of numbers in milliseconds
         if not any(byte in last for byte in suspects):
             return True
     return all(map(math.isfinite, decode(data, dtype)))
@@ -92,11 +92,11 @@ _LAST_BYTES = {
     "F64": (0x7F, 0xFF), "F32": (0x7F, 0xFF), "BF16": (0x7F, 0xFF),
     "F16": (0x7C, 0x7D, 0x7E, 0x7F, 0xFC, 0xFD, 0xFE, 0xFF),
 }  # fmt: skip
-"""The last byte of every NaN and infinity; beside them, only of numbers near the largest."""
+"""Last bytes that every NaN and infinity has; besides them only the largest numbers do."""
 
 
 def _widen_bf16(data: Data) -> bytes:
-    wide = bytearray(2 * len(data))  # a bfloat16 is the upper half of a float32
+    wide = bytearray(2 * len(data))  # bfloat16 is the upper half of float32
     wide[2::4] = data[0::2]
     wide[3::4] = data[1::2]
     return bytes(wide)
@@ -112,7 +112,7 @@ def _narrow_bf16(values: Sequence[float]) -> bytes:
 
 
 def _special(bits: int) -> int:
-    """Infinities stay, a NaN keeps a mantissa bit so that it stays one."""
+    """Keep infinities, and keep a mantissa bit of a NaN so that it stays a NaN."""
     return bits >> 16 | (0x40 if bits & 0x7FFFFF else 0)
 
 
@@ -130,7 +130,7 @@ def _float8(byte: int, mantissa_bits: int, bias: int) -> float:
     exponent, mantissa = byte >> mantissa_bits & (1 << 7 - mantissa_bits) - 1, byte & (1 << mantissa_bits) - 1
     sign = -1.0 if byte & 0x80 else 1.0
     if mantissa_bits == 3 and byte & 0x7F == 0x7F:
-        return math.nan  # E4M3 ("FN") has one NaN a sign and no infinity
+        return math.nan  # E4M3 ("FN") has one NaN per sign and no infinity
     if mantissa_bits == 2 and exponent == 31:
         return math.nan if mantissa else sign * math.inf
     fraction = mantissa / (1 << mantissa_bits)

@@ -1,4 +1,4 @@
-"""Errors with fields. A command line prints `str(error)`, one line; a host reads the fields and words its own message."""
+"""Errors with fields. A command line prints `str(error)`, one line; a host builds its own message from the fields."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .words import counted
 
 
 class JobError(Exception):
-    """The request was understood and could not be done: a broken file, a full disk, a module that fits nothing.
+    """A valid request failed: a broken file, a full disk, a module that does not fit.
 
-    The message is one line that names the file, says what was expected and what to do.
+    The message is one line with the file, the problem and the remedy.
     """
 
     exit_code = 1
 
 
 class UsageError(Exception):
-    """The request itself makes no sense: an unknown flag value, two flags that exclude each other.
+    """The request is invalid: an unknown flag value, two flags that exclude each other.
 
-    The message is one line that names the flag or argument and says what is allowed.
+    The message is one line with the flag or argument and the allowed values.
     """
 
     exit_code = 2
@@ -35,8 +35,8 @@ class FileError(JobError):
         """
         Args:
             path: the file or folder.
-            problem: what is wrong, to be read after the file's name: "is cut off: …".
-            advice: what a person at a command line can do; "" if there is nothing better than another file.
+            problem: worded to follow the file's name: "is cut off: …".
+            advice: the remedy at a command line; "" if only another file would help.
         """
         self.path = Path(path)
         self.problem = problem
@@ -47,7 +47,7 @@ class FileError(JobError):
 
 
 class NotSafetensors(FileError):
-    """It is not a safetensors file at all: a pickle, a web page, a Git LFS pointer, an empty file, something else."""
+    """It is not a safetensors file: a pickle, a web page, a Git LFS pointer, an empty file, something else."""
 
     def __init__(self, path: Path | str, problem: str, advice: str = "", is_pickle: bool = False):
         super().__init__(path, problem, advice)
@@ -56,7 +56,7 @@ class NotSafetensors(FileError):
 
 
 class Damaged(FileError):
-    """A file that is cut off, contradicts itself, or is not what was written."""
+    """A file that is cut off, is inconsistent, or changed while being read."""
 
 
 class WrongBase(FileError):
@@ -65,29 +65,29 @@ class WrongBase(FileError):
     def __init__(self, path: Path | str, base: str, problem: str):
         super().__init__(path, problem, "only Stable Diffusion 1.5 can be converted")
         self.base = base
-        """"SDXL", "SD2", "SD3", "Flux or another transformer", …: to be read after "a LoRA of" """
+        """"SDXL", "SD2", "SD3", "Flux or another transformer", …: worded to follow "a LoRA of" """
 
 
 class NotALora(FileError):
-    """Something known that is not a LoRA, LoCon or DoRA: a LoHa, an embedding, a checkpoint, …"""
+    """A recognised file that is not a LoRA, LoCon or DoRA: a LoHa, an embedding, a checkpoint, …"""
 
     def __init__(self, path: Path | str, kind: str, advice: str, hosts_read: bool = False, comfyui_reads: bool = False):
         super().__init__(path, f"is {kind}", advice)
         self.kind = kind
         """with its article: "a LoHa (LyCORIS)" """
         self.hosts_read = hosts_read
-        """the web UI loads this kind from its LoRA folder as it is"""
+        """whether the web UI loads this kind directly from its LoRA folder"""
         self.comfyui_reads = comfyui_reads
-        """so does ComfyUI"""
+        """whether ComfyUI does"""
 
 
 class UnknownKeys(FileError):
-    """Some tensor names mean nothing here."""
+    """Some tensor names are unknown."""
 
     def __init__(self, path: Path | str, keys: Sequence[str], *, others: bool = False):
-        """`others` tells whether the file has names that are understood."""
+        """`others`: whether the file also has known names."""
         self.keys = list(keys)
-        """all of them, as the file has them: quote them before they are shown"""
+        """all of them, unescaped: `quote` them before showing them"""
         shown = ", ".join(quote(key) for key in self.keys[:5])
         more = f" and {len(self.keys) - 5} more" if len(self.keys) > 5 else ""
         advice = ["--check lists them"] * bool(more) + ["--skip-unknown leaves them out"] * others
@@ -105,13 +105,13 @@ class DoesNotFit(FileError):
 
 
 class FormLacks(FileError):
-    """The form that was asked for has no place for something in the file."""
+    """The requested form cannot represent something in the file."""
 
     def __init__(self, path: Path | str, form: str, part: str, modules: Sequence[str], reason: str, advice: str = ""):
         super().__init__(path, f"cannot be written as {form}: {reason}", advice)
         self.form = form
         self.part = part
-        """as `convert.names` calls it: "mid", "diff", "magnitude", …"""
+        """its name in `convert.names`: "mid", "diff", "magnitude", …"""
         self.modules = list(modules)
         """the modules that have such a part, by their diffusers names"""
         self.reason = reason
@@ -119,51 +119,51 @@ class FormLacks(FileError):
 
 
 class NotFinite(FileError):
-    """Tensors hold NaN or infinite numbers."""
+    """Tensors contain NaN or infinite numbers."""
 
     def __init__(self, path: Path | str, tensors: Sequence[str]):
         self.tensors = list(tensors)
         """each as "<module> <part>" """
-        hold = f"{counted(len(self.tensors), 'tensor')} {'holds' if len(self.tensors) == 1 else 'hold'}"
-        super().__init__(path, f"{hold} NaN or infinite numbers: {self.tensors[0]}", "take another checkpoint of its training")
+        have = f"{counted(len(self.tensors), 'tensor')} {'has' if len(self.tensors) == 1 else 'have'}"
+        super().__init__(path, f"{have} NaN or infinite numbers: {self.tensors[0]}", "take another checkpoint of its training")
 
 
 class WrongHash(FileError):
-    """The hash in the metadata is not that of the tensors: damaged, or changed by a program that did not renew the hash."""
+    """The stored hash does not match the tensors: damaged, or changed by a program that did not update the hash."""
 
     def __init__(self, path: Path | str, key: str):
         super().__init__(
-            path, f"its {key} is not the hash of its tensors: it was damaged, or changed by a program that left the hash",
-            "if you trust it, convert it: the hash is computed again",
+            path, f"its {key} does not match its tensors: it was damaged, or changed by a program that did not update the hash",
+            "if you trust it, convert it: that recomputes the hash",
         )  # fmt: skip
         self.key = key
-        """of the metadata"""
+        """the metadata key"""
 
 
 class BadCard(FileError):
-    """A card beside a LoRA that cannot be read. It holds the user's text, so it is never replaced without being kept."""
+    """A card beside a LoRA that cannot be read. It contains the user's text, so it is renamed and never overwritten."""
 
 
 def quote(name: str) -> str:
-    """A name from a file, fit for one line of a terminal: control characters escaped, an absurd length cut."""
+    """A name from a file, safe for one line of a terminal: control characters escaped, overlong names cut."""
     shown = ascii(name[:200])[1:-1] if not name.isprintable() else name
     return shown if len(shown) <= 100 else f"{shown[:97]}..."
 
 
 def printable(text: str) -> str:
-    """`text` on one line of a terminal: control characters in it, from names of files, are escaped."""
+    """`text` on one line of a terminal, with control characters (from file names) escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def escape_what_a_console_lacks() -> None:
-    """A console of cp1252 or ASCII shows `\\u65e5` for a character that it does not have, and the work goes on."""
+    """Make a console with cp1252 or ASCII show `\\u65e5` for a character it lacks, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def exit_status(name: str, run: Callable[[], int], *, stopped: str = "stopped") -> int:
-    """What `run` returns; the two errors, the system's own and Ctrl-C as one line of `name` on stderr and an exit status."""
+    """Call `run` and return its exit status. Expected errors, OSError and Ctrl-C become one line on stderr and a status."""
     escape_what_a_console_lacks()
     try:
         return run()

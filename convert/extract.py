@@ -1,7 +1,7 @@
-"""`python -m convert.extract TUNED --from BASE --rank 16 --out LORA`: what a fine-tuning changed, as a LoRA.
+"""`python -m convert.extract TUNED --from BASE --rank 16 --out LORA`: the changes made by fine-tuning, as a LoRA.
 
-Both are whole checkpoints (one file, or a diffusers folder) of Stable Diffusion 1.5; UNet and text encoder are taken. One
-layer at a time is in memory.
+Both are whole checkpoints (one file, or a diffusers folder) of Stable Diffusion 1.5; UNet and text encoder are compared.
+Only one layer is in memory at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
 """
 
 COARSER = ("BF16", "F16", "F32", "F64")
-"""dtypes of weights, the coarsest first."""
+"""dtypes of weights, the least precise first."""
 
 
 def extract(
@@ -41,12 +41,12 @@ def extract(
     """Write the difference of two checkpoints as a LoRA within `limit`.
 
     Args:
-        only: "unet" or "text_encoder"; None takes both where both checkpoints have both.
+        only: "unet" or "text_encoder"; None takes every network that both checkpoints have.
         dtype: "fp32", "fp16" or "bf16"; None takes the tuned checkpoint's.
 
     Raises:
         JobError: a checkpoint cannot be read, they do not have the same layers, or they do not differ.
-        UsageError: an argument makes no sense.
+        UsageError: an argument is invalid.
     """
     tuned, base, target = Path(tuned), Path(base), Path(target)
     check_arguments(to, dtype)
@@ -66,7 +66,7 @@ def extract(
             matrix = difference.reshape(shape[0], -1)
             found[module.name] = lora_module(module, shape, matrix, limit, stored, losses)
     if not found:
-        raise FileError(tuned, f"has the same layers as {base}, number for number: there is nothing to extract")
+        raise FileError(tuned, f"has exactly the same weights as {base}: there is nothing to extract")
     return _write(tuned, base, target, to, found, losses, left_out, len(chosen)), losses
 
 
@@ -79,19 +79,19 @@ def _write(
     notes = []
     if left_out:
         share = math.sqrt(left_out) / whole
-        notes.append(Note(f"norms and biases changed too, by {share:.3g} of the whole: a LoRA leaves them out"))
+        notes.append(Note(f"norms and biases make up {share:.3g} of the whole change: a LoRA leaves them out"))
     metadata = {keys.COMPUTED_FROM: f"{tuned.name} - {base.name}", keys.BASE: word}
     if is_miniature_file(base):
         metadata[KEY] = MINIATURE
-    return write_result(tuned, target, to, f"a checkpoint less {base.name}", word, found, losses, metadata, tuple(notes))
+    return write_result(tuned, target, to, f"a checkpoint minus {base.name}", word, found, losses, metadata, tuple(notes))
 
 
 def _common(ours: Checkpoint, theirs: Checkpoint, only: str | None) -> list[Module]:
-    """The modules of the networks that both have. Raises `DoesNotFit` where one lacks a layer of such a network."""
+    """The modules of the networks that both have. Raises `DoesNotFit` if one lacks a layer of such a network."""
     scopes = ours.scopes & theirs.scopes & ({only} if only is not None else {UNET, TEXT_ENCODER})
     if not scopes:
         what = only if only is not None else "network"
-        raise FileError(ours.path, f"and {theirs.path} have no {what} in common")
+        raise FileError(ours.path, f"has no {what} in common with {theirs.path}")
     chosen = [module for module in modules().values() if module.scope in scopes]
     known = [module for module in chosen if ours.tensor(module.name) is not None or theirs.tensor(module.name) is not None]
     for module in known:
@@ -108,13 +108,13 @@ def _dtype(checkpoint: Checkpoint, module: Module) -> str:
 
 
 def _difference(ours: Checkpoint, theirs: Checkpoint, module: str, part: str = "weight") -> Array:
-    """Tuned less base, both in the coarser of their dtypes: else the rounding of one would be taken for a change."""
+    """Tuned minus base, both in the less precise dtype, because otherwise rounding would look like a change."""
     pair = [checkpoint.tensor(module, part) for checkpoint in (ours, theirs)]
     one, other = pair
     assert one is not None
     assert other is not None
     if [n for n in one.shape if n != 1] != [n for n in other.shape if n != 1]:
-        problem = f"{module} has the shape {list(one.shape)} and in {theirs.path} {list(other.shape)}"
+        problem = f"{module} has shape {list(one.shape)}, but {list(other.shape)} in {theirs.path}"
         raise DoesNotFit(ours.path, module, problem)
     arrays = [to_array(tensor).reshape(one.shape) for tensor in (one, other)]
     if one.dtype != other.dtype and {one.dtype, other.dtype} <= set(COARSER):
@@ -122,25 +122,25 @@ def _difference(ours: Checkpoint, theirs: Checkpoint, module: str, part: str = "
         arrays = [decode(encode(array, coarse, module), coarse, array.shape) for array in arrays]
     difference = arrays[0] - arrays[1]
     if not all_finite(difference):
-        raise FileError(ours.path, f"or {theirs.path} holds NaN or infinite numbers in {module}")
+        raise FileError(ours.path, f"or {theirs.path} has NaN or infinite numbers in {module}")
     return difference
 
 
 def _of_bias(ours: Checkpoint, theirs: Checkpoint, module: Module) -> float:
-    """The squared norm of what changed in a bias."""
+    """The squared norm of a bias's change."""
     if ours.tensor(module.name, "bias") is None or theirs.tensor(module.name, "bias") is None:
         return 0.0
     return norm(_difference(ours, theirs, module.name, "bias").reshape(1, -1)) ** 2
 
 
 def _shape(module: Module, array: Array) -> tuple[int, ...]:
-    """A 1x1 convolution may be kept as a linear layer."""
+    """A 1x1 convolution may be stored as a linear layer."""
     return (*array.shape, 1, 1) if len(module.shape) == 4 and array.ndim == 2 else tuple(array.shape)
 
 
 def parser() -> Parser:
     """The options of `python -m convert.extract`."""
-    p = Parser("python -m convert.extract", "Write what a fine-tuning changed as a LoRA.", EXAMPLES)
+    p = Parser("python -m convert.extract", "Write the changes made by fine-tuning as a LoRA.", EXAMPLES)
     p.add_argument("tuned", type=Path, metavar="TUNED", help=f"the fine-tuned checkpoint: {CHECKPOINT}")
     base = f"the base it was tuned from: {CHECKPOINT}"
     p.add_argument("--from", type=Path, required=True, dest="base", metavar="CHECKPOINT", help=base)

@@ -1,4 +1,4 @@
-"""Recognises files that are not converted: other networks, other bases, files that are not adapters."""
+"""Recognises files that cannot be converted: other networks, other bases, files that are not adapters."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .miniature import EARLIER
 T = TypeVar("T")
 
 LOOKED_AT, KEY_LENGTH = 2000, 1000
-"""Unknown names that are looked at, and characters of each: enough to recognise a file, and an absurd one costs no time."""
+"""Most unknown names examined, and characters of each: enough to recognise a file, and fast for a hostile one."""
 
 
 class Kind(NamedTuple):
-    """Something that is known by its tensor names and not converted."""
+    """A kind of file that is recognised by its tensor names and cannot be converted."""
 
     pattern: str
     name: str
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
     """so does ComfyUI"""
 
 
-_AS_IT_IS = "the web UI and ComfyUI load it as it is; python -m convert.reduce makes a LoRA of it"
+_AS_IT_IS = "the web UI and ComfyUI load it as it is; python -m convert.reduce makes a LoRA from it"
 _CONTROLNET = "put it into the ControlNet folder"
 
 KINDS = (
@@ -43,7 +43,7 @@ KINDS = (
     Kind(r"motion_modules?[._]|temporal_transformer", "a motion LoRA or motion module (AnimateDiff)",
          "AnimateDiff's own extension or nodes load it, from their motion LoRA folder"),
     Kind(r"^(unet|text_encoder):\d+:(up|down)", "a LoRA of cloneofsimo's first trainer",
-         "its keys give the order of its layers and no names: convert it with that program (lora_diffusion) first"),
+         "its keys number the layers instead of naming them: convert it with that program (lora_diffusion) first"),
     Kind(r"^(image_proj|ip_adapter)\.|to_[kv]_ip\b", "an IP-Adapter, or a FaceID one",
          "load it with an IP-Adapter extension or nodes; its separate LoRA file, if it has one, can be converted"),
     Kind(r"lllite_", "a ControlLLLite", "ControlNet extensions and nodes load it, from their ControlNet folder"),
@@ -59,7 +59,7 @@ KINDS = (
     Kind(r"^(lora_vae_|vae\.|first_stage_model\.\S*lora)|^(encoder|decoder)\.(down|up|mid)\S*lora", "a LoRA of the VAE",
          "neither the web UI nor ComfyUI applies one"),
 )  # fmt: skip
-"""Only the first kind that any key fits is named."""
+"""In order of precedence: the first kind that any key matches is reported."""
 
 CHECKPOINT = Kind(
     r"^model\.diffusion_model\.[\w.]+\.(weight|bias)$|^first_stage_model\.", "a whole checkpoint, not a LoRA",
@@ -74,7 +74,7 @@ BASES = (
     (r"text_model[._]encoder[._]layers[._](1[2-9]|[2-9]\d)\b|layers_(1[2-9]|2\d)_", "SD2"),
     (r"lora_unet_blocks_|diffusion_model\.blocks\.|diffusion_model\.layers\.", "another transformer"),
 )
-"""Names that only another base's LoRA has."""
+"""Names that occur only in LoRAs of another base."""
 
 _CLAIMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("SDXL", ("sdxl",), ("stable-diffusion-xl",)),
@@ -84,22 +84,22 @@ _CLAIMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("another architecture", ("wan", "hunyuan", "lumina", "chroma", "qwen", "auraflow", "pixart", "ltx", "cosmos", "anima",
                               "z-image", "hidream"), ()),
 )  # fmt: skip
-"""Base, how a word for it in the metadata begins, what it holds somewhere."""
+"""Base, prefixes of its names in metadata, and substrings."""
 
 KNOWN_BY_WORD = (EARLIER,)
-"""Bases with Stable Diffusion 1.5's modules that only `ss_base_model_version` tells apart."""
+"""Bases with the same modules as Stable Diffusion 1.5, told apart only by `ss_base_model_version`."""
 
 CONTEXT_WIDTHS = {1024: "SD2", 2048: "SDXL"}
-"""Width of the prompt embedding -> the base that has it."""
+"""Width of the prompt embedding -> the base."""
 
 
 def refusal(path: Path, unknown: Sequence[str], *, others: bool = False) -> FileError:
-    """The error for a file in which these names are not understood; none at all are those of a file without tensors.
+    """The error for a file with these unknown names; an empty list is a file without tensors.
 
-    `others` tells whether it has names that are.
+    `others`: whether the file also has known names.
     """
     if not unknown:
-        return FileError(path, "holds no tensors, so it is not a LoRA")
+        return FileError(path, "contains no tensors, so it is not a LoRA")
     base = _first(BASES, unknown)
     kind = kind_of_keys(unknown)
     if kind is not None and (base is None or kind.hosts_read):
@@ -110,12 +110,12 @@ def refusal(path: Path, unknown: Sequence[str], *, others: bool = False) -> File
 
 
 def is_nothing_known(keys: Sequence[str]) -> bool:
-    """Whether these names are of no known network or base: what `--skip-unknown` may leave out."""
+    """Whether these names belong to no known network or base, so that `--skip-unknown` may leave them out."""
     return _first(BASES, keys) is None and kind_of_keys(keys) is None
 
 
 def kind_of_keys(keys: Iterable[str]) -> Kind | None:
-    """What a file with these tensor names is, if it is a known thing that is not a LoRA."""
+    """The kind of file with these tensor names, if it is a known one."""
     return _first(tuple((kind.pattern, kind) for kind in (*KINDS, CHECKPOINT)), keys)
 
 
@@ -125,7 +125,7 @@ def _first(rows: Sequence[tuple[str, T]], keys: Iterable[str]) -> T | None:
 
 
 def base_of_metadata(metadata: Mapping[str, str]) -> str | None:
-    """The base that the metadata claims, if it is a known one other than Stable Diffusion 1."""
+    """The base named in the metadata, if it is a known one other than Stable Diffusion 1."""
     if metadata.get("ss_v2") == "True":
         return "SD2"
     for claim in (metadata.get(BASE, ""), metadata.get(ARCHITECTURE, "")):

@@ -1,4 +1,4 @@
-"""The metadata keys that more than one file reads or writes. Kohya's begin with `ss_`, ModelSpec's with `modelspec.`."""
+"""Metadata keys that several modules read or write. Kohya's begin with `ss_`, ModelSpec's with `modelspec.`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ ARCHITECTURE = "modelspec.architecture"
 TITLE = "modelspec.title"
 RESOLUTION = "modelspec.resolution"
 TRIGGER = "modelspec.trigger_phrase"
-"""Words that a prompt begins with."""
+"""Trigger words, which a prompt begins with."""
 
 # this project's own
 RECIPE = "scribble_recipe"
 """JSON: the fields of the training's recipe."""
 SCALE, SCALE_INTERVAL = "scribble_scale", "scribble_scale_interval"
-"""The recommended scale; JSON: the range of scales as good as it."""
+"""The recommended scale, and as JSON the range of equally good scales."""
 COMPUTED_FROM = "scribble_computed_from"
 """The files that a LoRA was computed from."""

@@ -1,4 +1,4 @@
-"""A LoRA, understood: which modules of Stable Diffusion it patches, with what factors and how strongly.
+"""The types `Lora` and `LoraModule`: which modules of Stable Diffusion are patched, with which factors and scale.
 
 Shapes: a module's weight is (out, in) or (out, in, k, k); `down` is (rank, in) or (rank, in, k, k), `up` is (out, rank)
 or (out, rank, 1, 1), and the change is (alpha / rank) · up · down. Tensors stay in their file; only scalars are read.
@@ -19,10 +19,10 @@ from .words import Note
 T = TypeVar("T")
 
 SD15 = "sd_v1"
-"""What kohya writes as `ss_base_model_version` for Stable Diffusion 1.x."""
+"""Kohya's `ss_base_model_version` for Stable Diffusion 1.x."""
 
 FULL_PARTS = ("diff", "diff_b", "w_norm", "b_norm")
-"""Parts that are whole differences and no factors."""
+"""Parts that are full differences instead of factors."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class LoraModule:
 
     module: Module
     shape: tuple[int, ...]
-    """of the patched weight: SD1.5's, or what the factors imply for another base"""
+    """shape of the patched weight: SD1.5's, or the one implied by the factors for another base"""
     rank: int
-    """0 if there are only whole differences (`FULL_PARTS`)"""
+    """0 if there are only full differences (`FULL_PARTS`)"""
     alpha: float
     """exact in float32; the effective scale is alpha / rank"""
     parts: Mapping[str, Tensor]
@@ -41,7 +41,7 @@ class LoraModule:
 
     @property
     def scale(self) -> float:
-        """What up · down is multiplied by at LoRA strength 1."""
+        """The factor of up · down at LoRA strength 1."""
         return self.alpha / self.rank if self.rank else 1.0
 
     @property
@@ -58,19 +58,19 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class Lora:
-    """A file or adapter folder, read, and found to fit its base in every key."""
+    """A file or adapter folder that was read, with every key checked against its base."""
 
     path: Path
     form: str
-    """in words, as it was found: "kohya", "diffusers attention processors", …"""
+    """the form of the source, in words: "kohya", "diffusers attention processors", …"""
     base: str
-    """`SD15`, or the file's own word for another base"""
+    """`SD15`, or the name of another base in the file's metadata"""
     modules: Mapping[str, LoraModule]
     """by diffusers name, in the order of the network"""
     metadata: Mapping[str, str]
-    """the header's `__metadata__`, with what the caller added"""
+    """the header's `__metadata__`, with the caller's changes"""
     alpha_from: str
-    """where alpha was found, in words"""
+    """the source of alpha, in words"""
     size: int
     """bytes on disk"""
     notes: tuple[Note, ...] = ()
@@ -84,23 +84,23 @@ class Lora:
 
     @property
     def rank(self) -> int:
-        """The commonest rank, 0 without factors."""
+        """The most common rank, 0 without factors."""
         return commonest(module.rank for module in self.factors) if self.factors else 0
 
     @property
     def alpha(self) -> float:
-        """The commonest alpha, 0 without factors."""
+        """The most common alpha, 0 without factors."""
         return commonest(module.alpha for module in self.factors) if self.factors else 0.0
 
     @property
     def dtypes(self) -> list[str]:
-        """Every dtype among the tensors, commonest first."""
+        """Every dtype among the tensors, the most common first."""
         tensors = (tensor for module in self.modules.values() for tensor in module.parts.values())
         return [dtype for dtype, _ in Counter(tensor.dtype for tensor in tensors).most_common()]
 
     @property
     def fits_sd15(self) -> bool:
-        """Whether every module has Stable Diffusion 1.5's shape, whatever the base is called."""
+        """Whether every module has Stable Diffusion 1.5's shape, regardless of the base's name."""
         return all(fits(module.module, module.shape) for module in self.modules.values())
 
     @property
@@ -123,6 +123,6 @@ def base_in_words(base: str) -> str:
 
 
 def commonest(values: Iterable[T]) -> T:
-    """The value that occurs most often, the first of several; `ValueError` for none."""
+    """The most frequent value, the first of several. Raises `ValueError` for no values."""
     counts = Counter(values)
-    return max(counts, key=counts.__getitem__)  # `Counter.most_common` imports heapq for this
+    return max(counts, key=counts.__getitem__)  # `Counter.most_common` would import heapq

@@ -1,6 +1,6 @@
-"""`python -m convert.merge A=0.8 B=0.5 --out C`: one LoRA that does what several do together, each at its own scale.
+"""`python -m convert.merge A=0.8 B=0.5 --out C`: one LoRA with the sum of several LoRAs' changes, each at its own scale.
 
-Exact: the factors are put side by side, so the ranks add up; `--rank` or `--keep` reduces the result, with its error.
+Exact: the factors are concatenated, so the ranks add up. `--rank` or `--keep` reduces the result and reports the error.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def merge(
     """Write one LoRA whose change is the sum of the sources' changes, each times its weight.
 
     Args:
-        sources: (file or folder, weight); of any network, rank and form.
-        limit: reduces the sum; None keeps all of it.
-        base: the checkpoint, where a change depends on it (DoRA, OFT, IA3, GLoRA).
+        sources: (file or folder, weight), of any network, rank and form.
+        limit: reduces the sum; None keeps it exact.
+        base: the checkpoint, required if a change depends on it (DoRA, OFT, IA3, GLoRA).
         dtype: "fp32", "fp16" or "bf16"; None takes the first source's.
 
     Raises:
         JobError: a source cannot be read, they are for different bases, or the target cannot be written.
-        UsageError: an argument makes no sense.
+        UsageError: an argument is invalid.
     """
     target = Path(target)
     check_arguments(to, dtype)
@@ -66,7 +66,7 @@ def merge(
     for network, _ in networks[1:]:
         if _base(network) != _base(first):
             problem = f"is for {_base(network)} and {first.path.name} for {_base(first)}"
-            raise FileError(network.path, problem, "merge those of one base")
+            raise FileError(network.path, problem, "merge only LoRAs of the same base")
     by_module: dict[str, list[Part]] = {}
     for network, weight in networks:
         checkpoint = needed_base(network, base)
@@ -91,7 +91,7 @@ def _merged(parts: Sequence[Part], limit: Limit, dtype: str, losses: Losses) -> 
     module = parts[0][0]
     shapes = {part.shape for part, _, _ in parts}
     if len(shapes) > 1:
-        raise FileError(module.path, f"and another differ in the shape of {module.module.name}: {sorted(shapes)}")
+        raise FileError(module.path, f"and another source differ in the shape of {module.module.name}: {sorted(shapes)}")
     kept: dict[str, Array] = {}
     for part, weight, _ in parts:
         for name in differences(part):
@@ -146,14 +146,14 @@ def parser() -> Parser:
 
 
 def _source(text: str) -> tuple[Path, float]:
-    """`a.safetensors=0.8`; a name that holds "=" and exists is taken whole."""
+    """`a.safetensors=0.8`; an existing name that contains "=" is taken as a whole."""
     name, equals, scale = text.rpartition("=")
     if not equals or Path(text).exists():
         return Path(text), 1.0
     try:
         return Path(name), float(scale)
     except ValueError as error:
-        raise UsageError(f"{text}: must be LORA or LORA=SCALE, as a.safetensors=0.8") from error
+        raise UsageError(f"{text}: must be LORA or LORA=SCALE, for example a.safetensors=0.8") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

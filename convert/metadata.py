@@ -1,7 +1,7 @@
-"""The header's metadata: which keys are kept, which are completed, which are always recomputed.
+"""The header's metadata: keys that are kept, completed, or always recomputed.
 
 Keys and their meaning: kohya's sd-scripts (`ss_…`, strings, some of them JSON) and Stability's ModelSpec 1.0.1
-(`modelspec.…`). Forge takes a file for Stable Diffusion 1 only by the exact `modelspec.architecture`.
+(`modelspec.…`). Forge recognises a file as Stable Diffusion 1 only by the exact `modelspec.architecture`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ JSON_KEYS = (
 
 
 def merged(own: Mapping[str, str], given: Mapping[str, object]) -> dict[str, str]:
-    """`given` over `own`. None removes a key; numbers and booleans become strings, mappings and lists JSON.
+    """`own` updated with `given`. None removes a key; numbers and booleans become strings, mappings and lists JSON.
 
-    Raises `UsageError` if a key is not a string, or if readers expect JSON in a value and it is not JSON.
+    Raises `UsageError` if a key is not a string, or if a value that readers decode as JSON is not JSON.
     """
     result = dict(own)
     for key, value in given.items():
@@ -41,7 +41,7 @@ def merged(own: Mapping[str, str], given: Mapping[str, object]) -> dict[str, str
             try:
                 json.loads(result[key])
             except ValueError as error:
-                raise UsageError(f"metadata {key}: readers expect JSON and it is none: {error}") from error
+                raise UsageError(f"metadata {key}: must be JSON: {error}") from error
     return result
 
 
@@ -57,22 +57,22 @@ def _text(key: str, value: object) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UsageError(f"metadata {quote(key)}: holds characters that UTF-8 cannot hold") from error
+        raise UsageError(f"metadata {quote(key)}: has characters that UTF-8 cannot encode") from error
     return text
 
 
 def says_sd15(word: str) -> bool:
-    """Whether a value of `keys.BASE` names Stable Diffusion 1 in some way, or nothing at all."""
+    """Whether a value of `keys.BASE` is a name of Stable Diffusion 1, or empty."""
     plain = "".join(letter for letter in word.lower().rpartition("/")[2] if letter.isalnum())
     return plain in ("", "none") or re.match(r"(sd|stablediffusion)v?1([^0-9]|[0-5]|$)", plain) is not None
 
 
 def complete(lora: Lora, name: str, form: str) -> dict[str, str]:
-    """The metadata to write: everything in the file, completed, with the values that follow from its tensors.
+    """The metadata to write: the file's own, completed, and with the values computed from its tensors.
 
     Args:
-        name: a title for a file that has none, usually the target's name.
-        form: a form of `names.FORMS`. What diffusers keeps of alpha is not in here (see `write`).
+        name: the title for a file without one, usually the target's name.
+        form: one of `names.FORMS`. Does not add diffusers' alpha metadata (see `write`).
     """
     kept = {key: value for key, value in lora.metadata.items() if key not in HASHES and key != METADATA_KEY}
     title = kept.get(keys.OUTPUT_NAME, name)
@@ -85,7 +85,7 @@ def complete(lora: Lora, name: str, form: str) -> dict[str, str]:
     if lora.rank:
         computed[keys.NETWORK_DIM], computed[keys.NETWORK_ALPHA] = str(lora.rank), _number(lora.alpha)
     if form != "kohya":
-        computed["format"] = "pt"  # transformers refuses a file that does not say it
+        computed["format"] = "pt"  # transformers refuses a file without it
     defaults = {
         keys.OUTPUT_NAME: title,
         keys.NETWORK_MODULE: "networks.lora",
@@ -101,5 +101,5 @@ def complete(lora: Lora, name: str, form: str) -> dict[str, str]:
 
 
 def _number(value: float) -> str:
-    """`4` for 4.0, as people write it; every digit otherwise."""
+    """`4` for 4.0, otherwise every digit."""
     return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)

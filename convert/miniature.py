@@ -1,7 +1,7 @@
-"""Recognises the project's miniature, a Stable Diffusion 1.5 by every name and shape, and the LoRAs trained on it.
+"""Recognises the project's miniature, which has Stable Diffusion 1.5's names and shapes, and the LoRAs trained on it.
 
-The fingerprint is the bias of the UNet's output convolution: four numbers that training sets, that widening leaves as they
-are, and that every host holds. Retrained weights bring new numbers: `OUT_BIAS` belongs to the weights that ship.
+The fingerprint is the bias of the UNet's output convolution: four trained numbers that widening does not change and that
+every host has in memory. Retrained weights have new numbers: `OUT_BIAS` belongs to the weights that ship.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ OUT_BIAS: tuple[float, float, float, float] = (
 OUT_BIAS_KEY = "model.diffusion_model.out.2.bias"
 
 TOLERANCE = 2**-7
-"""Relative, of each number: a bfloat16 copy is within 2**-9."""
+"""Relative tolerance of each number: a bfloat16 copy is within 2**-9."""
 
 KEY, MINIATURE = "scribble_base", "miniature"
-"""The metadata by which a LoRA says that it was trained on the miniature; for hosts it is one of Stable Diffusion 1.5."""
+"""Metadata of a LoRA trained on the miniature. For hosts it is a LoRA of Stable Diffusion 1.5."""
 
 FILES = ("miniature.safetensors", "scribble-miniature.safetensors")
-"""What the checkpoint is called in the docs and by install.py: other trainers write its name as `ss_sd_model_name`."""
+"""The checkpoint's file name in the docs and in install.py. Other trainers write it as `ss_sd_model_name`."""
 
 EARLIER = "scribble_miniature"
-"""`ss_base_model_version` of LoRAs of an earlier miniature, which no host could load."""
+"""`ss_base_model_version` of LoRAs of an earlier miniature, which hosts cannot load."""
 
 EARLIER_IS_GONE = ("was trained on an earlier miniature, which this project no longer has: train it again with "
                    "python -m trainer --demo")  # fmt: skip
-"""To be read after the file's name."""
+"""Worded to follow the file's name."""
 
 
-_OF_IT = ("was trained on Scribble LoRA's miniature, and the loaded checkpoint is another one: it will not draw what it "
-          "learnt; load the miniature (python install.py --demo places it)")
-_ON_IT = ("was not trained on Scribble LoRA's miniature, which is the loaded checkpoint: it will not draw what it learnt; "
+_OF_IT = ("was trained on Scribble LoRA's miniature, but another checkpoint is loaded, so it will not draw its subject: "
+          "load the miniature (python install.py --demo installs it)")
+_ON_IT = ("was not trained on Scribble LoRA's miniature, which is the loaded checkpoint, so it will not draw its subject: "
           "load the checkpoint that it was trained on")
 
 
@@ -51,7 +51,7 @@ def is_miniature(bias: Iterable[float]) -> bool:
 
 
 def is_miniature_file(checkpoint: Path) -> bool:
-    """Whether this file is the miniature's checkpoint. False for one that cannot be read."""
+    """Whether this file is the miniature's checkpoint. False if it cannot be read."""
     try:
         bias = open_container(checkpoint).tensors.get(OUT_BIAS_KEY)
         if bias is None or bias.shape != (len(OUT_BIAS),) or bias.dtype not in dtypes.CASTS.values():
@@ -62,13 +62,13 @@ def is_miniature_file(checkpoint: Path) -> bool:
 
 
 def is_of_miniature(metadata: Mapping[str, str]) -> bool:
-    """Whether a LoRA's metadata says that it was trained on the miniature: our own key, or the checkpoint's name."""
+    """Whether a LoRA was trained on the miniature, by our own metadata key or the checkpoint's name."""
     return metadata.get(KEY) == MINIATURE or metadata.get("ss_sd_model_name") in FILES
 
 
 def notice(*, of_miniature: bool, on_miniature: bool) -> str:
-    """What to tell a user who applies a LoRA to the wrong one of two checkpoints that it fits by its shapes; "" if it is right.
+    """The warning about a LoRA on a checkpoint whose shapes it fits but that it was not trained on; "" for the right one.
 
-    To be read after the LoRA's name. The LoRA is applied all the same: it may be what the user wants to see.
+    Worded to follow the LoRA's name. The LoRA is applied anyway, because the user may want that.
     """
     return "" if of_miniature == on_miniature else _OF_IT if of_miniature else _ON_IT

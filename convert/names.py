@@ -1,4 +1,4 @@
-"""How each form spells a module and its parts: two tables that are read in one direction to write and inverted to read.
+"""The spelling of modules and their parts in each form: two tables, used forwards to write and inverted to read.
 
 A key is a prefix, a module's name in some spelling, and a suffix for the part of the adapter:
 
@@ -7,7 +7,7 @@ A key is a prefix, a module's name in some spelling, and a suffix for the part o
 
 Parts of a LoRA: `down` (rank, in[, k, k]), `up` (out, rank[, 1, 1]), `mid` (rank, rank, k, k), `alpha` (),
 `magnitude` (DoRA, peft's), `dora_scale` (DoRA, LyCORIS's), `diff`, `w_norm` (as the weight) and `diff_b`, `b_norm` (out,).
-Parts of other networks are called as LyCORIS calls them (`hada_w1_a`, `lokr_w1`, …); their shapes: see `matrix.change`.
+Parts of other networks have LyCORIS's names (`hada_w1_a`, `lokr_w1`, …); for their shapes see `matrix.change`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ FORMS = ("kohya", "diffusers", "peft")
 """The forms that can be written."""
 
 LORA_PARTS = ("down", "up", "mid", "alpha", "magnitude", "dora_scale", "diff", "diff_b", "w_norm", "b_norm")
-"""The parts of plain LoRA, LoCon and DoRA; all others are of another network."""
+"""The parts of plain LoRA, LoCon and DoRA; all others belong to other networks."""
 
 BUNDLED = "bundle_emb."
-"""Prefix of embeddings that OneTrainer keeps in a LoRA's file: `bundle_emb.<token>.<vector>`."""
+"""Prefix of embeddings that OneTrainer bundles with a LoRA: `bundle_emb.<token>.<vector>`."""
 
 
 class Spelling(NamedTuple):
-    """One way to name every module of a scope; `name` answers None for modules it does not exist for."""
+    """One way to name every module of a scope; `name` returns None for modules without such a name."""
 
     form: str
-    """in words"""
+    """the form, in words"""
     style: str
-    """what the suffixes of its factors look like, as a rule"""
+    """the usual style of its factors' suffixes"""
     scope: str
     prefix: str
     name: Callable[[Module], str | None]
@@ -43,13 +43,13 @@ class Spelling(NamedTuple):
 
 
 class Suffix(NamedTuple):
-    """How a part is marked."""
+    """The suffix of a part."""
 
     part: str
     text: str
-    """`*` stands for the adapter name that peft puts there in memory"""
+    """`*` stands for the adapter name that peft inserts in memory"""
     style: str = ""
-    """as in `Spelling`; "" for parts that are marked in one way only"""
+    """as in `Spelling`; "" for parts with only one suffix"""
     writes: tuple[str, ...] = ()
     """the forms that are written with this row; "diffusers unet" is that form for one scope only"""
 
@@ -63,7 +63,7 @@ def _underscored(module: Module) -> str:
 
 
 def _underscored_but_last(module: Module) -> str:
-    """diffusers' own conversion to kohya leaves a dot too many before a DoRA magnitude: `…_attn1.to_q`."""
+    """diffusers' own conversion to kohya keeps one dot too many before a DoRA magnitude: `…_attn1.to_q`."""
     head, _, last = module.name.rpartition(".")
     return f"{head.replace('.', '_')}.{last}"
 
@@ -77,7 +77,7 @@ def _ldm_underscored(module: Module) -> str:
 
 
 def _short(module: Module) -> str:
-    """transformers >= 5 has no `text_model.` level."""
+    """The name in transformers >= 5, without the `text_model.` level."""
     return module.name[len("text_model.") :]
 
 
@@ -86,13 +86,13 @@ def _short_underscored(module: Module) -> str:
 
 
 def _processor(module: Module) -> str | None:
-    """diffusers < 0.22 kept the factors in the attention processor: `attn1.processor.to_q_lora`, `…to_out_lora`."""
+    """The name in diffusers < 0.22, in the attention processor: `attn1.processor.to_q_lora`, `…to_out_lora`."""
     before, attention, projection = module.name.rpartition(".to_")
     return f"{before}.processor.to_{projection.removesuffix('.0')}" if attention else None
 
 
 def _text_processor(module: Module) -> str | None:
-    """The same time's text encoder: `self_attn.to_q_lora`."""
+    """The text encoder's name in the same versions: `self_attn.to_q_lora`."""
     before, attention, projection = module.name.rpartition(".self_attn.")
     return f"{before}.self_attn.to_{projection.removesuffix('_proj')}" if attention else None
 
@@ -180,7 +180,7 @@ SUFFIXES = (
 )
 
 IA3_WEIGHT = "weight"
-"""The one part whose suffix, `.weight`, is also a checkpoint's: it is only read under kohya's prefixes."""
+"""The only part with the suffix `.weight`, which checkpoints use too: read only with kohya's prefixes."""
 
 
 class Key(NamedTuple):
@@ -189,7 +189,7 @@ class Key(NamedTuple):
     module: Module
     part: str
     form: str
-    """the form in words"""
+    """the form, in words"""
 
 
 def parse(key: str) -> Key | None:
@@ -209,19 +209,19 @@ def parse(key: str) -> Key | None:
 
 
 def module_of(name: str) -> Module | None:
-    """The module that a name without any suffix stands for, in any spelling: how checkpoints keep their weights."""
+    """The module with this name, without a suffix, in any spelling, as in a checkpoint."""
     row = _spelled().get(name)
     return row[0] if row is not None else None
 
 
 def _tail(key: str) -> str:
-    """From the last dot on, or where that part is `.weight` from the one before."""
+    """The end of a key from its last dot, or from the dot before if it ends in `.weight`."""
     last = key.rfind(".")
     return key[key.rfind(".", 0, last) if key[last:] == ".weight" else last :] if last > 0 else ""
 
 
 def _in_memory(key: str, tail: str) -> tuple[Suffix, ...]:
-    """The suffix of `<module>.lora_A.<adapter name>.weight`, with that name."""
+    """The suffix of `<module>.lora_A.<adapter name>.weight`, including the adapter name."""
     before = key[: -len(tail)]
     suffix = _suffixes().get(f"{before[before.rfind('.') :]}.*.weight") if tail.endswith(".weight") else None
     return (suffix._replace(text=suffix.text.replace(".*.weight", tail)),) if suffix is not None else ()
@@ -235,7 +235,7 @@ def _key(module: Module, spelling: Spelling, suffix: Suffix) -> Key:
 
 
 def spell(form: str, module: Module, part: str) -> str:
-    """The name of a part in a writable form, the inverse of `parse`; `KeyError` where the form has no such part."""
+    """The name of a part in a writable form, the inverse of `parse`. Raises `KeyError` if the form lacks the part."""
     return module_name(form, module) + parts_of(form, module.scope)[part]
 
 
@@ -248,7 +248,7 @@ def module_name(form: str, module: Module) -> str:
 
 @cache
 def parts_of(form: str, scope: str) -> dict[str, str]:
-    """The parts that a writable form has a place for -> their suffix."""
+    """The parts that a writable form can represent -> their suffix."""
     return {row.part: row.text for row in SUFFIXES if form in row.writes or f"{form} {scope}" in row.writes}
 
 
@@ -256,21 +256,21 @@ def parts_of(form: str, scope: str) -> dict[str, str]:
 def _spelled() -> dict[str, tuple[Module, Spelling]]:
     """Every spelling of every module -> the module and the row of the table."""
     table: dict[str, tuple[Module, Spelling]] = {}
-    for row in reversed(SPELLINGS):  # so that of two equal spellings the first row's stays
+    for row in reversed(SPELLINGS):  # so that of two equal spellings the first row wins
         table.update((row.prefix + name, (module, row)) for name, module in _named(row.name, row.scope).items())
     return table
 
 
 @cache
 def _named(name: Callable[[Module], str | None], scope: str) -> dict[str, Module]:
-    """A scope's modules by one of the functions above."""
+    """A scope's modules by their name from one of the functions above."""
     named = ((name(module), module) for module in modules().values() if module.scope == scope)
     return {text: module for text, module in named if text is not None}
 
 
 @cache
 def _flat() -> dict[str, tuple[Module, Spelling]]:
-    """The spellings that have no dot: all before a key's first dot."""
+    """The spellings without a dot, which end at a key's first dot."""
     return {name: row for name, row in _spelled().items() if "." not in name and row[1].prefix}
 
 
@@ -281,7 +281,7 @@ def _suffixes() -> dict[str, Suffix]:
 
 @cache
 def _by_tail() -> dict[str, list[Suffix]]:
-    """Every suffix by its `_tail`, the longest first, so that none is taken for the end of a longer one."""
+    """Every suffix by its `_tail`, the longest first, so that none matches the end of a longer one."""
     table: dict[str, list[Suffix]] = {}
     for row in sorted(SUFFIXES, key=lambda row: -len(row.text)):
         table.setdefault(_tail(f"x{row.text}"), []).append(row)

@@ -1,7 +1,7 @@
-"""peft's configuration of a LoRA, from `adapter_config.json` or a header: how strong each module is.
+"""peft's configuration of a LoRA, from `adapter_config.json` or a header: the scale of each module.
 
 The effective scale of a module is alpha / rank (LoRA, arXiv 2106.09685, section 4.1), or alpha / sqrt(rank) with rslora
-(arXiv 2312.03732). One convention is kept here: an alpha for which the scale is alpha / rank.
+(arXiv 2312.03732). This module always returns an alpha for which the scale is alpha / rank.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .files.json_file import parse, read_object
 from .sd15 import Module, modules
 
 METADATA_KEY = "lora_adapter_metadata"
-"""Where diffusers >= 0.34 keeps the peft configuration: JSON, each key prefixed by the scope."""
+"""Metadata key in which diffusers >= 0.34 stores the peft configuration: JSON, each key prefixed by the scope."""
 
 MOST_PATTERNS, MOST_WILDCARDS = 2000, 64
-"""More than there are modules, and more than anyone writes by hand."""
+"""More than there are modules."""
 
 SAVE_AS_PLAIN = "save it again with peft: save_pretrained(path, path_initial_model_for_weight_conversion=…) writes a plain LoRA"
 
 NEUTRAL_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Initialisations that leave the base's weights as they are, so that base + LoRA is the trained model."""
+"""Initialisations that do not change the base's weights, so that base + LoRA is the trained model."""
 
 FREE = frozenset({
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
@@ -36,29 +36,27 @@ FREE = frozenset({
     "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora",
     "use_rslora", "velora_config",
 })  # fmt: skip
-"""Settings that are read here, or that change nothing about a trained LoRA."""
+"""Settings that are read here, or that do not affect a trained LoRA."""
 
 ADVICE = {
     "init_lora_weights": SAVE_AS_PLAIN,
-    "bias": "train with bias='none'; the biases of a finished one can only be merged with peft",
+    "bias": "train with bias='none'; existing biases can only be merged with peft",
     "lora_bias": "merge it with peft: model.merge_and_unload()",
     "modules_to_save": "merge it with peft: model.merge_and_unload()",
 }
-"""Settings that change the meaning of the factors -> what peft offers."""
+"""Settings that change the meaning of the factors -> the remedy in peft."""
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """peft's `rank_pattern` or `alpha_pattern`: a number for each module name or regular expression. The first that fits
-    counts.
-    """
+    """peft's `rank_pattern` or `alpha_pattern`: a number for each module name or regular expression; the first match wins."""
 
     plain: Mapping[str, tuple[int, float]]
-    """whole name or its last dotted parts -> place in the mapping, number"""
+    """full name or its last dotted parts -> index in the mapping, number"""
     compiled: tuple[tuple[int, re.Pattern[str], float], ...]
 
     def look_up(self, name: str) -> float | None:
-        """The number of the first entry that fits the whole name or its last dotted parts, as peft looks them up."""
+        """The number of the first entry that matches the full name or its last dotted parts, as in peft."""
         found = [self.plain[tail] for tail in _tails(name) if tail in self.plain]
         if self.compiled:
             found += [(place, number) for place, pattern, number in self.compiled if pattern.match(name)]
@@ -67,7 +65,7 @@ class Patterns:
 
 @dataclass(frozen=True)
 class Config:
-    """The part of a peft `LoraConfig` that decides scale."""
+    """The part of a peft `LoraConfig` that determines the scale."""
 
     path: Path
     """for messages"""
@@ -80,12 +78,12 @@ class Config:
     rslora: bool
 
     def alpha_of(self, module: Module, rank: int) -> float:
-        """The alpha for which alpha / rank is the scale that peft would use."""
+        """The alpha for which alpha / rank equals peft's scale."""
         stated = self.rank_pattern.look_up(module.name)
         stated = self.rank if stated is None else stated
         if stated is not None and stated != rank:
-            problem = f"its configuration gives {module.name} rank {stated:g} and its factors have rank {rank}"
-            raise FileError(self.path, problem, "the file and its configuration are not of one training")
+            problem = f"its configuration gives {module.name} rank {stated:g}, but its factors have rank {rank}"
+            raise FileError(self.path, problem, "the file and its configuration are from different trainings")
         alpha = self.alpha_pattern.look_up(module.name)
         alpha = self.alpha if alpha is None else alpha
         return alpha * math.sqrt(rank) if self.rslora else alpha
@@ -117,7 +115,7 @@ def configs_of_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Co
 
 
 def parse_config(config: Mapping[str, object], path: Path, origin: str = "adapter_config.json") -> Config:
-    """Check a `LoraConfig` that came from a file. Raises `FileError` for a setting that is unsound or changes the meaning."""
+    """Check a `LoraConfig` from a file. Raises `FileError` for a setting that is invalid or changes the factors' meaning."""
     prefix = "" if origin == path.name else f"{origin}: "
 
     def wrong(problem: str, advice: str = "") -> FileError:
@@ -132,12 +130,12 @@ def parse_config(config: Mapping[str, object], path: Path, origin: str = "adapte
     if not _is_number(alpha):
         raise wrong("lora_alpha must be a number")
     if config.get("fan_in_fan_out"):
-        raise wrong("fan_in_fan_out swaps the factors, and no layer of Stable Diffusion needs it")
+        raise wrong("fan_in_fan_out transposes the weights, which no layer of Stable Diffusion needs")
     for name, value in config.items():
         if _changes_the_meaning(name, value):
             shown = quote(repr(value))
-            advice = ADVICE.get(name, "if it changes nothing about the factors, remove it from the configuration")
-            raise wrong(f"{quote(name)} is {shown}, so the factors alone are not what was trained", advice)
+            advice = ADVICE.get(name, "if it does not affect the factors, remove it from the configuration")
+            raise wrong(f"{quote(name)} is {shown}, so the factors alone are not the trained change", advice)
     patterns = {}
     for name in ("rank_pattern", "alpha_pattern"):
         try:
@@ -160,7 +158,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _patterns(value: object) -> Patterns:
-    """Raises ValueError with the problem, to be read after the setting's name."""
+    """Raises ValueError with the problem, worded to follow the setting's name."""
     value = {} if value is None else value
     if not isinstance(value, dict) or len(value) > MOST_PATTERNS or not all(map(_is_number, value.values())):
         raise ValueError(f"must map at most {MOST_PATTERNS} module names to numbers")
@@ -172,9 +170,9 @@ def _patterns(value: object) -> Patterns:
         elif _is_tame(name):
             compiled.append((place, re.compile(rf"(.*\.)?({name})$"), number))
         else:
-            raise ValueError(f"holds {quote(name)}, which is too tangled a regular expression: name the modules instead")
+            raise ValueError(f"contains {quote(name)}, which is not a simple regular expression: name the modules instead")
     if sum(_repetitions(pattern.pattern) - 2 for _, pattern, _ in compiled) > MOST_WILDCARDS:
-        raise ValueError("is too tangled as a whole: name the modules instead")
+        raise ValueError("is too complex as a whole: name the modules instead")
     return Patterns(plain, tuple(compiled))
 
 
@@ -194,7 +192,7 @@ def _repetitions(pattern: str) -> int:
 
 
 def _is_tame(pattern: str) -> bool:
-    """A regular expression that compiles and cannot run away: no repetition of a group, two repetitions at most."""
+    """Whether a regular expression compiles and is fast: no repeated group, at most two repetitions."""
     if len(pattern) > 500 or re.search(r"\)[*+{?]", pattern) or _repetitions(pattern) > 2:
         return False
     try:

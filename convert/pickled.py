@@ -1,9 +1,9 @@
-"""Reading PyTorch's files (.bin, .pt, .ckpt) without running anything in them.
+"""Reads PyTorch's files (.bin, .pt, .ckpt) without running any code in them.
 
-`torch.save` writes a pickle that names classes and functions to call. Here only the few that make tensors and dicts are
-known, and they stand for our own; any other name refuses the file. No tensor is read: its bytes lie in the file as they
-do in a safetensors file, so they are copied from where they are. Format: torch/serialization.py, both the zip archive of
-torch 1.6 and later and the older sequence of pickles.
+`torch.save` writes a pickle that names classes and functions to call. Only those that make tensors and dicts are accepted,
+and they are replaced by functions of our own; any other name raises. Tensors are not loaded: their bytes are contiguous in
+the file, as in a safetensors file, and are copied from there. Format: torch/serialization.py, both the zip archive of torch
+1.6 and later and the older sequence of pickles.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .errors import Damaged, FileError, NotALora, quote
 from .tensors import Container, Tensor, open_source, stamp_of
 
 LARGEST = 64 << 20
-"""Bytes of a pickle; that of a LoRA has some 50 KB."""
+"""Largest pickle in bytes; a LoRA's has about 50 KB."""
 
 DTYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
@@ -36,7 +36,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class _Storage(NamedTuple):
-    """A run of `length` numbers in the file."""
+    """A contiguous run of `length` numbers in the file."""
 
     dtype: str
     key: str
@@ -52,9 +52,9 @@ class _View(NamedTuple):
 
 
 def open_pickle(path: Path) -> Container:
-    """The tensors of a PyTorch file that holds a dict of them, or one under "state_dict". Its metadata is empty.
+    """The tensors of a PyTorch file with a dict of them, or with one under "state_dict". Its metadata is empty.
 
-    Raises `Damaged` if it is not whole, `NotALora` if it holds anything but tensors, numbers and strings.
+    Raises `Damaged` if it is incomplete, `NotALora` if it contains anything but tensors, numbers and strings.
     """
     try:
         with open_source(path) as file:
@@ -68,18 +68,18 @@ def open_pickle(path: Path) -> Container:
     except FileError:
         raise
     except _NotKnown as error:
-        kind = f"a pickle with more than tensors in it ({quote(str(error))})"
+        kind = f"a pickle that contains more than tensors ({quote(str(error))})"
         raise NotALora(path, kind, "only plain tensors are read") from None
-    except Exception as error:  # noqa: BLE001 - whatever the pickle machine meets in a damaged file; nothing of ours runs in it
-        raise Damaged(path, f"is not a whole PyTorch file: {quote(str(error) or type(error).__name__)}") from error
+    except Exception as error:  # noqa: BLE001 - a damaged pickle can raise any error, and only the unpickler runs here
+        raise Damaged(path, f"is not a complete PyTorch file: {quote(str(error) or type(error).__name__)}") from error
     return Container(path, tensors, {}, stamp[1])
 
 
 class _NotKnown(Exception):
-    """A pickle asks for something else than tensors."""
+    """A pickle contains something other than tensors."""
 
 
-class _Unpickler(pickle._Unpickler):  # the one in Python: no size in the file is allocated unread
+class _Unpickler(pickle._Unpickler):  # the pure Python one does not allocate sizes claimed by the file
     def __init__(self, file: BinaryIO):
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
@@ -126,10 +126,10 @@ _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("collections", "OrderedDict"): dict,
 }
-"""What a pickle may name beside storages -> what stands for it here."""
+"""Names allowed in a pickle besides storages -> their replacements."""
 
 Places = dict[str, tuple[int, int]]
-"""Storage key -> where its bytes begin in the file, how many they are."""
+"""Storage key -> offset and number of its bytes in the file."""
 
 
 def _load(file: BinaryIO) -> Any:
@@ -141,9 +141,9 @@ def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
         entries = {entry.filename: entry for entry in archive.infolist()}
         main = next((name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")), None)
         if main is None:
-            raise Damaged(path, "is a zip archive, but not one of PyTorch's")
+            raise Damaged(path, "is a zip archive, but not a PyTorch file")
         if entries[main].file_size > LARGEST:
-            raise Damaged(path, f"has a pickle of {entries[main].file_size:,} bytes; at most {LARGEST:,} are read")
+            raise Damaged(path, f"has a pickle of {entries[main].file_size:,} bytes; the limit is {LARGEST:,}")
         found = _load(io.BytesIO(archive.read(main)))
     prefix = main.removesuffix("data.pkl") + "data/"
     places = {}
@@ -160,7 +160,7 @@ def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
 def _read_sequence(file: BinaryIO) -> tuple[Any, Places]:
     if _load(file) != MAGIC:
         raise ValueError("it does not begin as one")
-    _load(file), _load(file)  # the protocol's version, the machine's sizes
+    _load(file), _load(file)  # protocol version, type sizes
     unpickler = _Unpickler(file)
     found, order, places = unpickler.load(), _load(file), {}
     for key in order:
@@ -172,17 +172,17 @@ def _read_sequence(file: BinaryIO) -> tuple[Any, Places]:
 
 
 def _views(path: Path, found: object) -> dict[str, _View]:
-    """The tensors of a state dict, plain or under "state_dict"; numbers and strings beside them are left out."""
+    """The tensors of a state dict, at the top or under "state_dict"; numbers and strings are left out."""
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):
-        raise NotALora(path, "a pickle without a dict of tensors", "a LoRA's file holds its tensors by name")
+        raise NotALora(path, "a pickle without a dict of tensors", "a LoRA's file contains tensors by name")
     views = {}
     for name, value in found.items():
         if isinstance(value, _View) and isinstance(name, str) and name.isprintable():
             views[name] = value
         elif not isinstance(value, (int, float, str, type(None))):
-            raise NotALora(path, "a pickle with more than tensors in it", "only plain tensors are read")
+            raise NotALora(path, "a pickle that contains more than tensors", "only plain tensors are read")
     return views
 
 

@@ -1,4 +1,4 @@
-"""Reading: from a file or folder in any form to a `Lora`. Every key is accounted for or the file is refused."""
+"""Reads a file or folder in any form as a `Lora`. A file with an unknown key is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .tensors import Tensor
 from .words import Note, counted
 
 LARGEST_ALPHA = 1e30
-"""Far from any that is used, and within float32."""
+"""Far above any real alpha, and within float32."""
 
 
 def read(
@@ -30,21 +30,21 @@ def read(
     skip_unknown: bool = False,
     pickles: bool = False,
 ) -> Lora:
-    """Read a LoRA of any form: a .safetensors file, or a peft adapter folder. Recognised by content alone.
+    """Read a LoRA of any form: a .safetensors file, or a peft adapter folder. The form is recognised by content.
 
     Args:
         path: the file; or a folder with `adapter_config.json`, or with `unet/` and `text_encoder/` that each have one,
             or with a single .safetensors file.
         alpha: for a file without alpha; None takes the rank, so a scale of 1.
-        metadata: merged over the file's own; None as a value removes a key. Where shapes do not fit Stable Diffusion 1.5,
-            `ss_base_model_version` decides the base.
-        skip_unknown: leave out tensors whose names mean nothing here; `Lora.notes` lists them.
-        pickles: also read PyTorch's .bin, .pt and .ckpt, without running anything in them.
+        metadata: merged over the file's own; None as a value removes a key. If the shapes do not fit Stable Diffusion 1.5,
+            `ss_base_model_version` determines the base.
+        skip_unknown: leave out tensors with unknown names; `Lora.notes` lists them.
+        pickles: also read PyTorch's .bin, .pt and .ckpt, without running any code in them.
 
     Raises:
-        FileError: the file is unsound, is not a LoRA of Stable Diffusion 1.5 (nor of another base with the same modules
-            that its metadata names), or holds an unknown key; its type tells which.
-        UsageError: `alpha` is not a number above 0, or `metadata` holds what no header can.
+        FileError: the file is damaged, is not a LoRA of Stable Diffusion 1.5 or of another base with the same modules that
+            its metadata names, or has an unknown key. The subclass depends on the reason.
+        UsageError: `alpha` is not a number above 0, or `metadata` cannot be stored in a header.
     """
     if alpha is not None and not (math.isfinite(alpha) and 0 < alpha < LARGEST_ALPHA):
         raise UsageError(f"--alpha {alpha:g}: must be a number above 0")
@@ -70,9 +70,10 @@ def read(
 def shapes_and_base(
     path: Path, groups: Grouped, metadata: Mapping[str, str]
 ) -> tuple[dict[str, tuple[tuple[int, ...], int]], str]:
-    """Module name -> (shape of the weight it patches, rank), and the base: `SD15`, or the file's own word for another.
+    """Module name -> (shape of the weight it patches, rank), and the base: `SD15`, or another base's name in the metadata.
 
-    Shapes decide. A word counts only where it names a known other base, or where the shapes are not Stable Diffusion 1.5's.
+    The shapes determine the base. The metadata's name counts only if it is a known other base, or if the shapes are not
+    Stable Diffusion 1.5's.
     """
     wrong_base = identify.base_of_metadata(metadata)
     if wrong_base:
@@ -87,7 +88,7 @@ def shapes_and_base(
 
 
 def base_of(path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
-    """`SD15`, or the metadata's word for a base with other widths, or one that is known by its word alone."""
+    """`SD15`, or the metadata's name of a base with other widths, or of one that only its name distinguishes."""
     word = metadata.get(keys.BASE, "")
     misfits = [(modules()[name], shape) for name, shape in shapes.items() if not fits(modules()[name], shape)]
     if word in identify.KNOWN_BY_WORD:
@@ -109,12 +110,12 @@ def _misfit(path: Path, misfits: Sequence[tuple[Module, tuple[int, ...]]], total
         path, module.name,
         f"{len(misfits)} of {total} modules do not have Stable Diffusion 1.5's shape ({module.name} patches a weight "
         f"of {list(shape)}, not {list(module.shape)})",
-        "a file for another base says so in its metadata: ss_base_model_version",
+        "a file for another base must name it in its metadata: ss_base_model_version",
     )  # fmt: skip
 
 
 def alpha_of(contents: Contents, module: Module, rank: int, given: float | None) -> tuple[float, str]:
-    """A module's alpha as a float32, and where it was found."""
+    """A module's alpha as a float32, and its source in words."""
     parts, config = contents.groups[module.name], contents.config_of(module.scope)
     if "alpha" in parts:
         value, origin = _scalar(contents.path, module, parts["alpha"]), "the file"
@@ -132,7 +133,7 @@ def alpha_of(contents: Contents, module: Module, rank: int, given: float | None)
 
 def _scalar(path: Path, module: Module, tensor: Tensor) -> float:
     if math.prod(tensor.shape) != 1 or len(tensor.shape) > 1:
-        raise FileError(path, f"alpha of {module.name} must be one number and has the shape {list(tensor.shape)}")
+        raise FileError(path, f"alpha of {module.name} must be one number, but has shape {list(tensor.shape)}")
     try:
         value = float(dtypes.decode(tensor.read(), tensor.dtype)[0])
     except dtypes.Unrepresentable as error:
@@ -143,14 +144,14 @@ def _scalar(path: Path, module: Module, tensor: Tensor) -> float:
 
 
 def notes_of_alpha(origins: Mapping[str, int], given: float | None, metadata: Mapping[str, str]) -> list[Note]:
-    """Notes on the alphas. `origins` are where the modules' were found (see `alpha_of`), `given` is the caller's."""
+    """Notes about the alphas. `origins` counts their sources (see `alpha_of`), `given` is the caller's."""
     notes = []
     if "the rank" in origins:
         stated = metadata.get(keys.NETWORK_ALPHA)
         aside = f" although the metadata says {quote(stated)}" if stated else ""
         bare = origins["the rank"]
         have = f"{counted(bare, 'module')} {'has' if bare == 1 else 'have'}"
-        text = f"{have} no alpha: the rank is taken, so a scale of 1, as every loader does{aside}"
+        text = f"{have} no alpha: the rank is used, so the scale is 1, as in every loader{aside}"
         notes.append(Note(text, "--alpha sets another"))
     if given is not None and "--alpha" not in origins:
         notes.append(Note(f"--alpha {given:g} was not needed: the file has its own alpha"))
@@ -158,18 +159,18 @@ def notes_of_alpha(origins: Mapping[str, int], given: float | None, metadata: Ma
 
 
 def notes_of(contents: Contents, shapes: Mapping[str, tuple[tuple[int, ...], int]], base: str) -> list[Note]:
-    """Notes on the contents."""
+    """Notes about the contents."""
     notes = []
     if base == EARLIER:
         notes.append(Note(f"it {EARLIER_IS_GONE}"))
     elif base != SD15:
-        text = f"it was trained on {quote(base)}, not on Stable Diffusion 1.5: it is of no use with another base"
+        text = f"it was trained on {quote(base)}, not on Stable Diffusion 1.5: it does not work with another base"
         notes.append(Note(text))
     elif is_of_miniature(contents.metadata):
-        notes.append(Note("it was trained on Scribble LoRA's miniature: it does not draw what it learnt on another checkpoint"))
+        notes.append(Note("it was trained on Scribble LoRA's miniature and does not work with another checkpoint"))
     channels = shapes["conv_in"][0][1] if base == SD15 and "conv_in" in shapes else 0
     if channels in SPECIAL_INPUTS:
-        text = f"it changes a conv_in with {channels} channels: it is for {SPECIAL_INPUTS[channels]}, and no other model"
+        text = f"it changes a conv_in with {channels} channels: it is only for {SPECIAL_INPUTS[channels]}"
         notes.append(Note(text))
     if contents.skipped:
         shown = ", ".join(quote(key) for key in contents.skipped[:20])

@@ -1,7 +1,7 @@
-"""`python -m convert.reduce IN OUT --rank 8`: a smaller LoRA, or a plain LoRA of any other network (LoHa, LoKr, OFT, …).
+"""`python -m convert.reduce IN OUT --rank 8`: a smaller LoRA, or a plain LoRA from any other network (LoHa, LoKr, OFT, …).
 
-Each module's change is written as the best product of the wanted rank (Eckart–Young), and the relative error is printed.
-What is exact stays exact: a LoRA within the rank is copied byte for byte, a Tucker core folds into the same rank.
+Each module's change is written as the best product of the requested rank (Eckart–Young), and the relative error is printed.
+No precision is lost needlessly: a LoRA within the rank is copied byte for byte, and a Tucker core does not raise the rank.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .matrix.result import Losses, lora_module, own_metadata, stored_dtype, writ
 EXAMPLES = """examples:
   python -m convert.reduce big.safetensors small.safetensors --rank 8
   python -m convert.reduce big.safetensors small.safetensors --keep 0.99       a rank for each module, 99 % of its norm
-  python -m convert.reduce loha.safetensors lora.safetensors --rank 16         a plain LoRA of a LoHa
+  python -m convert.reduce loha.safetensors lora.safetensors --rank 16         a plain LoRA from a LoHa
   python -m convert.reduce dora.safetensors lora.safetensors --rank 16 --base model.safetensors
 """
 
@@ -35,12 +35,12 @@ def reduce_file(
     """Write the network `source` as a plain LoRA within `limit` to `target`.
 
     Args:
-        base: the checkpoint it was trained on, where a change depends on the weight (DoRA, OFT, IA3, GLoRA).
+        base: the checkpoint it was trained on, required if a change depends on the weight (DoRA, OFT, IA3, GLoRA).
         dtype: "fp32", "fp16" or "bf16"; None takes the source's.
 
     Raises:
         JobError: the source cannot be read, or the target cannot be written.
-        UsageError: a limit or the base is missing, or an argument makes no sense.
+        UsageError: a limit or the base is missing, or an argument is invalid.
     """
     source, target = Path(source), Path(target)
     check_arguments(to, dtype)
@@ -61,15 +61,15 @@ def reduce_file(
 
 
 def needed_base(network: Network, base: Path | str | None) -> Checkpoint | None:
-    """The opened base. Raises `UsageError` if none was given and a change depends on it."""
+    """The opened base. Raises `UsageError` if a change depends on it and it was not given."""
     if base is not None:
         return open_checkpoint(base)
     for module in network.modules.values():
         if needs_base(module):
             what = "DoRA" if module.is_dora else module.kind
             raise UsageError(
-                f"--base: is needed: {network.path.name} has a {what} ({module.module.name}), whose change depends on the "
-                "weight that it changes; give the checkpoint it was trained on"
+                f"--base: is needed, because {network.path.name} has a {what} ({module.module.name}), whose change depends on "
+                "the base's weight; give the checkpoint it was trained on"
             )
     return None
 
@@ -92,7 +92,7 @@ def _reduced(
 
 def parser() -> Parser:
     """The options of `python -m convert.reduce`."""
-    what = "Write a smaller LoRA, or a plain LoRA of a LoHa, LoKr, OFT, GLoRA, IA3 or DoRA."
+    what = "Write a smaller LoRA, or a plain LoRA from a LoHa, LoKr, OFT, GLoRA, IA3 or DoRA."
     p = Parser("python -m convert.reduce", what, EXAMPLES)
     p.add_argument("source", type=Path, metavar="IN", help=f"{ADAPTER}, of any network")
     p.add_argument("target", type=Path, metavar="OUT", help=OUT)

@@ -23,7 +23,7 @@ TEXT_LAYERS, TEXT_WIDTH = 12, 768
 
 
 SPECIAL_INPUTS = {8: "InstructPix2Pix", 9: "Stable Diffusion 1.5's inpainting model"}
-"""Channels of a `conv_in` other than the usual 4 -> the model that has it; all else in it is Stable Diffusion 1.5."""
+"""Input channels of `conv_in` other than the usual 4 -> the model, whose other shapes are Stable Diffusion 1.5's."""
 
 
 class Module(NamedTuple):
@@ -32,11 +32,11 @@ class Module(NamedTuple):
     scope: str
     """`UNET` or `TEXT_ENCODER`"""
     name: str
-    """dotted, as diffusers and transformers < 5 have it"""
+    """dotted name in diffusers and transformers < 5"""
     ldm: str
-    """dotted, as an LDM checkpoint has it after `model.diffusion_model.` or `cond_stage_model.transformer.`"""
+    """dotted name in an LDM checkpoint, after `model.diffusion_model.` or `cond_stage_model.transformer.`"""
     shape: tuple[int, ...]
-    """of its weight"""
+    """shape of its weight"""
 
     @property
     def is_norm(self) -> bool:
@@ -51,7 +51,7 @@ def fits(module: Module, shape: tuple[int, ...]) -> bool:
 
 
 Shape = tuple["str | int", ...]
-"""of a weight; letters stand for widths given by the place of the block"""
+"""The shape of a weight; letters stand for widths that depend on the block"""
 
 Row = tuple[str, str, Shape]
 """diffusers name, LDM name, shape"""
@@ -95,7 +95,7 @@ _TEXT_LAYERS: tuple[tuple[str, Shape], ...] = (
     ("layer_norm2",        ("c",)),
 )  # fmt: skip
 
-# inside these, LDM and diffusers agree
+# inside these, the names in LDM and diffusers are equal
 _TRANSFORMER = tuple((name, name, shape) for name, shape in _TRANSFORMER_LAYERS)
 _TEXT_LAYER = tuple((name, name, shape) for name, shape in _TEXT_LAYERS)
 
@@ -107,7 +107,7 @@ def modules() -> dict[str, Module]:
 
 
 def patchable(scope: str) -> int:
-    """How many modules of a network a LoRA can patch: all but the norms."""
+    """The number of modules of a network that a LoRA can patch: all but the norms."""
     return sum(module.scope == scope and not module.is_norm for module in modules().values())
 
 
@@ -118,7 +118,7 @@ def _expand(rows: Sequence[Row], scope: str, name: str, ldm: str, widths: dict[s
 
 
 def _resnet(name: str, ldm: str, i: int, o: int, time: int) -> Iterator[Module]:
-    rows = _RESNET if i != o else _RESNET[:-1]  # the shortcut is convolved only where the width changes
+    rows = _RESNET if i != o else _RESNET[:-1]  # the shortcut has a convolution only if the width changes
     return _expand(rows, UNET, name, ldm, {"i": i, "o": o, "time": time})
 
 
@@ -131,7 +131,7 @@ def _conv(name: str, ldm: str, o: int, i: int) -> Module:
 
 
 def unet(widths: Sequence[int] = WIDTHS, context: int = CONTEXT) -> Iterator[Module]:
-    """The UNet's modules in the order of its forward pass; of one of SD1.5's layout with other widths, if they are given."""
+    """The UNet's modules in the order of its forward pass, also for other widths than SD1.5's."""
     first, last, deep = widths[0], len(widths) - 1, widths[-1]
     time = 4 * first
     yield Module(UNET, "time_embedding.linear_1", "time_embed.0", (time, first))
@@ -160,7 +160,7 @@ def unet(widths: Sequence[int] = WIDTHS, context: int = CONTEXT) -> Iterator[Mod
                 yield from _transformer(f"{name}.attentions.{layer}", f"{ldm}.1", c, context)
             width = c
         if block != last:
-            place = 2 if block else 1  # after the resnet and, where there is one, the attention
+            place = 2 if block else 1  # after the resnet and, if there is one, the attention
             yield _conv(f"up_blocks.{block}.upsamplers.0.conv", f"output_blocks.{3 * block + 2}.{place}.conv", c, c)
     yield Module(UNET, "conv_norm_out", "out.0", (first,))
     yield _conv("conv_out", "out.2", 4, first)

@@ -1,7 +1,7 @@
-"""Do the tensors of one module fit together, and what weight do they patch?
+"""Checks that the tensors of a module fit together, and finds the shape of the weight that they patch.
 
-Forms differ in how they shape equal bytes: a convolution's `down` may be (rank, in·k·k), as ComfyUI trains it, and a
-linear layer's (rank, in, 1, 1). All are brought to one shape, the one kohya writes; bytes stay as they are.
+Forms give the same bytes different shapes: a convolution's `down` may be (rank, in·k·k), as in ComfyUI's trainer, and a
+linear layer's (rank, in, 1, 1). All are normalised to kohya's shape without changing bytes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def implied_shape(module: Module, parts: Mapping[str, Tensor]) -> tuple[Shape, i
         given = parts[part].shape
         if given not in wanted:
             raise WrongShape(
-                f"{part} has the shape {list(given)}; {' or '.join(str(list(w)) for w in wanted)} was expected"
+                f"{part} has shape {list(given)}; expected {' or '.join(str(list(w)) for w in wanted)}"
             )
     return shape, rank
 
 
 def canonical_parts(parts: Mapping[str, Tensor], shape: Shape, rank: int) -> dict[str, Tensor]:
-    """The tensors in the shapes that kohya writes, without alpha."""
+    """The tensors in kohya's shapes, without alpha."""
     wanted = _wanted(shape, rank, parts)
     return {
         part: tensor._replace(shape=wanted[part][_variant(part, tensor)])
@@ -54,7 +54,7 @@ def canonical_parts(parts: Mapping[str, Tensor], shape: Shape, rank: int) -> dic
 
 
 def _variant(part: str, tensor: Tensor) -> int:
-    """Only a DoRA scale per input column is not brought to the first of its shapes: it means something else."""
+    """Index of the shape to normalise to: the first, except for a DoRA scale per input column, whose meaning differs."""
     return -1 if part == "dora_scale" and len(tensor.shape) > 1 and tensor.shape[0] == 1 else 0
 
 
@@ -66,7 +66,7 @@ def _from_factors(module: Module, parts: Mapping[str, Tensor]) -> tuple[Shape, i
             raise WrongShape(f"has {other} but no {part}")
     down, up = parts["down"].shape, parts["up"].shape
     if len(down) not in (2, 4) or len(up) not in (2, 4):
-        raise WrongShape(f"its factors must have two or four dimensions and have the shapes {list(down)}, {list(up)}")
+        raise WrongShape(f"its factors must have two or four dimensions, but have shapes {list(down)}, {list(up)}")
     if "dora_scale" in parts and "magnitude" in parts:
         raise WrongShape("has two DoRA magnitudes")
     kernel = module.shape[2:]
@@ -81,16 +81,16 @@ def _from_differences(module: Module, parts: Mapping[str, Tensor]) -> Shape:
     if whole is not None:
         shape = whole.shape
         if len(shape) != len(module.shape) or shape[2:] != module.shape[2:] or 0 in shape:
-            raise WrongShape(f"its difference has the shape {list(shape)}; one like {list(module.shape)} was expected")
+            raise WrongShape(f"its difference has shape {list(shape)}; expected one like {list(module.shape)}")
         return shape
     bias = parts.get("diff_b", parts.get("b_norm"))
     if bias is None or len(bias.shape) != 1 or 0 in bias.shape:
-        raise WrongShape("its bias difference must have the shape [out]")
+        raise WrongShape("its bias difference must have shape [out]")
     return (bias.shape[0], *module.shape[1:])
 
 
 def _wanted(shape: Shape, rank: int, parts: Mapping[str, Tensor]) -> dict[str, list[Shape]]:
-    """Part -> the shapes it may have, the one to write first."""
+    """Part -> its allowed shapes; the first one is written."""
     out, kernel = shape[0], shape[2:]
     ones = (1,) * len(kernel)
     flat = (out, math.prod(shape[1:]))

@@ -1,5 +1,5 @@
-"""Writing the safetensors container, streaming: tensor bytes are copied chunk by chunk and hashed on the way, then the
-header, whose length is known beforehand, is written in front of them.
+"""Writes the safetensors container as a stream: copies tensor bytes in chunks and hashes them on the way, then writes the
+header, whose length is known in advance, in front of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .tensors import Tensor, open_source
 from .words import Note, counted
 
 SHOWN_HEADER = 1 << 20
-"""Bytes; ComfyUI loads a file with a longer header, but does not show its metadata."""
+"""Bytes of the longest header whose metadata ComfyUI shows; it also loads files with longer ones."""
 
 LEGACY_HASH_AT, LEGACY_HASH_BYTES = 0x100000, 0x10000
 
@@ -33,7 +33,7 @@ WRITTEN_EARLY = 1 << 24
 class Output:
     """A tensor to write: `source`'s numbers under another name and shape, cast to `dtype`, multiplied by `scale`.
 
-    With `compute`, its bytes are instead what that makes of all of the source's bytes.
+    With `compute`, its bytes are instead the result of that function for all of the source's bytes.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Output:
 
 
 def _entries(outputs: Sequence[Output]) -> bytes:
-    """The header's part about the tensors, from the first one's name to the brace that closes the header."""
+    """The header's entries for the tensors, up to the brace that closes the header."""
     entries, position = {}, 0
     for output in outputs:
         end = position + output.size
@@ -71,14 +71,14 @@ HASHES = {keys.MODEL_HASH: 64, keys.LEGACY_HASH: 8, keys.FILE_HASH: 66}
 """Metadata computed from the tensor bytes -> its length in characters."""
 
 CHECKPOINT_HASHES = {keys.FILE_HASH: 66}
-"""The one of them that means something in a whole checkpoint."""
+"""The only one of them that applies to a whole checkpoint."""
 
 
 class _Digest:
-    """All hashes of one file, fed with its tensor bytes in order."""
+    """Computes all hashes of one file from its tensor bytes in order."""
 
     def __init__(self, training_start: int, wanted: Iterable[str]):
-        """`training_start` is where the tensor bytes would start if the header held only the `ss_` metadata."""
+        """`training_start` is the offset of the tensor bytes in a file whose header has only the `ss_` metadata."""
         self._wanted = wanted
         self._position = training_start
         self._all, self._window = hashlib.sha256(), hashlib.sha256()
@@ -101,24 +101,24 @@ class _Digest:
 
 
 class Written(NamedTuple):
-    """A container that was written."""
+    """The result of writing a container."""
 
     metadata: dict[str, str]
-    """as in the file, hashes included"""
+    """as written, with the hashes"""
     not_finite: list[str]
-    """names of tensors that hold NaN or infinite numbers"""
+    """names of tensors with NaN or infinite numbers"""
     header: int
     """bytes"""
 
     def notes(self) -> list[Note]:
-        """What the user should know of the file."""
+        """Notices about the file."""
         notes = []
         if self.not_finite:
-            hold = f"{counted(len(self.not_finite), 'tensor')} {'holds' if len(self.not_finite) == 1 else 'hold'}"
-            text = f"{hold} NaN or infinite numbers, so every picture would be black: {quote(self.not_finite[0])}"
+            have = f"{counted(len(self.not_finite), 'tensor')} {'has' if len(self.not_finite) == 1 else 'have'}"
+            text = f"{have} NaN or infinite numbers, so every picture would be black: {quote(self.not_finite[0])}"
             notes.append(Note(text))
         if self.header > SHOWN_HEADER:
-            text = f"the header has {self.header:,} bytes, and ComfyUI shows no metadata of more than {SHOWN_HEADER:,}"
+            text = f"the header has {self.header:,} bytes; ComfyUI shows metadata only up to {SHOWN_HEADER:,}"
             notes.append(Note(text, _drop(self.metadata)))
         return notes
 
@@ -137,8 +137,8 @@ def write_container(
 ) -> Written:
     """Stream a safetensors file into `target`.
 
-    Tensors lie in safetensors' own order (wide dtypes first, then by name) and metadata keys are sorted, so equal
-    tensors and metadata make an equal file. `metadata` must not hold the `hashes`; they are added:
+    Tensors are in safetensors' own order (wide dtypes first, then by name) and metadata keys are sorted, so equal
+    tensors and metadata give equal files. `metadata` must not contain the `hashes`; they are added:
     `sshs_model_hash`, sha256 of all bytes after the header; `sshs_legacy_hash`, the first 8 hex digits of the sha256
     of 64 KiB at 1 MiB of the file as it would be with only the `ss_` metadata (both as kohya's sd-scripts computes
     them); `modelspec.hash_sha256`, the first with "0x" before it.
@@ -148,7 +148,7 @@ def write_container(
     entries = _entries(outputs)
     header = _header(full, entries)
     if len(header) > HEADER_LIMIT:
-        raise JobError(f"the header would be {len(header):,} bytes and at most {HEADER_LIMIT:,} are read; {_drop(metadata)}")
+        raise JobError(f"the header would be {len(header):,} bytes; the limit is {HEADER_LIMIT:,}; {_drop(metadata)}")
     training_only = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     digest = _Digest(8 + len(_header(training_only, entries)), hashes)
     started = position = target.seek(8 + len(header))
@@ -168,7 +168,7 @@ def write_container(
 
 
 def _stream(outputs: Sequence[Output]) -> Iterator[tuple[Output, dtypes.Data]]:
-    """The bytes of all tensors, one after another, in chunks; each source file is opened once."""
+    """Yield the bytes of all tensors in chunks; each source file is opened once."""
     with ExitStack() as stack:
         paths = {output.source.file for output in outputs if output.source.file is not None}
         files = {path: stack.enter_context(open_source(path)) for path in paths}

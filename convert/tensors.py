@@ -1,4 +1,4 @@
-"""Where the tensors of a file lie: no number is read until it is needed."""
+"""Positions of the tensors in a file; their bytes are read only when needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHUNK = 1 << 17
 
 
 class Tensor(NamedTuple):
-    """Where a tensor's bytes lie: `size` bytes at `offset` of `file`, or in `data` itself."""
+    """A tensor's bytes: `size` bytes at `offset` of `file`, or `data` itself."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -26,7 +26,7 @@ class Tensor(NamedTuple):
     offset: int = 0
     data: bytes = b""
     stamp: tuple[int, ...] = ()
-    """of the file when its header was read (see `stamp_of`)"""
+    """the file's stamp when its header was read (see `stamp_of`)"""
 
     @classmethod
     def scalar(cls, value: float) -> Tensor:
@@ -42,12 +42,12 @@ class Tensor(NamedTuple):
             return b"".join(map(bytes, self.chunks(file)))
 
     def demand_unchanged(self, file: BinaryIO) -> None:
-        """Raise `Damaged` if the file is not the one whose header was read: its offsets would mean nothing."""
+        """Raise `Damaged` if the file has changed since its header was read, because the offsets would be wrong."""
         if self.file is not None and stamp_of(file) != self.stamp:
-            raise Damaged(self.file, "was replaced while it was read", "run this again")
+            raise Damaged(self.file, "was replaced while it was being read", "run this again")
 
     def chunks(self, file: BufferedReader | None) -> Iterator[dtypes.Data]:
-        """The tensor's bytes, at most `CHUNK` at a time, from its already open file. The next chunk overwrites the last."""
+        """Yield the tensor's bytes, at most `CHUNK` at a time, from its open file. Each chunk overwrites the previous one."""
         if file is None:
             yield self.data
             return
@@ -56,7 +56,7 @@ class Tensor(NamedTuple):
         while left:
             del buffer[left:]
             if file.readinto(buffer) < len(buffer):
-                raise Damaged(self.file or "", "became shorter while it was read", "is another program writing it?")
+                raise Damaged(self.file or "", "became shorter while it was being read", "is another program writing it?")
             left -= len(buffer)
             yield buffer
 
@@ -73,13 +73,13 @@ class Container:
 
 
 def stamp_of(file: BinaryIO) -> tuple[int, ...]:
-    """Changes when an open file is written to, and differs from that of a file that takes its place."""
+    """A value that changes if an open file is written to, and differs for a file that replaces it."""
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_source(path: Path) -> BufferedReader:
-    """Open a file to read bytes; `JobError` where that fails."""
+    """Open a file to read bytes. Raises `JobError` if that fails."""
     try:
         return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

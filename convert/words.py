@@ -1,4 +1,4 @@
-"""Notes, counts and tables, as a terminal or a host shows them."""
+"""Notes, counts and tables for a terminal or a host."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class Note(NamedTuple):
-    """Something that the user should know. `str()` is one line for a command line; a host shows `text` alone."""
+    """A notice to the user. `str()` is one line for a command line; a host shows only `text`."""
 
     text: str
     advice: str = ""
-    """what a person at a command line can do"""
+    """the remedy at a command line"""
 
     def __str__(self) -> str:
         return f"{self.text}; {self.advice}" if self.advice else self.text

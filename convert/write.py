@@ -1,4 +1,4 @@
-"""Writing: a `Lora` as tensors, names and configuration of one of the writable forms (`names.FORMS`)."""
+"""Turns a `Lora` into the tensors, names and configuration of one of the writable forms (`names.FORMS`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .words import Note, counted
 _DORA_REFUSED = {
     ("kohya", "peft"): (
         "peft's DoRA magnitudes are one per output row of the merged weight, while the web UI normalises per "
-        "input column and ComfyUI normalises the base weight, so no kohya file has the same effect",
+        "input column and ComfyUI normalises the base weight, so a kohya file cannot have the same effect",
         "merge it into a checkpoint instead (python -m convert.bake)",
     ),
     ("diffusers", "columns"): (
@@ -31,24 +31,24 @@ _DORA_REFUSED = {
     ),
     ("peft", "columns"): ("its DoRA magnitudes are one per input column, and peft only has them per output row", ""),
 }  # fmt: skip
-"""(form, kind of DoRA) -> why the form cannot hold it, and what to do."""
+"""(form, kind of DoRA) -> why the form cannot represent it, and the remedy."""
 
 _PART_NAMES = {
-    "mid": "a Tucker core (lora_mid)", "diff": "a whole difference (.diff)", "diff_b": "a bias difference (.diff_b)",
+    "mid": "a Tucker core (lora_mid)", "diff": "a full difference (.diff)", "diff_b": "a bias difference (.diff_b)",
     "w_norm": "a norm's difference (.w_norm)", "b_norm": "a norm's bias difference (.b_norm)",
 }  # fmt: skip
 
 
 def outputs(lora: Lora, form: str, *, dtype: str | None = None, fold: bool = False) -> list[Output]:
-    """The tensors to write, alphas included where the form keeps them as tensors.
+    """The tensors to write, including alphas if the form stores them as tensors.
 
     Args:
         form: one of `names.FORMS`.
         dtype: a safetensors float dtype to cast to; None copies bytes.
-        fold: multiply each `up` by the module's scale, so that alpha is the rank.
+        fold: multiply each `up` by the module's scale, so that alpha equals the rank.
 
     Raises:
-        FormLacks: the form has no place for something in the file.
+        FormLacks: the form cannot represent something in the file.
     """
     refuse_what_the_form_lacks(lora, form)
     result = []
@@ -65,14 +65,14 @@ def outputs(lora: Lora, form: str, *, dtype: str | None = None, fold: bool = Fal
 
 
 def refuse_what_the_form_lacks(lora: Lora, form: str) -> None:
-    """Raise `FormLacks` where the file holds what `form` has no place for."""
+    """Raise `FormLacks` if `form` cannot represent something in the file."""
     lacks = what_is_lacking(lora, form)
     if lacks is not None:
         raise lacks
 
 
 def what_is_lacking(lora: Lora, form: str) -> FormLacks | None:
-    """The error of writing `lora` in `form`, None if all of it has a place there."""
+    """The error of writing `lora` in `form`, None if the form can represent all of it."""
     for module in lora.modules.values():
         reason, advice = _DORA_REFUSED.get((form, module.dora or ""), ("", ""))
         if reason:
@@ -83,7 +83,7 @@ def what_is_lacking(lora: Lora, form: str) -> FormLacks | None:
         return None
     if lora.embeddings:
         reason = f"it has no place for an embedding: {quote(next(iter(lora.embeddings)))}"
-        return FormLacks(lora.path, form, "embedding", [], reason, "--split-embeddings writes them apart")
+        return FormLacks(lora.path, form, "embedding", [], reason, "--split-embeddings writes them separately")
     for part, what in _PART_NAMES.items():
         having = [name for name, module in lora.modules.items() if part in module.parts]
         if having:
@@ -96,17 +96,17 @@ def _output(form: str, module: LoraModule, part: str, tensor: Tensor, dtype: str
     shape = tensor.shape
     if part in ("magnitude", "dora_scale") and form != "kohya":
         out = module.shape[0]
-        part, shape = "magnitude", (out,) if len(module.shape) == 2 else (1, out, 1, 1)  # as peft's layers hold them
+        part, shape = "magnitude", (out,) if len(module.shape) == 2 else (1, out, 1, 1)  # peft's shapes
     return Output(names.spell(form, module.module, part), tensor, shape, dtype, scale)
 
 
 def folded(lora: Lora) -> Lora:
-    """The same LoRA as `outputs(fold=True)` writes it: every alpha is the rank."""
+    """The LoRA that `outputs(fold=True)` writes: every alpha equals the rank."""
     return replace(lora, modules={name: replace(m, alpha=float(m.rank)) for name, m in lora.modules.items()})
 
 
 def metadata(lora: Lora, name: str, form: str) -> dict[str, str]:
-    """The metadata to write in `form`; `name` is the title of a file that has none."""
+    """The metadata to write in `form`; `name` is the title for a file without one."""
     result = complete(lora, name, form)
     if form == "diffusers":
         flat = {
@@ -119,7 +119,7 @@ def metadata(lora: Lora, name: str, form: str) -> dict[str, str]:
 
 
 def peft_config(modules: Iterable[LoraModule]) -> dict[str, Any]:
-    """What peft's `LoraConfig` needs to rebuild these modules with their scale; empty for no modules."""
+    """The `LoraConfig` with which peft rebuilds these modules and their scale; empty without modules."""
     found = list(modules)
     if not found:
         return {}
@@ -142,26 +142,26 @@ def peft_config(modules: Iterable[LoraModule]) -> dict[str, Any]:
 
 
 def _target(module: LoraModule) -> str:
-    """What ends the module's name in transformers 4, which has a `text_model.` level, and in 5, which has none."""
+    """The end of the module's name that transformers 4, with its `text_model.` level, and 5 have in common."""
     name = module.module.name
     return name[len("text_model.") :] if module.module.scope == TEXT_ENCODER else name
 
 
 def _whole(value: float) -> float:
-    return int(value) if value == int(value) and abs(value) < 2**53 else value  # 1e25 as 26 digits helps no reader
+    return int(value) if value == int(value) and abs(value) < 2**53 else value  # do not write 1e25 as 26 digits
 
 
 def embedding_files(lora: Lora, target: Path) -> dict[Path, Output]:
-    """Where to write each bundled embedding, beside `target`, and its tensor, as the web UI and ComfyUI read it.
+    """Path beside `target` -> tensor of each bundled embedding, in the form that the web UI and ComfyUI read.
 
-    Raises `FileError` for an output embedding, which no host reads, and for two tokens of one name.
+    Raises `FileError` for an output embedding, which no host reads, and if two tokens would have the same file name.
     """
     files: dict[Path, Output] = {}
     for key, tensor in lora.embeddings.items():
         token, _, vector = key.removeprefix(names.BUNDLED).rpartition(".")
         if vector.endswith("_out") or not token:
             problem = f"no host reads the embedding {quote(key)}"
-            raise FileError(lora.path, problem, "convert without --split-embeddings to carry it over")
+            raise FileError(lora.path, problem, "convert without --split-embeddings to keep it in the file")
         safe = re.sub(r"[^\w.-]+", "", token).strip(".") or "embedding"
         path = target.with_name(f"{target.stem}.{safe[:80]}.safetensors")
         if path in files:
@@ -171,11 +171,11 @@ def embedding_files(lora: Lora, target: Path) -> dict[Path, Output]:
 
 
 def notes(lora: Lora, form: str, *, fold: bool) -> list[Note]:
-    """What the user should know of this conversion."""
+    """Notices about this conversion."""
     result = list(lora.notes)
     scaled = any(module.scale != 1.0 for module in lora.factors)
     if form == "diffusers" and scaled and not fold:
-        text = f"alpha is kept in the metadata ({METADATA_KEY}), which diffusers older than 0.34 ignores"
+        text = f"alpha is stored in the metadata ({METADATA_KEY}), which diffusers older than 0.34 ignores"
         result.append(Note(text, "for those, --fold-alpha multiplies it into the factors"))
     if fold and any(math.frexp(module.scale)[0] != 0.5 for module in lora.factors if module.scale):
         result.append(Note("the scale is not a power of two, so folding it in rounded the factors once"))
@@ -184,8 +184,8 @@ def notes(lora: Lora, form: str, *, fold: bool) -> list[Note]:
         result.append(Note(text))
     differences = sum(part in FULL_PARTS for module in lora.modules.values() for part in module.parts)
     if differences:
-        result.append(Note(f"{counted(differences, 'whole difference')} (.diff and the like) carried over unchanged"))
+        result.append(Note(f"{counted(differences, 'full difference')} (.diff and the like) copied unchanged"))
     if lora.embeddings:
-        text = f"{counted(len(lora.embeddings), 'bundled embedding')} carried over, which the web UI reads"
-        result.append(Note(text, "--split-embeddings writes each to a file of its own"))
+        text = f"{counted(len(lora.embeddings), 'bundled embedding')} copied, which the web UI reads"
+        result.append(Note(text, "--split-embeddings writes each to a separate file"))
     return result

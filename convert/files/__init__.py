@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written beside their place, flushed to disk, then renamed into it."""
+"""Atomic writes: a file is written beside its target, flushed to disk, then renamed over it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ..errors import JobError
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target` for the body to write; when the body ends well, it takes `target`'s place.
+    """Yield a path beside `target` for the body to write; if the body succeeds, it replaces `target`.
 
-    The temporary file lies in the same folder and is called `.<name>.<machine>-<process>-<random>.part`. If the body
-    raises, it is removed and `target` stays as it was; one that a killed process left is removed by the next that writes
-    the same target. A symbolic link is followed: the file it points at is replaced, the link kept. So are its permissions.
+    The temporary file is in the same folder and is called `.<name>.<machine>-<process>-<random>.part`. If the body raises,
+    it is removed and `target` does not change. Leftovers of killed processes are removed by the next write of the same
+    target. A symbolic link is kept and the file it points to is replaced. Permissions are kept too.
 
     Raises:
-        JobError: the file could not be written (disk full, no such folder, no permission), or another program holds
-            `target` open, as a host on Windows does: then the old file is kept, and the message names the new one.
+        JobError: the file could not be written (disk full, no such folder, no permission), or another program has
+            `target` open, as hosts on Windows do: then the old file is kept, and the message names the new one.
     """
     target = Path(target)
     if "\0" in str(target):
-        raise JobError(f"{str(target)!r}: cannot be written: no file name holds a NUL")
+        raise JobError(f"{str(target)!r}: cannot be written: a file name cannot contain NUL")
     place = Path(os.path.realpath(target))
     temporary = place.with_name(f"{_marked(place)}{_process()}{os.urandom(3).hex()}.part")
     try:
@@ -53,9 +53,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside `target`, which must not exist, for the body to fill; it takes `target`'s place at the end.
+    """Yield a new folder beside `target`, which must not exist, for the body to fill; it is renamed to `target` at the end.
 
-    If the body raises, it is removed. Raises `JobError` if it cannot be made or moved.
+    If the body raises, it is removed. Raises `JobError` if it cannot be created or renamed.
     """
     place = Path(os.path.realpath(target))
     temporary = place.with_name(f"{_marked(place)}{_process()}{os.urandom(3).hex()}.part")
@@ -82,14 +82,14 @@ def _process() -> str:
 
 
 def _marked(place: Path) -> str:
-    """What the names of all temporary files for `place` begin with."""
+    """The prefix of all temporary files for `place`."""
     name = os.fsencode(place.name)
-    short = place.name if len(name) <= 200 else f"{zlib.crc32(name):08x}"  # 255 bytes is a name's limit
+    short = place.name if len(name) <= 200 else f"{zlib.crc32(name):08x}"  # a name has at most 255 bytes
     return f".{short}."
 
 
 def _remove_leftovers(place: Path) -> None:
-    """Remove temporary files of processes that have ended. One that cannot be removed does no harm and stays."""
+    """Remove temporary files of processes that have ended. Files that cannot be removed are harmless and ignored."""
     start = f"{_marked(place)}{_MACHINE}-"
     with suppress(OSError):
         for name in os.listdir(place.parent):
@@ -110,7 +110,7 @@ def _remove(path: Path) -> None:
 
 def _is_running(process: int) -> bool:
     if os.name != "posix":
-        return True  # no harmless way to ask; Windows has no kill -9 that a user would type either
+        return True  # on Windows os.kill would end the process
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -121,23 +121,23 @@ def _is_running(process: int) -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8 with its own line ends, whole or not at all."""
+    """Write `text` to `path` atomically, as UTF-8 with unchanged line endings."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, obj: object) -> None:
-    """Write `obj` to `path` as indented JSON with a final newline, whole or not at all."""
+    """Write `obj` to `path` atomically, as indented JSON with a final newline."""
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
 def _flush(path: Path) -> None:
-    with open(path, "rb+") as file:  # Windows flushes only what is open for writing
+    with open(path, "rb+") as file:  # Windows only flushes files that are open for writing
         os.fsync(file.fileno())
 
 
@@ -152,7 +152,7 @@ def start_writing(file: BinaryIO, start: int, stop: int) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can open a folder (Windows cannot)."""
+    """Make the rename itself durable, if the system can open folders (Windows cannot)."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -173,12 +173,12 @@ def _move(temporary: Path, place: Path) -> None:
         spare = _spare_name(place)
         os.replace(temporary, spare)
         raise JobError(
-            f"{place}: another program holds it open, so it was kept; the new file is {spare.name} beside it: "
+            f"{place}: another program has it open, so it was kept; the new file is {spare.name} beside it: "
             "close that program and rename it"
         ) from error
 
 
 def _spare_name(place: Path) -> Path:
-    """`scribble.safetensors` -> `scribble.new.safetensors`, or `.new-2`, `.new-3` … where that is taken."""
+    """`scribble.safetensors` -> `scribble.new.safetensors`, or `.new-2`, `.new-3` … if that exists."""
     names = (place.with_name(f"{place.stem}.new{f'-{n}' if n > 1 else ''}{place.suffix}") for n in range(1, 1000))
     return next(name for name in names if not name.exists())

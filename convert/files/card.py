@@ -1,7 +1,7 @@
 """The web UI's card of a LoRA, `<name>.json` beside the file: read, write, set aside; the scale and trigger words to use.
 
-What the owner wrote into the card goes before the file's own metadata (`scribble_scale`, written by our trainer, and
-ModelSpec's `modelspec.trigger_phrase`). A card that cannot be read still holds the user's text, so it is set aside and
+The card, written by the user, takes precedence over the file's metadata (`scribble_scale`, written by our trainer, and
+ModelSpec's `modelspec.trigger_phrase`). A card that cannot be read still contains the user's text, so it is set aside and
 never replaced.
 """
 
@@ -20,7 +20,7 @@ from . import write_json
 from .json_file import read_object
 
 LIMIT = 1 << 20
-"""Bytes of a card at most; the web UI's are some hundred."""
+"""Largest card in bytes; the web UI writes a few hundred."""
 
 EMPTY = {"description": "", "notes": "", "negative text": ""}
 """Fields of a new card; the web UI's own editor always writes them."""
@@ -28,21 +28,21 @@ EMPTY = {"description": "", "notes": "", "negative text": ""}
 
 @dataclass(frozen=True)
 class Advice:
-    """The recommended settings; None and "" if there is no recommendation."""
+    """The recommended settings; None or "" without a recommendation."""
 
     scale: float | None = None
     trigger_words: str = ""
 
 
 def card_path(lora: Path) -> Path:
-    """Where the web UI keeps what its user wrote about a LoRA."""
+    """The path of a LoRA's card."""
     return lora.with_suffix(".json")
 
 
 def read_card(lora: Path) -> dict[str, Any]:
-    """The fields of the card beside `lora`, {} if there is none. UTF-8, with the byte order mark of Windows or without.
+    """The fields of the card beside `lora`, {} if there is none. UTF-8, with or without a byte order mark.
 
-    Raises `BadCard` if it cannot be read; a caller that continues must tell the user.
+    Raises `BadCard` if it cannot be read; a caller that continues must inform the user.
     """
     try:
         return read_object(card_path(lora), limit=LIMIT, error=BadCard)
@@ -51,14 +51,14 @@ def read_card(lora: Path) -> dict[str, Any]:
 
 
 def write_card(lora: Path, fields: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None) -> Path:
-    """Write `fields` into the card beside `lora` and return its path. Every other field that is there stays.
+    """Write `fields` into the card beside `lora` and return its path. All other fields are kept.
 
     Args:
-        fields: replace what the card has.
-        defaults: written only where the card lacks them.
+        fields: replace the card's values.
+        defaults: written only if the card lacks them.
 
     Raises:
-        BadCard: there is a card that cannot be read; it is left as it is (see `set_aside`).
+        BadCard: there is a card that cannot be read; it is not changed (see `set_aside`).
         JobError: it cannot be written.
     """
     path, present = card_path(lora), read_card(lora)
@@ -67,7 +67,7 @@ def write_card(lora: Path, fields: Mapping[str, Any], *, defaults: Mapping[str, 
 
 
 def set_aside(lora: Path) -> Path:
-    """Rename the card beside `lora` to a free name, `<name>.json.bak` or `.bak-2` …, and return that; tell the user.
+    """Rename the card beside `lora` to an unused name, `<name>.json.bak` or `.bak-2` …, and return it, to inform the user.
 
     Raises OSError if the card cannot be renamed.
     """

@@ -1,4 +1,4 @@
-"""Untrusted JSON: an object of bounded size, depth and digits."""
+"""Reads untrusted JSON: an object of limited size, depth and number length."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 from ..errors import FileError, quote
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
-"""What JSON can hold."""
+"""Any JSON value."""
 
 LIMIT = 16 << 20
-"""Bytes; no JSON file that this project reads comes near."""
+"""Default size limit in bytes, far above any JSON file that this project reads."""
 
 
 DIGITS = 20
-"""Of an absurd integer: beyond any file size; and by the million they are slow to parse."""
+"""Most digits of an integer: longer than any file size. Millions of digits would be slow to parse."""
 
 _AS_ZERO = {ord(digit): "0" for digit in "123456789"}
 
@@ -24,8 +24,8 @@ _AS_ZERO = {ord(digit): "0" for digit in "123456789"}
 def read_object(path: Path, *, limit: int = LIMIT, error: type[FileError] = FileError) -> dict[str, Any]:
     """The JSON object in a file, UTF-8 with or without a byte order mark. Its values are not checked.
 
-    Raises `error` if the file cannot be read, is larger than `limit` bytes or is anything but a JSON object;
-    FileNotFoundError if it is not there.
+    Raises `error` if the file cannot be read, is larger than `limit` bytes or is not a JSON object;
+    FileNotFoundError if it does not exist.
     """
     try:
         with open(path, "rb") as file:
@@ -46,8 +46,8 @@ def read_object(path: Path, *, limit: int = LIMIT, error: type[FileError] = File
 
 
 def parse(text: str, **hooks: Any) -> Any:
-    """`json.loads` that raises nothing but ValueError, for deep nesting and numbers of a million digits too."""
-    if DIGITS * "0" in text.translate(_AS_ZERO):  # else the plain parser is safe, and twice as fast
+    """`json.loads`, but raises only ValueError, even for deep nesting and numbers of a million digits."""
+    if DIGITS * "0" in text.translate(_AS_ZERO):  # otherwise the plain parser is safe, and twice as fast
         hooks["parse_int"] = _integer
     try:
         return json.loads(text, **hooks)

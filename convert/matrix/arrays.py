@@ -1,4 +1,4 @@
-"""Tensors of files as numpy arrays, and back."""
+"""Converts between tensors in files and numpy arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def to_array(tensor: Tensor) -> Array:
 
 
 def to_tensor(array: Array, dtype: str, what: str) -> Tensor:
-    """float32 -> a tensor in memory, rounded to nearest even. Raises `JobError` for numbers that `dtype` cannot hold."""
+    """float32 -> a tensor in memory, rounded to nearest even. Raises `JobError` for numbers that overflow `dtype`."""
     data = encode(array, dtype, what)
     return Tensor(dtype, tuple(array.shape), len(data), data=data)
 
@@ -38,13 +38,13 @@ def decode(data: bytes, dtype: str, shape: tuple[int, ...]) -> Array:
     """The bytes of a tensor as float32."""
     if dtype in _NUMPY:
         return numpy.frombuffer(data, _NUMPY[dtype]).astype(numpy.float32).reshape(shape)
-    if dtype == "BF16":  # the upper half of a float32
+    if dtype == "BF16":  # the upper half of float32
         return (numpy.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(numpy.float32).reshape(shape)
     return numpy.asarray(dtypes.decode(data, dtype), numpy.float32).reshape(shape)
 
 
 def encode(array: Array, dtype: str, what: str) -> bytes:
-    """float32 -> the bytes of a tensor, rounded to nearest even. `what` names it in the `JobError` for what does not fit."""
+    """float32 -> the bytes of a tensor, rounded to nearest even. Overflow raises a `JobError`, which calls it `what`."""
     if dtype == "BF16":
         bits = numpy.ascontiguousarray(array, "<f4").view("<u4")
         stored = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
@@ -54,5 +54,5 @@ def encode(array: Array, dtype: str, what: str) -> bytes:
             stored = array.astype(_NUMPY[dtype])
         finite = numpy.isfinite(stored)
     if not finite.all():
-        raise JobError(f"{what}: holds numbers that {dtype} cannot hold")
+        raise JobError(f"{what}: has numbers that are too large for {dtype}")
     return bytes(stored.tobytes())

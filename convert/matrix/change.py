@@ -1,4 +1,4 @@
-"""ΔW of every kind of network, as a product of two small matrices if it is one, else as the whole matrix.
+"""ΔW of every kind of network, as a product of two small matrices if possible, else as the full matrix.
 
 Shapes: a weight is (out, in) or (out, in, k, k); here it is a matrix (out, n) with n = in · k · k. Formulas: LoRA (arXiv
 2106.09685, section 4.1), LoHa (FedPara, 2108.06098, proposition 1), LoKr, GLoRA, IA3, OFT and BOFT as LyCORIS defines
@@ -18,7 +18,7 @@ from .arrays import Array
 from .network import DIFFERENCE, NetworkModule
 
 NEEDS_BASE = ("OFT", "BOFT", "IA3", "GLoRA")
-"""Kinds whose change depends on the weight that is changed. So does every DoRA's."""
+"""Kinds whose change depends on the weight itself, as every DoRA's does too."""
 
 
 class Product(NamedTuple):
@@ -48,9 +48,9 @@ def needs_base(module: NetworkModule) -> bool:
 
 
 def change(module: NetworkModule, weight: Array | None = None) -> Change:
-    """ΔW at full strength. `weight`, of the module's shape, is needed if `needs_base`.
+    """ΔW at full strength. `weight`, in the module's shape, is required if `needs_base`.
 
-    Raises `DoesNotFit` if the parts fit neither each other nor the layer.
+    Raises `DoesNotFit` if the parts do not fit together or do not fit the layer.
     """
     try:
         plain = _plain(module, weight)
@@ -62,7 +62,7 @@ def change(module: NetworkModule, weight: Array | None = None) -> Change:
         problem = f"{module.module.name}: the parts of its {module.kind} do not fit together ({error})"
         raise DoesNotFit(module.path, module.module.name, problem) from error
     if shape != (rows, columns):
-        problem = f"{module.module.name}: its {module.kind} changes a matrix of {list(shape)}, not of {[rows, columns]}"
+        problem = f"{module.module.name}: its {module.kind} changes a matrix of shape {list(shape)}, not {[rows, columns]}"
         raise DoesNotFit(module.path, module.module.name, problem)
     if module.is_dora and weight is not None:
         return _dora(module, weight, plain).reshape(rows, columns)
@@ -70,7 +70,7 @@ def change(module: NetworkModule, weight: Array | None = None) -> Change:
 
 
 def changed_weight(weight: Array, module: NetworkModule, scale: float) -> Array:
-    """The weight with the change at `scale`, float32, in its own shape. A DoRA goes linearly from the base to the full one."""
+    """The weight with the change at `scale`, float32, in its own shape. For a DoRA the scale interpolates linearly."""
     found = change(module, weight)
     matrix = found.matrix() if isinstance(found, Product) else found
     return weight + numpy.float32(scale) * matrix.reshape(weight.shape)
@@ -95,7 +95,7 @@ def _scale(module: NetworkModule, rank: int) -> numpy.float32:
 def _lora(module: NetworkModule, _: Array | None) -> Change:
     a = module.arrays
     up, down = _flat(a["up"]), a["down"]
-    if "mid" in a:  # Tucker: 1x1, the core's kernel, 1x1; core and first fold into one of the same rank
+    if "mid" in a:  # Tucker: 1x1, the core's kernel, 1x1; the core and the first are combined without raising the rank
         down = numpy.einsum("abkl,bi->aikl", a["mid"], _flat(down))
     return Product(up * _scale(module, down.shape[0]), _flat(down))
 
@@ -128,21 +128,21 @@ def _lokr(module: NetworkModule, _: Array | None) -> Change:
         w2 = Product(a["lokr_w2_a"], _flat(a["lokr_w2_b"]))
     else:
         w2 = _compact(_flat(a["lokr_w2"]))
-    scale = _scale(module, rank) if rank else numpy.float32(1)  # two whole matrices are never scaled
+    scale = _scale(module, rank) if rank else numpy.float32(1)  # two full matrices are never scaled
     if w1.rank * w2.rank >= min(module.shape[0], math.prod(module.shape[1:])):
         return numpy.kron(w1.matrix(), w2.matrix()) * scale
     return Product(numpy.kron(w1.up, w2.up) * scale, numpy.kron(w1.down, w2.down))
 
 
 def _compact(matrix: Array) -> Product:
-    """A matrix as a product over its numerical rank."""
+    """A matrix as a product of its numerical rank."""
     u, s, v = numpy.linalg.svd(matrix.astype(numpy.float64), full_matrices=False)
     rank = max(1, int((s > s[0] * 1e-7).sum())) if s.size else 1
     return Product((u[:, :rank] * s[:rank]).astype(numpy.float32), v[:rank].astype(numpy.float32))
 
 
 def _glora(module: NetworkModule, weight: Array | None) -> Change:
-    """scale · (W · A + B), each a product of two. LyCORIS exchanged the factors once: shapes tell which order a file has."""
+    """scale · (W · A + B), with A and B products of two. LyCORIS once swapped the factors; the shapes show a file's order."""
     a = module.arrays
     base = _demand(weight)
     a1, a2, b1, b2 = (_flat(a[part]) for part in ("a1", "a2", "b1", "b2"))
@@ -186,7 +186,7 @@ def _boft(module: NetworkModule, weight: Array | None) -> Change:
 
 
 def _rotations(module: NetworkModule) -> Array:
-    """Cayley: R = (I + Q)(I - Q)⁻¹ with Q = B - Bᵀ, whose norm is held below the constraint (alpha · out)."""
+    """Cayley: R = (I + Q)(I - Q)⁻¹ with Q = B - Bᵀ, whose norm is limited to the constraint (alpha · out)."""
     blocks = module.arrays["oft_blocks"].astype(numpy.float64)
     q = blocks - blocks.swapaxes(-1, -2)
     constraint, norm = (module.alpha or 0.0) * module.shape[0], numpy.linalg.norm(q)
@@ -214,7 +214,7 @@ _KINDS: dict[str, Callable[[NetworkModule, Array | None], Change]] = {
 
 
 def _dora(module: NetworkModule, weight: Array, plain: Change) -> Array:
-    """magnitude · V / ||V|| - W, with V = W + ΔW; norms per output row, or per input column as LyCORIS's of old."""
+    """magnitude · V / ||V|| - W, with V = W + ΔW; norms per output row, or per input column as in older LyCORIS."""
     matrix = plain.matrix() if isinstance(plain, Product) else plain
     full = weight + matrix.reshape(weight.shape)
     magnitude = module.arrays.get("magnitude", module.arrays.get("dora_scale"))

@@ -1,4 +1,4 @@
-"""A whole Stable Diffusion 1.5, as the weights of its modules: an LDM or diffusers file, or a diffusers folder."""
+"""Reads the weights of a whole Stable Diffusion 1.5: an LDM or diffusers file, or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The files, and where in them each module's weight and bias lie."""
+    """The files, and the position of each module's weight and bias in them."""
 
     path: Path
     containers: tuple[Container, ...]
@@ -37,20 +37,20 @@ class Checkpoint:
         return self.containers[index].tensors.get(f"{name}.{part}")
 
     def weight(self, module: str, shape: tuple[int, ...]) -> Array:
-        """A module's weight, float32, in `shape`; a 1x1 convolution may be kept as a linear layer.
+        """A module's weight, float32, in `shape`; a 1x1 convolution may be stored as a linear layer.
 
-        Raises `DoesNotFit` where the checkpoint lacks it or has it in another shape.
+        Raises `DoesNotFit` if the checkpoint lacks it or has it in another shape.
         """
         tensor = self.tensor(module)
         if tensor is None:
             raise DoesNotFit(self.path, module, f"lacks {module}", "give a whole checkpoint of Stable Diffusion 1.5")
         if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
-            raise DoesNotFit(self.path, module, f"{module} has the shape {list(tensor.shape)}, not {list(shape)}")
+            raise DoesNotFit(self.path, module, f"{module} has shape {list(tensor.shape)}, not {list(shape)}")
         return to_array(tensor).reshape(shape)
 
     @property
     def scopes(self) -> set[str]:
-        """The networks that it has: `UNET`, `TEXT_ENCODER`."""
+        """The networks that it contains: `UNET`, `TEXT_ENCODER`."""
         return {modules()[module].scope for module in self.places}
 
 
@@ -72,7 +72,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def network_files(folder: Path) -> dict[str, Path | None]:
-    """The weights of each network in a diffusers folder. Raises `FileError` if there is none."""
+    """The weight file of each network in a diffusers folder. Raises `FileError` if there is none."""
     found = {
         scope: next((folder / scope / name for name in known if (folder / scope / name).is_file()), None)
         for scope, known in WEIGHTS.items()

@@ -1,7 +1,7 @@
-"""The best product of a given rank for a change of weights (Eckart–Young), and how far it is off.
+"""The best approximation of a weight change with a given rank (Eckart–Young), and its error.
 
-A product of small matrices is reduced through the Gram matrices of its factors, so that the whole matrix is never built; a
-whole matrix through its own, which has at most 1280 rows in Stable Diffusion 1.5.
+A product of small matrices is reduced through the Gram matrices of its factors, without building the full matrix. A full
+matrix is reduced through its own Gram matrix, which has at most 1280 rows in Stable Diffusion 1.5.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from .arrays import Array
 from .change import Change, Product
 
 MOST_RANK = 1280
-"""The smaller side of the largest layers: no change has a higher rank."""
+"""The smaller side of the largest layers, and so the highest possible rank."""
 
 NOISE = 1e-7
-"""Singular values below the largest times this are rounding."""
+"""Relative to the largest singular value; smaller ones are rounding errors."""
 
 Double = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How much of a change is kept. Each given limit holds."""
+    """Limits for the rank of an approximation. All given limits apply."""
 
     rank: int | None = None
-    """at most"""
+    """the highest rank"""
     keep: float | None = None
     """share of the change's norm (Frobenius) that must be kept, 0 to 1"""
     ratio: float | None = None
@@ -49,11 +49,11 @@ class Limit:
         return self.rank is None and self.keep is None and self.ratio is None
 
     def allows(self, rank: int) -> bool:
-        """Whether a product of this rank is within the limit whatever its singular values are."""
+        """Whether a product of this rank is within the limit for any singular values."""
         return self.keep is None and self.ratio is None and (self.rank is None or rank <= self.rank)
 
     def of(self, values: Array, total: float) -> int:
-        """The rank for singular values in falling order, of a matrix whose squared norm is `total`; at least 1."""
+        """The rank for singular values in descending order, of a matrix with squared norm `total`; at least 1."""
         rank = len(values)
         if self.keep is not None and total > 0:
             kept = numpy.sqrt(numpy.cumsum(values.astype(numpy.float64) ** 2) / total)
@@ -66,7 +66,7 @@ class Limit:
 
 
 def reduced(change: Change, limit: Limit) -> Product:
-    """The best product for `change` within `limit`, its factors of equal norm; `change` itself where nothing limits it."""
+    """The best product for `change` within `limit`, with factors of equal norm; `change` itself if `limit` allows it."""
     if isinstance(change, Product):
         if limit.allows(change.rank):
             return change
@@ -104,8 +104,8 @@ def _grams(change: Product) -> tuple[Double, Double]:
 
 
 def _left_vectors(matrix: Array) -> tuple[Array, Array]:
-    """All left singular vectors and, in falling order, singular values of a wide matrix, as the eigenvectors of M Mᵀ and the
-    roots of its eigenvalues: much faster than an SVD.
+    """All left singular vectors and, in descending order, singular values of a wide matrix. They are the eigenvectors of
+    M Mᵀ and the roots of its eigenvalues, which is much faster than an SVD.
     """
     wide = matrix.astype(numpy.float64)
     values, vectors = numpy.linalg.eigh(wide @ wide.T)
@@ -122,13 +122,13 @@ def norm(change: Change) -> float:
 
 
 def distance(change: Change, product: Product) -> float:
-    """The norm of what `product` lacks of `change`."""
+    """The norm of `change` minus `product`."""
     if isinstance(change, Product):
         return norm(joined([(change, 1.0), (product, -1.0)]))
     return norm(change - product.matrix())
 
 
 def joined(products: list[tuple[Product, float]]) -> Product:
-    """The weighted sum of products, exactly: their factors side by side."""
+    """The exact weighted sum of products, by concatenating their factors."""
     ups = [product.up * numpy.float32(weight) for product, weight in products]
     return Product(numpy.concatenate(ups, axis=1), numpy.concatenate([product.down for product, _ in products]))

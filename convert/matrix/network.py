@@ -23,18 +23,18 @@ KINDS = {
     "hada_w1_a": "LoHa", "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "oft_blocks": "OFT", "a1": "GLoRA", "on_input": "IA3",
     "down": "LoRA",
 }  # fmt: skip
-"""A part that only this kind of network has -> the kind."""
+"""A part that only one kind of network has -> that kind."""
 
 SCALED = ("LoHa", "LoKr", "GLoRA")
-"""Beside LoRA, the kinds whose change is multiplied by alpha / rank."""
+"""The kinds, besides LoRA, whose change is multiplied by alpha / rank."""
 
 DIFFERENCE = "difference"
-"""The kind of a module with nothing but `.diff` and the like."""
+"""The kind of a module that has only `.diff` and the like."""
 
 
 @dataclass(frozen=True)
 class NetworkModule:
-    """The change of one module, in whatever form the network keeps it."""
+    """The change of one module, in the network's own form."""
 
     path: Path
     """for messages"""
@@ -42,9 +42,9 @@ class NetworkModule:
     kind: str
     """of `KINDS`, or `DIFFERENCE`"""
     shape: tuple[int, ...]
-    """of the weight that is changed"""
+    """shape of the changed weight"""
     alpha: float | None
-    """None if the file keeps none"""
+    """None if the file does not store it"""
     parts: Mapping[str, Tensor]
     """part name (see `names`) -> tensor"""
 
@@ -64,7 +64,7 @@ class NetworkModule:
 
 @dataclass(frozen=True)
 class Network:
-    """A file or adapter folder, read."""
+    """A file or adapter folder that was read."""
 
     path: Path
     form: str
@@ -77,18 +77,18 @@ class Network:
 
     @property
     def kinds(self) -> str:
-        """In words: "LoHa and LoRA"."""
+        """The kinds in words: "LoHa and LoRA"."""
         return " and ".join(sorted({module.kind for module in self.modules.values()}))
 
     @property
     def dtype(self) -> str:
-        """The commonest dtype of its tensors."""
+        """The most common dtype of its tensors."""
         tensors = (tensor for module in self.modules.values() for tensor in module.parts.values())
         return commonest(tensor.dtype for tensor in tensors)
 
 
 def read_network(path: Path | str, *, alpha: float | None = None) -> Network:
-    """Read a network of any kind that is known here. Raises `FileError` as `read` does."""
+    """Read a network of any known kind. Raises `FileError` as `read` does."""
     contents = open_contents(path, pickles=True)
     origins: Counter[str] = Counter()
     found = {name: _module(contents, modules()[name], parts, alpha, origins) for name, parts in contents.groups.items()}
@@ -107,7 +107,7 @@ def read_network(path: Path | str, *, alpha: float | None = None) -> Network:
 def _module(
     contents: Contents, module: Module, parts: Mapping[str, Tensor], alpha: float | None, origins: Counter[str]
 ) -> NetworkModule:
-    """One module; `origins` counts where its alpha was found."""
+    """One module; `origins` counts the sources of the alphas."""
     kind = next((kind for part, kind in KINDS.items() if part in parts), DIFFERENCE)
     if kind == "OFT" and len(parts["oft_blocks"].shape) == 4:
         kind = "BOFT"
@@ -126,12 +126,12 @@ def _module(
 
 
 def as_lora_module(module: NetworkModule) -> LoraModule:
-    """A module of kind "LoRA" or `DIFFERENCE` as `convert` writes it, its tensors untouched."""
+    """A module of kind "LoRA" or `DIFFERENCE` as a `LoraModule`, with the same tensors."""
     rank = module.parts["down"].shape[0] if "down" in module.parts else 0
     return LoraModule(module.module, module.shape, rank, module.alpha if module.alpha is not None else 0.0, module.parts)
 
 
 def differences(module: NetworkModule) -> dict[str, Tensor]:
-    """The parts that do not change a layer's weight: those of biases and norms, and all of a norm's."""
+    """The parts for biases and norms, which do not change a layer's weight matrix."""
     kept = FULL_PARTS if module.module.is_norm else ("diff_b", "b_norm")
     return {part: tensor for part, tensor in module.parts.items() if part in kept}

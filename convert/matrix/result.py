@@ -1,4 +1,4 @@
-"""From changes to a LoRA that can be written, and how far each module is off."""
+"""Turns changes into a LoRA that can be written, and measures the error of each module."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .change import Change, Product
 from .low_rank import Limit, distance, norm, reduced
 
 ERROR_KEY = "scribble_relative_error"
-"""Metadata: the norm of the error over the norm of the whole change."""
+"""Metadata key: the norm of the error divided by the norm of the whole change."""
 
 
 @dataclass
 class Losses:
-    """How far each module's written change is off, by the Frobenius norm."""
+    """The error of each module's written change, in the Frobenius norm."""
 
     norms: dict[str, float] = field(default_factory=dict)
     """module -> norm of the whole change"""
@@ -38,7 +38,7 @@ class Losses:
 
     @property
     def total(self) -> float:
-        """The relative error in all."""
+        """The overall relative error."""
         whole = math.sqrt(sum(value**2 for value in self.norms.values()))
         return math.sqrt(sum(value**2 for value in self.errors.values())) / whole if whole else 0.0
 
@@ -47,7 +47,7 @@ class Losses:
         return self.errors[module] / self.norms[module] if self.norms[module] else 0.0
 
     def copied(self, module: LoraModule) -> None:
-        """Count a module that is written as it was, without an error."""
+        """Count a module that is copied without an error."""
         product = Product(*(to_array(module.parts[part]).reshape(module.parts[part].shape[0], -1) for part in ("up", "down")))
         self.ranks[module.module.name] = module.rank
         self.norms[module.module.name] = norm(product) * abs(module.scale)
@@ -61,7 +61,7 @@ class Losses:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """For a table: the ranks, the error in all, and that of the worst modules."""
+        """Rows for a table: the ranks, the overall error, and the worst modules' errors."""
         if not self.ranks:
             return []
         rows = [
@@ -73,12 +73,12 @@ class Losses:
 
 
 def lora_module(module: Module, shape: tuple[int, ...], change: Change, limit: Limit, dtype: str, losses: Losses) -> LoraModule:
-    """The best LoRA of `change` within `limit`, as tensors of `dtype` with alpha = rank. `losses` gets its error.
+    """The best LoRA for `change` within `limit`, as tensors of `dtype` with alpha = rank. Its error is added to `losses`.
 
-    Raises `UsageError` where the change is a whole matrix and nothing limits it.
+    Raises `UsageError` if the change is a full matrix and there is no limit.
     """
     if not isinstance(change, Product) and limit.is_none:
-        raise UsageError(f"--rank or --keep: is needed, as the change of {module.name} is not of a low rank by itself")
+        raise UsageError(f"--rank or --keep: one is needed, because the change of {module.name} is not of low rank")
     product = reduced(change, limit)
     rank = product.rank
     kernel = shape[2:]
@@ -93,7 +93,7 @@ def lora_module(module: Module, shape: tuple[int, ...], change: Change, limit: L
 
 
 def _rounded(product: Product, dtype: str) -> Product:
-    """As it is read back from the file, so that the error is that of the file."""
+    """The product as read back from the file, so that the error includes rounding."""
     if dtype == "F16":
         return Product(*(factor.astype(numpy.float16).astype(numpy.float32) for factor in product))
     if dtype == "BF16":
@@ -102,7 +102,7 @@ def _rounded(product: Product, dtype: str) -> Product:
 
 
 def stored_dtype(wanted: str | None, source: str) -> str:
-    """The safetensors dtype to compute in: `--dtype`, or else the source's, or F16 if the source's is too small for weights."""
+    """The safetensors dtype to write: `--dtype`, or the source's, or F16 if the source's is too small for weights."""
     if wanted is not None:
         if wanted not in CASTS:
             raise UsageError(f"--dtype {wanted}: allowed are {', '.join(CASTS)}")
@@ -114,7 +114,7 @@ def write_result(
     path: Path, target: Path, to: str, form: str, base: str, found: Mapping[str, LoraModule], losses: Losses,
     metadata: Mapping[str, str], notes: tuple[Note, ...] = (), embeddings: Mapping[str, Tensor] | None = None,
 ) -> Report:  # fmt: skip
-    """Write modules that were computed as a LoRA. `path` and `form` describe the source."""
+    """Write computed modules as a LoRA. `path` and `form` describe the source."""
     ordered = {name: found[name] for name in modules() if name in found}
     size = sum(tensor.size for module in ordered.values() for tensor in module.parts.values())
     full = {**metadata, ERROR_KEY: f"{losses.total:.6g}"}
@@ -123,7 +123,7 @@ def write_result(
 
 
 def own_metadata(metadata: Mapping[str, str], source: str) -> dict[str, str]:
-    """The part of a network's metadata that is still true of a LoRA computed from it, and its source."""
+    """The metadata of a network that still holds for a LoRA computed from it, and the source's name."""
     stale = (keys.NETWORK_MODULE, keys.NETWORK_ARGS, keys.NETWORK_DIM, keys.NETWORK_ALPHA, ERROR_KEY)
     kept = {key: value for key, value in metadata.items() if key not in stale and key != keys.OUTPUT_NAME}
     return {**kept, keys.COMPUTED_FROM: source}

@@ -47,7 +47,7 @@ def test_one_argument_writes_beside_the_input(source):
         (["in.safetensors", "none/out.safetensors"], 1, "none"),
         (["in.safetensors", "."], 1, "--out-dir"),
         (["a", "b", "c"], 2, "--out-dir"),
-        (["*.ckpt"], 1, r"*.ckpt: fits no file"),
+        (["*.ckpt"], 1, r"*.ckpt: no file matches"),
         ([], 2, "required"),
     ],
 )
@@ -117,7 +117,7 @@ def test_check_finds_numbers_that_are_none_and_stale_hashes(source, maker, tmp_p
     assert cli.main([str(tmp_path / "nan.safetensors"), "--check"]) == 1
     output = capsys.readouterr()
     assert "NaN or infinite" in output.err
-    assert "another is stored" in output.out
+    assert "differs from the stored one" in output.out
     assert (
         cli.main([str(tmp_path / "nan.safetensors"), str(tmp_path / "out.safetensors")]) == 0
     )  # copies what it is given

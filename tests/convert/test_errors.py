@@ -1,5 +1,6 @@
 """Errors carry fields: a host never has to parse a sentence."""
 
+import errno
 import pickle
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import convert
+from convert.commands import guarded
 
 TO_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -74,3 +76,11 @@ def test_a_pickle_is_told_from_other_things(tmp_path):
     (tmp_path / "in.safetensors").write_bytes(b"\x10" + bytes(7) + b"{")
     with pytest.raises(convert.Damaged):
         convert.read(tmp_path / "in.safetensors")
+
+
+def test_an_error_of_the_system_without_a_file_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    def run() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert guarded("convert", run) == 1
+    assert capsys.readouterr().err == "convert: a file: No space left on device\n"

@@ -80,5 +80,5 @@ def test_what_is_extracted_from_a_tuned_miniature_is_the_miniatures(tmp_path):
 def test_a_notice_is_given_both_ways_and_only_to_the_wrong_pair():
     notice = miniature.notice
     assert notice(of_miniature=True, on_miniature=True) == notice(of_miniature=False, on_miniature=False) == ""
-    assert "the loaded checkpoint is another one" in notice(of_miniature=True, on_miniature=False)
+    assert "another checkpoint is loaded" in notice(of_miniature=True, on_miniature=False)
     assert "which is the loaded checkpoint" in notice(of_miniature=False, on_miniature=True)

@@ -318,7 +318,7 @@ def test_a_diffusers_folder_is_baked_whole_or_one_network_of_it(tmp_path):
     for folder, is_the_base in (("out", False), ("one", True)):
         text = load_file(tmp_path / folder / "text_encoder/model.safetensors")[f"{TO_Q.name}.weight"]
         assert torch.equal(text, torch.ones(TO_Q.shape)) == is_the_base
-    with pytest.raises(convert.FileError, match="exists already"):
+    with pytest.raises(convert.FileError, match="already exists"):
         bake(tmp_path / "lora.safetensors", base, tmp_path / "one", overwrite=True)
 
 

@@ -114,7 +114,7 @@ def test_bundled_embeddings_are_carried_to_kohya_and_split_on_request(maker, tmp
     apart = load_file(report.embeddings[0])
     assert list(apart) == ["emb_params"]
     assert torch.equal(apart["emb_params"], vectors)
-    with pytest.raises(convert.FileError, match="exists already"):
+    with pytest.raises(convert.FileError, match="already exists"):
         convert.convert_file(tmp_path / "in.safetensors", tmp_path / "p.safetensors", split_embeddings=True)
 
 
@@ -170,7 +170,7 @@ def test_numbers_that_are_none_are_named_by_conversion_and_by_check(value, dtype
     tensors[f"{KOHYA}.lora_up.weight"] = wide.to(dtype)
     save_file(tensors, tmp_path / "in.safetensors")
     report = convert.convert_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
-    assert any("1 tensor holds NaN" in note.text and "lora_up" in note.text for note in report.notes)
+    assert any("1 tensor has NaN" in note.text and "lora_up" in note.text for note in report.notes)
     error = convert.check(tmp_path / "out.safetensors").error
     assert isinstance(error, convert.NotFinite)
     assert error.tensors == [f"{TO_Q.name} up"]
