@@ -1,10 +1,10 @@
-"""Puts this repository, and LoRA files, where a web UI or a ComfyUI looks for them; and takes exactly that away again.
+"""Installs this repository, and LoRA files, into a web UI or ComfyUI; and uninstalls exactly what it installed.
 
-A host that runs this file at its start gives no arguments: then it does nothing, at once, in silence. Standard library
-only; nothing is ever installed into a host's Python.
+Hosts run this file at start without arguments; then it exits at once without output. Standard library only; it never
+installs packages into a host's Python.
 """
 
-# ruff: noqa: E402 - a host waits for this file at its start: it does not pay for the imports
+# ruff: noqa: E402 - a host waits for this file at start, so it must exit before the imports
 
 from __future__ import annotations
 
@@ -46,32 +46,32 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--webui", type=Path, metavar="PATH", help="the web UI's folder (AUTOMATIC1111, Forge, reForge)")
     p.add_argument("--comfyui", type=Path, metavar="PATH", help="ComfyUI's folder")
     p.add_argument("--lora", type=Path, metavar="FILE", action="append", default=[],
-                   help="also place this LoRA, its card (.json) and picture (.png) with the host's LoRA files")
-    p.add_argument("--demo", action="store_true", help="also make and place the miniature's checkpoint (2.1 GB) and place the "
+                   help="also install this LoRA, its card (.json) and picture (.png) with the host's LoRA files")
+    p.add_argument("--demo", action="store_true", help="also write the miniature's checkpoint (2.1 GB) and install the "
                    "demo's LoRA; needs the trainer's environment")
-    p.add_argument("--uninstall", action="store_true", help="remove what this program placed there, and nothing else")
-    p.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    p.add_argument("--uninstall", action="store_true", help="remove what this program installed, and nothing else")
+    p.add_argument("--dry-run", action="store_true", help="print the steps without running them")
     return p
 
 
 def targets(options: argparse.Namespace) -> list[tuple[Host, Path]]:
-    """The hosts to work on: those given, else the one that this repository lies in."""
+    """The hosts to work on: those given, else the one that contains this repository."""
     given = [(host, host_folder(host, path)) for host, path in ((WEBUI, options.webui), (COMFYUI, options.comfyui)) if path]
     if given:
         return given
     own = around(HERE)
     if own is not None:
         return [own]
-    raise UsageError("which host? Give --webui PATH or --comfyui PATH, its own folder")
+    raise UsageError("no host is given: give --webui PATH or --comfyui PATH, the host's own folder")
 
 
 def check_lora(path: Path) -> None:
-    """Refuse what a host would not apply: damaged files, other bases, forms that a web UI skips. UsageError says which."""
+    """Raise UsageError for a file that hosts do not apply: damaged, for another base, or in a form that a web UI skips."""
     from convert import JobError, read
     from convert.miniature import EARLIER, EARLIER_IS_GONE
 
     if not path.is_file():
-        raise UsageError(f"--lora {path}: there is no such file")
+        raise UsageError(f"--lora {path}: no such file")
     try:
         lora = read(path)
     except JobError as error:
@@ -79,28 +79,28 @@ def check_lora(path: Path) -> None:
     if lora.base == EARLIER:
         raise UsageError(f"--lora {path}: {EARLIER_IS_GONE}")
     if not lora.fits_sd15:
-        raise UsageError(f"--lora {path}: is a LoRA of {lora.base}, not of Stable Diffusion 1.5's shapes: no host applies it "
-                         "to a checkpoint of that; place another")
+        raise UsageError(f"--lora {path}: is a LoRA of {lora.base}, without Stable Diffusion 1.5's shapes, so hosts cannot "
+                         "apply it to such a checkpoint: give another")
     if lora.form != "kohya":
-        raise UsageError(f"--lora {path}: is a file in the form {lora.form}, which a web UI skips in silence: convert it first "
+        raise UsageError(f"--lora {path}: is in the form {lora.form}, which a web UI silently skips: convert it first "
                          f"with python -m convert {path}")
 
 
 def demo_lora() -> tuple[list[Path], list[Step]]:
-    """The demo's LoRA if it can be placed; else a step that says what to do for it."""
+    """The demo's LoRA if it can be installed; else a step that explains how to make it."""
     if not DEMO.exists():
-        return [], [Step(f"{DEMO} is not there yet: python -m trainer --demo trains it in some minutes; then run this again")]
+        return [], [Step(f"{DEMO} does not exist: python -m trainer --demo trains it in a few minutes; then run this again")]
     try:
         check_lora(DEMO)
     except UsageError as error:
-        return [], [Step(f"not placed: {str(error).removeprefix('--lora ')}")]
+        return [], [Step(f"not installed: {str(error).removeprefix('--lora ')}")]
     return [DEMO], []
 
 
 def steps_of(options: argparse.Namespace) -> list[Step]:
-    """All that is to be done. Every check comes before the first change."""
+    """All steps of the command. All checks run before the first step."""
     if options.uninstall and (options.lora or options.demo):
-        raise UsageError("--uninstall removes everything that was placed: leave --lora and --demo out")
+        raise UsageError("--uninstall removes everything that was installed: leave out --lora and --demo")
     for lora in options.lora:
         check_lora(lora)
     hosts = targets(options)
@@ -141,7 +141,7 @@ def main() -> int:
         print(f"install.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("install.py: stopped: the same command goes on, --uninstall removes what was placed", file=sys.stderr)
+        print("install.py: stopped: run the same command to continue, or --uninstall to remove everything", file=sys.stderr)
         return 130
 
 

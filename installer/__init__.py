@@ -1,9 +1,9 @@
-"""The work of install.py: hosts, records, placing. Standard library only; its own process, never a host's."""
+"""Implements install.py: hosts, records, installation steps. Standard library only; never loaded by a host."""
 
 
 class UsageError(Exception):
-    """The command cannot be carried out as it was given: one line, exit code 2."""
+    """The command is invalid: one line, exit code 2."""
 
 
 class JobError(Exception):
-    """The command was right and could not be carried out: one line, exit code 1."""
+    """A valid command failed: one line, exit code 1."""

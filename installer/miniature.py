@@ -1,4 +1,4 @@
-"""The miniature's checkpoint: made by the trainer as a process of its own, hard-linked where a host has it already."""
+"""Installs the miniature's checkpoint: written by the trainer in a separate process, or hard-linked from another host."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .record import clear, head, is_one_of, make_folder, parts_of, read_record, 
 
 NAME = "scribble-miniature.safetensors"
 BYTES = 2_200_000_000
-"""Room that one needs, with some to spare; messages say 2.1 GB."""
+"""Free space required, with some to spare; messages say 2.1 GB."""
 
 OWN = HERE / "miniature.safetensors"
-"""Where the README's command writes one."""
+"""The file written by the README's command."""
 
 NEEDED = ("torch", "numpy", "safetensors", "diffusers", "transformers")
 """Packages of the trainer's environment."""
@@ -30,7 +30,7 @@ COMMAND = (sys.executable, "-m", "trainer.miniature", "--out")
 
 
 def miniature_steps(hosts: list[tuple[Host, Path]]) -> list[Step]:
-    """Place the checkpoint in every host. UsageError if a file is in the way, a package is missing or there is no room."""
+    """Steps that install the checkpoint in every host. UsageError if a file is in the way, or a package or space is missing."""
     from convert.miniature import is_miniature_file
 
     targets = [home / host.checkpoints / NAME for host, home in hosts]
@@ -42,7 +42,7 @@ def miniature_steps(hosts: list[tuple[Host, Path]]) -> list[Step]:
             steps.append(Step(f"{target} is already there"))
             continue
         if os.path.lexists(target) and not is_placed(target):
-            raise UsageError(f"{target}: is another file than the miniature, or was changed since: rename it")
+            raise UsageError(f"{target}: is not the miniature, or was changed after installation: rename it")
         if source is None or disk(source) != disk(target):
             check_room(target)
         if source is None:
@@ -71,11 +71,11 @@ def disk(path: Path) -> int:
 def check_room(target: Path) -> None:
     free = shutil.disk_usage(existing(target)).free
     if free < BYTES:
-        raise UsageError(f"{target}: needs 2.1 GB, and {free / 1e9:.1f} GB are free there: make room first")
+        raise UsageError(f"{target}: needs 2.1 GB, but only {free / 1e9:.1f} GB are free: free some space first")
 
 
 def check_environment() -> None:
-    """The trainer's packages are in this Python, or UsageError says which command to run first."""
+    """Raise UsageError, with the command to run first, unless this Python has the trainer's packages."""
     missing = next((name for name in NEEDED if importlib.util.find_spec(name) is None), None)
     if missing is None:
         return
@@ -84,11 +84,11 @@ def check_environment() -> None:
     if not (HERE / own).exists():
         install = f"{own} -m pip install -c constraints.txt -e ."
         advice = f"first run, in {HERE}: {Path(sys.executable).name} -m venv .venv && {install}; then {advice}"
-    raise UsageError(f"--demo: the miniature is made by the trainer, and {sys.executable} has no {missing}: {advice}")
+    raise UsageError(f"--demo: the trainer writes the miniature, but {sys.executable} has no {missing}: {advice}")
 
 
 def place(target: Path, fill: Callable[[Path], None]) -> None:
-    """The record comes first: after a kill at any moment --uninstall knows the file and its parts."""
+    """Write the record first, so that --uninstall finds the file and its leftovers even if this is killed."""
     make_folder(target.parent)
     record = read_record(target.parent)
     before = record.files.setdefault(NAME, [])
@@ -118,7 +118,7 @@ def make(part: Path) -> None:
     try:
         _, said = process.communicate()
     except BaseException:
-        process.kill()  # what it has written is removed
+        process.kill()  # the caller removes its partial file
         process.wait()
         raise
     if process.returncode:
@@ -129,5 +129,5 @@ def make(part: Path) -> None:
 def link_or_copy(source: Path, part: Path) -> None:
     try:
         os.link(source, part)
-    except OSError:  # another disk, or one that has no links
+    except OSError:  # another disk, or one without hard links
         shutil.copyfile(source, part)

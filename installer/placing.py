@@ -1,4 +1,4 @@
-"""The steps of an installation and of its removal. Every check comes before the first step is done."""
+"""The steps of installing and uninstalling. All checks run before the first step."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from .record import (
 
 HERE = Path(__file__).resolve().parents[1]
 FOLDER = "scribble-lora"
-"""What our folder is called inside a host."""
+"""The name of our folder inside a host."""
 BESIDE = (".json", ".png")
-"""A LoRA's card and picture have its name and these endings."""
+"""Endings of a LoRA's card and picture, which share its name."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do: `text` begins with a verb. Without `do` it is only reported."""
+    """One step: `text` begins with a verb. Without `do` it is only reported."""
 
     text: str
     do: Callable[[], None] | None = None
@@ -48,23 +48,23 @@ class Step:
 def link_steps(host: Host, home: Path) -> list[Step]:
     place = home / host.plugins / FOLDER
     if HERE.parent == (home / host.plugins).resolve():
-        return [Step(f"{host.name}: this repository already lies in {HERE.parent}")]
+        return [Step(f"{host.name}: this repository is already in {HERE.parent}")]
     if is_link(place):
         if place.resolve() == HERE:
             return [Step(f"{host.name}: {place} is already linked")]
-        lost = "" if place.exists() else ", which is not there"
+        lost = "" if place.exists() else ", which does not exist"
         raise UsageError(f"{place}: is a link to {place.resolve()}{lost}, not to this repository: remove it first")
     if os.path.lexists(place):
         if not (place / RECORD).exists():
-            raise UsageError(f"{place}: is there already and was not placed by this program: remove or rename it first")
+            raise UsageError(f"{place}: already exists and was not installed by this program: remove or rename it first")
         own = [*changed(place), *foreign(place)]
         if own:
-            raise UsageError(f"{place}: the copy there cannot be renewed: {own[0]} is not as it was placed: move it away first")
+            raise UsageError(f"{place}: this copy cannot be updated, because {own[0]} was added or changed: move it away first")
     return [Step(f"link {place} to {HERE}", partial(put, place))]
 
 
 def put(place: Path) -> None:
-    """The new installation is whole before the old one goes."""
+    """Complete the new installation before removing the old one."""
     part, old = part_of(place), old_of(place)
     clear(part)
     link(part)
@@ -90,7 +90,7 @@ def link(place: Path) -> None:
         else:
             place.symlink_to(HERE, target_is_directory=True)
     except OSError as error:
-        print(f"no link is possible there ({error.strerror or error}): copying instead; run this again after an update")
+        print(f"cannot create a link there ({error.strerror or error}): copying instead; run this again after an update")
         copy(place)
 
 
@@ -99,7 +99,7 @@ def tracked() -> list[str]:
     try:
         listed = subprocess.run(["git", "-C", str(HERE), "ls-files", "-z"], capture_output=True, check=True).stdout
         names = [name for name in listed.decode("utf-8", "surrogateescape").split("\0") if name]
-    except (OSError, subprocess.CalledProcessError):  # an unpacked archive, or no git: what an archive would hold
+    except (OSError, subprocess.CalledProcessError):  # an unpacked archive, or no git: take the files an archive would contain
         left_out = {".git", ".venv", "venv", "runs", "build", "__pycache__"}
         paths = [path.relative_to(HERE) for path in HERE.rglob("*") if path.is_file()]
         names = [path.as_posix() for path in paths if not left_out & set(path.parts)]
@@ -107,7 +107,7 @@ def tracked() -> list[str]:
 
 
 def copy(place: Path) -> None:
-    """The tracked files under `place`, with a record of them."""
+    """Copy the tracked files to `place`, with a record of them."""
     files = {}
     for name in tracked():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -117,11 +117,11 @@ def copy(place: Path) -> None:
 
 
 def check_folder(folder: Path, what: str) -> None:
-    """UsageError if files cannot be placed there. It need not exist."""
+    """Raise UsageError if files cannot be installed there. The folder need not exist."""
     blocked = next((at for at in (folder, *folder.parents) if os.path.lexists(at) and not at.is_dir()), None)
     if blocked is not None:
-        kind = "a link that leads nowhere" if is_link(blocked) else "a file"
-        raise UsageError(f"{blocked}: is {kind}, not a folder: {what} cannot be placed there")
+        kind = "a broken link" if is_link(blocked) else "a file"
+        raise UsageError(f"{blocked}: is {kind}, not a folder: {what} cannot be installed there")
 
 
 def lora_steps(host: Host, home: Path, lora: Path) -> list[Step]:
@@ -134,18 +134,18 @@ def lora_steps(host: Host, home: Path, lora: Path) -> list[Step]:
             continue
         target = folder / source.name
         if os.path.lexists(target) and not target.is_file():
-            raise UsageError(f"{target}: is a folder, or a link that leads nowhere: remove it first")
+            raise UsageError(f"{target}: is a folder or a broken link: remove it first")
         if target.exists() and digest(target) == digest(source):
             steps.append(Step(f"{target} is already there"))
         elif target.exists() and digest(target) not in record.files.get(source.name, []):
-            raise UsageError(f"{target}: is another file than {source}, or was changed since: rename one of them")
+            raise UsageError(f"{target}: differs from {source}, or was changed after installation: rename one of them")
         else:
             steps.append(Step(f"place {target}", partial(place_file, source, target)))
     return steps
 
 
 def place_file(source: Path, target: Path) -> None:
-    """The record comes first: after a kill at any moment --uninstall knows the file."""
+    """Write the record first, so that --uninstall finds the file even if this is killed."""
     make_folder(target.parent)
     record, now = read_record(target.parent), digest(source)
     record.files[target.name] = [now, *record.files.get(target.name, [])]
@@ -162,29 +162,29 @@ def uninstall_steps(host: Host, home: Path) -> list[Step]:
     elif place.is_dir() and (place / RECORD).exists():
         steps += remove_steps(place)
     elif HERE.parent == (home / host.plugins).resolve():
-        steps.append(Step(f"this repository itself lies in {HERE.parent}: delete the folder {HERE} to remove it"))
+        steps.append(Step(f"this repository itself is in {HERE.parent}: delete the folder {HERE} to remove it"))
     left = [part_of(place), old_of(place)]
     folders = sorted((home / host.loras, home / host.checkpoints), key=lambda folder: read_record(folder).made)
     for folder in folders:
         steps += remove_steps(folder)
         left += [part_of(folder / RECORD), part_of(folder), part_of(folder.parent)]
         left += [part for name in read_record(folder).files for part in parts_of(folder / name)]
-    said = "left by a run that was cut short"
+    said = "left by an interrupted run"
     steps += [Step(f"remove {path}, {said}", partial(clear, path)) for path in dict.fromkeys(left) if os.path.lexists(path)]
-    for folder in folders:  # the one whose parent was made with it comes last, when that is empty
+    for folder in folders:  # sorted by created levels, so that a common parent is removed last
         steps += [Step(f"remove {folder / RECORD}", partial(forget, folder))] if (folder / RECORD).exists() else []
     return steps or [Step(f"{host.name}: nothing of this program is in {home}")]
 
 
 def remove_steps(folder: Path) -> Iterator[Step]:
-    """Remove the files that the record names. Those that were changed since stay, and are reported."""
+    """Remove the files in the record. Changed files are kept and reported."""
     record, kept = read_record(folder), changed(folder)
     for name in record.refused:
-        yield Step(f"{folder / RECORD} names {name!r}, which is not a file placed in that folder: it stays")
+        yield Step(f"{folder / RECORD} names {name!r}, which was not installed in that folder: kept")
     for name in sorted(record.files):
         path = folder / name
         if path in kept:
-            yield Step(f"{path} was changed since it was placed: it stays")
+            yield Step(f"{path} was changed after installation: kept")
         elif path.is_file():
             yield Step(f"remove {path}", partial(path.unlink))
     if folder.name == FOLDER:
@@ -192,7 +192,7 @@ def remove_steps(folder: Path) -> Iterator[Step]:
 
 
 def forget(folder: Path) -> None:
-    """Remove the record, and with it the folders that were made for it if they hold nothing else."""
+    """Remove the record, and the folders that were created for it if they are otherwise empty."""
     only, going = RECORD, None
     for level in (folder, *folder.parents)[: read_record(folder).made]:
         if os.listdir(level) != [only]:
@@ -206,7 +206,7 @@ def forget(folder: Path) -> None:
 
 
 def forget_copy(place: Path) -> None:
-    """Remove what Python compiled, every folder that is empty then, and the record: at once if nothing else is left."""
+    """Remove compiled Python files, empty folders and the record; the whole folder in one step if nothing else is left."""
     if not foreign(place) and not changed(place):
         clear(old_of(place))
         place.rename(old_of(place))

@@ -1,4 +1,4 @@
-"""What was placed in a folder: the record of it, and files that appear and go whole."""
+"""The record of the files installed in a folder, and atomic writing and removing of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from . import UsageError
 
 RECORD = ".scribble-lora-install.json"
-"""Beside what was placed: names and sha256, written first, so that --uninstall removes that and nothing else."""
+"""Beside the installed files: their names and sha256, written first, so that --uninstall removes exactly those."""
 
 
 def digest(path: Path) -> str:
@@ -25,8 +25,8 @@ def digest(path: Path) -> str:
 
 
 HEAD, HEAD_BYTES = "head:", 1 << 20
-"""Mark and length of the digest of a large file: of its size and its beginning, as 2.1 GB would take seconds each time. The
-miniature's header, with the sha256 of all its tensors, lies in there."""
+"""Prefix of a large file's digest, and how many bytes it covers: hashing all 2.1 GB would take seconds each time. The first
+bytes include the miniature's header, with the sha256 of all its tensors."""
 
 
 def head(path: Path) -> str:
@@ -43,19 +43,19 @@ def is_one_of(path: Path, digests: list[str]) -> bool:
 
 @dataclass
 class Record:
-    """What was placed in a folder. It is read as data: nothing outside the folder can be named."""
+    """The files installed in a folder. Names that lead outside the folder are refused."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
-    """name below the folder -> digests of what may lie there: more than one only while a file is being replaced, none while
-    the first is being made"""
+    """path relative to the folder -> allowed digests: more than one only while a file is being replaced, none while it is
+    being created"""
     made: int = 0
-    """how many levels of folders were made for it, the folder itself first"""
+    """how many levels of folders were created, counted upwards from the folder itself"""
     refused: list[str] = field(default_factory=list)
-    """names that no installation can have placed"""
+    """names that this program cannot have installed"""
 
 
 def read_record(folder: Path) -> Record:
-    """The record of `folder`; an empty one if nothing was placed there."""
+    """The record of `folder`; an empty one if nothing was installed there."""
     try:
         stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = {str(name): [value] if isinstance(value, str) else [str(one) for one in value]
@@ -64,7 +64,7 @@ def read_record(folder: Path) -> Record:
     except FileNotFoundError:
         return Record()
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UsageError(f"{folder / RECORD}: cannot be read ({error}): delete it; files that it named then stay") from error
+        raise UsageError(f"{folder / RECORD}: cannot be read ({error}): delete it; its files are then kept") from error
     refused = [name for name in files if not is_below(folder, name)]
     return Record({name: value for name, value in files.items() if name not in refused}, made, refused)
 
@@ -82,14 +82,14 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Whole or not at all; a kill leaves at most `.<name>.part`, which the next run or --uninstall removes."""
+    """Write atomically. If killed, at most `.<name>.part` remains, which the next run or --uninstall removes."""
     part = part_of(path)
     try:
         fill(part)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException as error:  # Ctrl-C, or what `fill` met
+    except BaseException as error:  # Ctrl-C, or any error in `fill`
         clear(part)
         if not isinstance(error, OSError):
             raise
@@ -101,7 +101,7 @@ def part_of(path: Path) -> Path:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """`part_of`, and what a program that was writing it has left: it writes beside the file that it was told to write."""
+    """`part_of`, and temporary files of a program that was writing it: the trainer writes beside its target."""
     part = part_of(path)
     return [part, *sorted(path.parent.glob(f".{part.name}.*.part"))]
 
@@ -111,12 +111,12 @@ def old_of(path: Path) -> Path:
 
 
 def is_link(path: Path) -> bool:
-    """A symbolic link, or a Windows junction, which `is_symlink` does not count."""
+    """Whether `path` is a symbolic link, or a Windows junction, which `is_symlink` does not recognise."""
     return path.is_symlink() or (os.name == "nt" and path.exists() and os.path.realpath(path) != os.path.abspath(path))
 
 
 def clear(path: Path) -> None:
-    """Remove a file, a link (not what it leads to) or a folder of ours."""
+    """Remove a file, a link (not its target) or a folder of ours."""
     if is_link(path) and os.name == "nt":
         path.rmdir()
     elif path.is_dir() and not is_link(path):
@@ -126,14 +126,14 @@ def clear(path: Path) -> None:
 
 
 def changed(place: Path) -> list[Path]:
-    """Placed files that are not what was placed."""
+    """Installed files that were changed."""
     files = read_record(place).files
     found = ((place / name, digests) for name, digests in files.items() if os.path.lexists(place / name))
     return [path for path, digests in found if path.is_symlink() or not path.is_file() or not is_one_of(path, digests)]
 
 
 def foreign(place: Path) -> list[Path]:
-    """Files in a copy that were not placed; what Python compiled there does not count."""
+    """Files in a copy that were not installed, except compiled Python files."""
     known = {place / name for name in (RECORD, *read_record(place).files)}
     paths = (Path(folder, name) for folder, _, names in os.walk(place) for name in names)
     return sorted(path for path in paths if path not in known and not is_compiled(path))
@@ -144,7 +144,7 @@ def is_compiled(path: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder that is missing appears with its record in it, which says that it was made."""
+    """Create a missing folder together with its record, which notes that it was created."""
     missing = [level for level in (folder, *folder.parents) if not level.exists()]
     if not missing:
         return

@@ -115,9 +115,9 @@ def test_new_weights_replace_what_was_placed_and_only_that(repository, webui) ->
     assert repository.install("--webui", webui, "--demo").returncode == 0 and is_miniature_file(webui / WEBUIS)
     (webui / WEBUIS).write_bytes(b"another checkpoint of that name")
     before = tree(webui)
-    assert "is another file than the miniature" in one_line(repository.install("--webui", webui, "--demo"), 2)
+    assert "is not the miniature" in one_line(repository.install("--webui", webui, "--demo"), 2)
     assert tree(webui) == before
-    assert "was changed since it was placed: it stays" in repository.install("--webui", webui, "--uninstall").stdout
+    assert "was changed after installation: kept" in repository.install("--webui", webui, "--uninstall").stdout
     assert (webui / WEBUIS).read_bytes() == b"another checkpoint of that name"
 
 
@@ -180,7 +180,7 @@ def test_the_demos_lora_is_placed_if_it_can_be(repository, webui, lora) -> None:
                f"{MODULE}.lora_up.weight": load_file(lora)[f"{MODULE}.lora_up.weight"][:64].contiguous()}, demo,
               {"ss_base_model_version": "scribble_miniature"})  # fmt: skip
     stale = repository.install("--webui", webui, "--demo")
-    assert stale.returncode == 0 and f"not placed: {demo}: was trained on an earlier miniature" in stale.stdout, stale
+    assert stale.returncode == 0 and f"not installed: {demo}: was trained on an earlier miniature" in stale.stdout, stale
     assert is_miniature_file(webui / WEBUIS) and not (webui / "models/Lora/scribble.safetensors").exists()
     save_file(load_file(lora), demo, {"scribble_base": "miniature"})
     demo.with_suffix(".json").write_text("{}")

@@ -52,7 +52,7 @@ def test_a_newer_lora_replaces_what_was_placed_and_only_that(webui, lora) -> Non
     before = tree(webui)
     refused = install("--webui", webui, "--lora", lora)
     assert refused.returncode == 2 and "scribble.json: is another file" in refused.stderr and tree(webui) == before
-    assert "scribble.json was changed since it was placed: it stays" in install("--webui", webui, "--uninstall").stdout
+    assert "scribble.json was changed after installation: kept" in install("--webui", webui, "--uninstall").stdout
     assert sorted(p.name for p in (webui / "models/Lora").iterdir()) == ["mine.safetensors", "scribble.json"]
 
 
@@ -67,7 +67,7 @@ def test_wrong_places_are_one_line(webui, comfyui, lora, tmp_path) -> None:
     save_file(narrow, other, metadata={"ss_base_model_version": "like_sd_v1"})
     before = tree(tmp_path)
     for arguments, said in (
-        (("--webui", tmp_path / "no"), "there is no such folder"), (("--webui", tmp_path / "empty"), "has no webui.py"),
+        (("--webui", tmp_path / "no"), "no such folder"), (("--webui", tmp_path / "empty"), "has no webui.py"),
         (("--webui", comfyui), "give it with --comfyui"), (("--comfyui", webui), "give it with --webui"),
         (("--dry-run",), "--webui PATH or --comfyui PATH"), (("--web",), "--web"),
         (("--webui", webui, "--lora", webui / "webui.py"), "webui.py"),
@@ -143,8 +143,8 @@ def test_where_no_link_is_allowed_the_tracked_files_are_copied(webui, repository
     assert install("--webui", webui, script=script).returncode == 0 and (place / "extension/a.py").read_text() == "a = 2\n"
     (place / "extension/a.py").write_text("a = 3  # mine\n")
     refused = install("--webui", webui, script=script)
-    assert refused.returncode == 2 and "extension/a.py is not as it was placed" in refused.stderr
-    assert "it stays" in install("--webui", webui, "--uninstall", script=script).stdout
+    assert refused.returncode == 2 and "extension/a.py was added or changed" in refused.stderr
+    assert "kept" in install("--webui", webui, "--uninstall", script=script).stdout
     assert (place / "extension/a.py").exists() and not (place / "install.py").exists()
     (place / "extension/a.py").unlink()
     (place / "extension").rmdir()
@@ -163,7 +163,7 @@ def test_a_copy_whose_host_has_run_is_renewed_and_removed(webui, repository) -> 
     assert (place / "extension/a.py").read_text() == "a = 2\n"
     (place / "settings.json").write_text("mine")
     refused = install("--webui", webui, script=repository)
-    assert refused.returncode == 2 and "settings.json is not as it was placed: move it away first" in refused.stderr
+    assert refused.returncode == 2 and "settings.json was added or changed: move it away first" in refused.stderr
     (place / "settings.json").unlink()
     assert install("--webui", webui, "--uninstall", script=repository).returncode == 0 and tree(webui) == before
 
@@ -182,7 +182,7 @@ def test_a_record_is_data(webui, lora, tmp_path, name) -> None:
     record["files"][name.format(outside=tmp_path / "mine.txt")] = hashlib.sha256(b"mine").hexdigest()
     (folder / RECORD).write_text(json.dumps(record))
     result = install("--webui", webui, "--uninstall")
-    assert result.returncode == 0 and "is not a file placed in that folder: it stays" in result.stdout, result
+    assert result.returncode == 0 and "was not installed in that folder: kept" in result.stdout, result
     assert all((place / "mine.txt").exists() for place in (tmp_path, webui, webui / "models"))
     assert not (folder / "scribble.safetensors").exists()
 
@@ -208,7 +208,7 @@ def test_what_stands_in_the_loras_way_is_named_and_stays(webui, lora) -> None:
         assert tree(webui) == before
         take_away(folder / name)
     shutil.rmtree(folder)
-    for kind, make in (("a file", folder.touch), ("a link that leads nowhere", lambda: folder.symlink_to("/nowhere"))):
+    for kind, make in (("a file", folder.touch), ("a broken link", lambda: folder.symlink_to("/nowhere"))):
         make()
         before = tree(webui)
         result = install("--webui", webui, "--lora", lora)
@@ -246,7 +246,7 @@ def test_a_repository_inside_a_host_needs_no_path(webui, lora) -> None:
     shutil.copytree(ROOT / "installer", place / "installer")
     script = Path(shutil.copy(ROOT / "install.py", place))
     result = install("--lora", lora, script=script)
-    assert result.returncode == 0 and "already lies in" in result.stdout, result.stderr
+    assert result.returncode == 0 and "is already in" in result.stdout, result.stderr
     assert (webui / "models/Lora/scribble.safetensors").exists()
     said = install("--uninstall", script=script).stdout
     assert "delete the folder" in said and not (webui / "models/Lora/scribble.safetensors").exists()
