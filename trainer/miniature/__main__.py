@@ -1,8 +1,8 @@
-"""The miniature Stable Diffusion as files that every host takes for Stable Diffusion 1.5.
+"""Writes the miniature Stable Diffusion as files that every host loads as Stable Diffusion 1.5.
 
   python -m trainer.miniature --out miniature.safetensors     one file, LDM names, float16, 2.1 GB
   python -m trainer.miniature --diffusers DIR                 a diffusers pipeline folder
-  python -m trainer.miniature --words                         what it can draw
+  python -m trainer.miniature --words                         the words it can draw
 """
 
 from __future__ import annotations

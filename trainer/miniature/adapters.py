@@ -1,7 +1,7 @@
-"""LoRAs of the miniature, narrow and wide: the same adapter for the narrow network and for its widening to SD1.5's shapes.
+"""Converts LoRAs of the miniature between the narrow network and the one widened to SD1.5's shapes.
 
-A narrow LoRA always widens. A wide one narrows only if its copies agree, as they do in what `widened` made: one that was
-trained on the wide checkpoint has a different number in each copy (Adam's steps are per element), and no narrow equivalent.
+A narrow LoRA can always be widened. A wide one can be narrowed only if its copies are equal, as after `widened`. One that was
+trained on the wide checkpoint has different numbers in the copies (Adam's steps are per element) and no narrow equivalent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainer.miniature.narrow import NAME, TEXT_LAYERS
 from trainer.miniature.widen import Factors, Rule
 
 TOLERANCE = 1e-3
-"""Largest difference between copies, as a share of the tensor's largest number: float16 rounds equal copies equally."""
+"""Largest difference between copies, relative to the tensor's largest number: float16 rounds equal copies equally."""
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -45,7 +45,7 @@ _PARTS: dict[str, tuple[Change, Change]] = {  # part -> narrow to wide, wide to 
 
 
 def widened(lora: Lora, by: Factors = widen.SD15) -> Lora:
-    """The LoRA of the narrow miniature `lora` for the wide one, an SD1.5 LoRA to every host."""
+    """Widen the narrow miniature's LoRA, so that every host reads it as an SD1.5 LoRA."""
     modules = {name: _module(module, module.module.shape, partial(_wide, rule=_rule(module.module, by)))
                for name, module in lora.modules.items()}
     return replace(lora, modules=modules, base=SD15,
@@ -53,7 +53,7 @@ def widened(lora: Lora, by: Factors = widen.SD15) -> Lora:
 
 
 def narrowed(lora: Lora, by: Factors = widen.SD15) -> Lora:
-    """The narrow LoRA that `widened` made `lora` of. Raises JobError if it was trained on the wide checkpoint itself."""
+    """The inverse of `widened`. Raises JobError if `lora` was trained on the wide checkpoint itself."""
     modules = {}
     for name, module in lora.modules.items():
         rule = _rule(module.module, by)
@@ -66,7 +66,7 @@ def narrowed(lora: Lora, by: Factors = widen.SD15) -> Lora:
 
 
 def lora_bytes(lora: Lora, name: str, form: str = "kohya") -> bytes:
-    """The LoRA as a file of a form of `convert`, named `name` where its metadata has no name."""
+    """The LoRA as a file in one of `convert`'s forms, with the title `name` if its metadata has none."""
     buffer = io.BytesIO()
     write_container(buffer, outputs(lora, form), metadata(lora, name, form))
     return buffer.getvalue()
@@ -106,11 +106,11 @@ def _narrow(kind: str, wide: Tensor, rule: Rule, lora: Lora, name: str) -> Tenso
 
 def _not_narrow(lora: Lora, module: str) -> JobError:
     return JobError(f"{lora.path}: was trained on a full-size checkpoint (in {module} the copies of a channel differ), so it "
-                    "has no place on the narrow miniature: give --base the checkpoint that it was trained on")
+                    "does not fit the narrow miniature: give --base the checkpoint that it was trained on")
 
 
 def _tensor(stored: Bytes) -> Tensor:
     if stored.dtype not in _DTYPES:
-        raise JobError(f"{stored.file}: its factors are {stored.dtype}: fp32, fp16 or bf16 were expected")
+        raise JobError(f"{stored.file}: its factors are {stored.dtype}: expected fp32, fp16 or bf16")
     raw = torch.frombuffer(bytearray(stored.read()), dtype=_DTYPES[stored.dtype])
     return raw.reshape(stored.shape).float()

@@ -1,7 +1,7 @@
 """The miniature as a Stable Diffusion 1.5: one file with LDM names, or a diffusers folder; float16, about 2.1 GB.
 
-Each tensor is widened when its turn to be written comes, so memory stays flat; and elementwise, with nothing of the day or the
-machine in the header, so the bytes are the same everywhere.
+Each tensor is widened just before it is written, so memory use stays low. All operations are elementwise and the header has no
+date or machine name, so the bytes are the same everywhere.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.miniature.packed import EMBEDDING, PARTS, Narrow
 from trainer.miniature.widen import SD15, Factors, Rule
 
 LAYERS = 12
-"""Of CLIP's text encoder; those beyond the narrow one's add nothing."""
+"""Layers of CLIP's text encoder; those beyond the narrow one's are identities."""
 
 METADATA = {
     keys.ARCHITECTURE: "stable-diffusion-v1",
@@ -41,7 +41,7 @@ METADATA = {
 
 @dataclass(frozen=True)
 class Wide:
-    """A tensor of the wide model: by part and diffusers' name, narrow, with the rule that widens it."""
+    """A tensor of the wide model: its part and diffusers name, its narrow form, and the rule that widens it."""
 
     part: str
     name: str
@@ -54,7 +54,7 @@ class Wide:
         return (out * self.rule.rows.factor, *(n * self.rule.columns.factor if d == 0 else n for d, n in enumerate(rest)))
 
     def float16(self) -> Tensor:
-        """The wide tensor, float16: columns and factors on the narrow rows, which are copied last."""
+        """The wide tensor, float16. Columns and factors are applied to the narrow rows, which are copied last."""
         return self.rule.rows.spread(self.rule.columns_of(self.narrow).half(), 0)
 
 
@@ -73,9 +73,9 @@ def wide_tensors(narrow: Narrow, by: Factors = SD15) -> Iterator[Wide]:
 
 
 def write_checkpoint(target: Path, narrow: Narrow, by: Factors = SD15) -> None:
-    """Write the single file. Raises UsageError if `target` exists, JobError without room or where writing fails."""
+    """Write the single file. Raises UsageError if `target` exists, JobError if space is missing or writing fails."""
     outputs = [_output(ldm_name(wide.part, wide.name), _ldm_shape(wide), wide) for wide in wide_tensors(narrow, by)]
-    positions = np.arange(77, dtype="<i8")  # a buffer that SD1.5's own file has, and old readers want
+    positions = np.arange(77, dtype="<i8")  # a buffer that SD1.5's own file has and old readers expect
     outputs.append(Output(PREFIXES["text_encoder"] + "embeddings.position_ids",
                           Bytes("I64", (1, 77), positions.nbytes, data=positions.tobytes()), (1, 77), "I64"))
     _room(target, sum(output.size for output in outputs))
@@ -84,7 +84,7 @@ def write_checkpoint(target: Path, narrow: Narrow, by: Factors = SD15) -> None:
 
 
 def write_diffusers(folder: Path, narrow: Narrow, by: Factors = SD15) -> None:
-    """Write a diffusers pipeline folder. Raises as `write_checkpoint`; a folder cut short lacks model_index.json."""
+    """Write a diffusers pipeline folder. Raises as `write_checkpoint`; an incomplete folder lacks model_index.json."""
     files = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
              "text_encoder": "model.safetensors"}
     outputs: dict[str, list[Output]] = {part: [] for part in PARTS}
@@ -110,21 +110,21 @@ def _output(name: str, shape: tuple[int, ...], wide: Wide) -> Output:
 
 
 def _ldm_shape(wide: Wide) -> tuple[int, ...]:
-    """The autoencoder's attention is of 1 x 1 convolutions there."""
+    """The shape in an LDM checkpoint, where the autoencoder's attention consists of 1 x 1 convolutions."""
     attention = wide.part == "vae" and ".attentions." in wide.name and len(wide.shape) == 2
     return (*wide.shape, 1, 1) if attention else wide.shape
 
 
 def _room(target: Path, needed: int) -> None:
     if target.exists():
-        raise UsageError(f"{target}: exists: remove it, or choose another name")
+        raise UsageError(f"{target}: already exists: remove it, or choose another name")
     parent = target.resolve().parent
     if not parent.is_dir():
         raise UsageError(f"{target}: there is no folder {parent}")
     free = shutil.disk_usage(parent).free
     if free < needed:
-        raise JobError(f"{target}: needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there: make room, or choose "
-                       "another disk")
+        raise JobError(f"{target}: needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free: free some space, or "
+                       "choose another disk")
 
 
 _INDEX: dict[str, Any] = {
@@ -141,7 +141,7 @@ _SCHEDULER: dict[str, Any] = {
 
 
 def _configs(narrow: Narrow, by: Factors) -> dict[str, dict[str, Any]]:
-    """SD1.5's configurations: the narrow networks' with their widths multiplied."""
+    """SD1.5's configurations: those of the narrow networks with multiplied widths."""
     models = narrow.models()
     unet, vae = (json.loads(models[part].to_json_string()) for part in ("unet", "vae"))
     text = models["text_encoder"].config.to_dict()

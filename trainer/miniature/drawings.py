@@ -1,4 +1,4 @@
-"""Real drawings of the miniature's words, from "The Quick, Draw! Dataset" by Google, Inc. (CC BY 4.0), read where they lie.
+"""Real drawings of the miniature's words, from "The Quick, Draw! Dataset" by Google, Inc. (CC BY 4.0).
 
 One compressed file, an entry a word: uint8 (N, 784), QuickDraw's `numpy_bitmap` rows, white strokes on black, 28 x 28.
 """
@@ -23,20 +23,20 @@ def words() -> tuple[str, ...]:
 
 
 def drawings(word: str) -> np.ndarray:
-    """uint8 (N, 28, 28), 10 to 33 of them. Raises KeyError for a word that has none."""
+    """uint8 (N, 28, 28), 10 to 33 of them. Raises KeyError for a word without drawings."""
     with np.load(DRAWINGS) as file:
         return file[word].reshape(-1, 28, 28)
 
 
 def for_the_judge(count: int) -> np.ndarray:
-    """bool (count,): which rows of a word's QuickDraw file the judge learns from. The others ship, and it never sees them."""
+    """bool (count,): the rows of a word's QuickDraw file that the judge learns from. It never sees the others, which ship."""
     return np.arange(count) % 3 == 2
 
 
 def write_drawings(path: Path, source: Mapping[str, np.ndarray] | Path, chosen: Sequence[str]) -> None:
-    """Pack the rows of `chosen` words that are not the judge's, from arrays or a folder of <word>.npy files.
+    """Pack those rows of `chosen` words that are not the judge's, from arrays or a folder of <word>.npy files.
 
-    Equal input makes an equal file.
+    Equal input gives equal files.
     """
     rows: dict[str, Any] = {}
     for word in sorted(chosen):

@@ -1,12 +1,13 @@
-"""The miniature's judge: a small CLIP of its own words, and the one file that holds it.
+"""The miniature's judge, a small CLIP with its own vocabulary, and its file.
 
-Image tower: a residual network on pictures of 32 x 32 pixels, about what a QuickDraw bitmap shows. Text
-tower: the sum of a vector for each word that it knows. Both end in unit features (N, 128). The file has matrices as int8 with a
-float32 scale for each output row, all else in float32; its header names the words and the licences.
+Image tower: a residual network on pictures of 32 x 32 pixels, about the resolution of a QuickDraw bitmap. Text tower: the sum
+of one vector per known word. Both produce unit features (N, 128). The file stores matrices as int8 with a float32 scale for
+each output row, everything else in float32; its header lists the words and the licences.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -26,12 +27,12 @@ from convert.tensors import Tensor as Bytes
 from trainer.miniature.shipped import JUDGE
 
 SIDE = 32
-"""Pixels of what the image tower sees; pictures of any size are brought to it."""
+"""Input size of the image tower in pixels; pictures of any size are resized to it."""
 STEM, STAGES, FEATURES = 32, ((64, 1), (128, 2), (256, 1)), 128
 """Channels of the first layer, of each stage, with its residual blocks, and of the features."""
 SILENT = frozenset(("a", "an", "the", "of", "on", "in", "with", "and", "background", "picture", "hand", "drawn", "one", "two",
                     "three", "four", "five"))
-"""Words that mean nothing to the judge, and that it does not report as unknown."""
+"""Words without meaning for the judge, which it does not report as unknown."""
 
 ALSO = {"doodle": "scribble", "sketch": "scribble"}
 
@@ -50,7 +51,7 @@ def _conv(before: int, width: int, size: int = 3, stride: int = 1) -> nn.Sequent
 
 
 class ImageTower(nn.Sequential):
-    """float32 (N, 3, 32, 32) in [-1, 1] -> (N, 128), not yet of length 1."""
+    """float32 (N, 3, 32, 32) in [-1, 1] -> (N, 128), not normalised."""
 
     def __init__(self) -> None:
         layers: list[nn.Module] = [_conv(3, STEM, 5, 2), nn.ReLU()]
@@ -62,7 +63,7 @@ class ImageTower(nn.Sequential):
 
 
 class TextTower(nn.Module):
-    """Counts of words, float32 (N, words) -> (N, 128), not yet of length 1."""
+    """Word counts, float32 (N, words) -> (N, 128), not normalised."""
 
     def __init__(self, words: int) -> None:
         super().__init__()
@@ -73,10 +74,12 @@ class TextTower(nn.Module):
 
 
 class SmallClip(nn.Module):
-    """Both towers and the words they know: QuickDraw's, the styles', and grounds as `green background`."""
+    """Both towers and their vocabulary: QuickDraw's words, the styles, and grounds such as `green background`."""
 
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__()
+        self.identity = ""
+        """sha256, hex, of the file it was read from"""
         self.words = tuple(words)
         self.places = {word.lower(): place for place, word in enumerate(self.words)}
         self.longest = max(len(_parts(word)) for word in self.words)
@@ -87,14 +90,14 @@ class SmallClip(nn.Module):
         return F.normalize(self.image(x), dim=-1)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit features (N, 128). Words that it does not know count for nothing; a text of no others is that of all words."""
+        """Unit features (N, 128). Unknown words are ignored; a text with only unknown words gets the features of all words."""
         counts = torch.zeros(len(texts), len(self.words))
         for row, text in enumerate(texts):
             counts[row, self.read(text).places or slice(None)] = 1
         return F.normalize(self.text(counts), dim=-1)
 
     def read(self, text: str) -> Reading:
-        """Which of the judge's words `text` has, the longest first ("hot dog" is no dog), plurals too."""
+        """The judge's words in `text`, longest match first ("hot dog" is not a dog), including plurals."""
         parts, places, unknown, at = _parts(text), [], [], 0
         while at < len(parts):
             for length in range(min(self.longest, len(parts) - at), 0, -1):
@@ -117,7 +120,7 @@ class SmallClip(nn.Module):
 
 @dataclass(frozen=True)
 class Reading:
-    """The places of a text's words among the judge's, and the words it does not know."""
+    """The indices of a text's words in the judge's vocabulary, and its unknown words."""
 
     places: list[int]
     unknown: list[str]
@@ -137,7 +140,7 @@ def prepare(pictures: Sequence[np.ndarray]) -> Tensor:
 
 
 def write_judge(path: Path, state: Mapping[str, Tensor], words: Sequence[str], metadata: Mapping[str, str]) -> None:
-    """Write a `SmallClip`'s state dict; equal input makes an equal file."""
+    """Write a `SmallClip`'s state dict; equal input gives equal files."""
     outputs = []
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):  # only training reads it
@@ -163,7 +166,7 @@ def _rows(scale: Tensor, like: Tensor) -> Tensor:
 
 
 def read_judge(path: Path = JUDGE) -> SmallClip:
-    """The judge in `path`, for use. JobError, one line, if there is no such file or it is not a whole judge."""
+    """Load the judge from `path` for inference. JobError if there is no such file or it is not a complete judge."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -178,6 +181,7 @@ def read_judge(path: Path = JUDGE) -> SmallClip:
         if set(state) != expected:
             raise ValueError(f"tensors are missing or unknown, first {sorted(set(state) ^ expected)[0]}")
         model.load_state_dict(state, strict=False)
+        model.identity = hashlib.sha256(data).hexdigest()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise JobError(f"{path}: is not the miniature's judge, or it is damaged ({line}); install the program again") from error

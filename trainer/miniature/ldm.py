@@ -1,4 +1,4 @@
-"""The names that an LDM checkpoint has for the tensors of diffusers' networks, computed from the structure."""
+"""The LDM names of the tensors of diffusers' networks, computed from the structure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _VAE_UP = re.compile(r"^decoder\.up_blocks\.(\d)\.(resnets\.(\d)|upsamplers\.0\.
 
 
 def ldm_name(part: str, name: str) -> str:
-    """The LDM name of a parameter of `unet`, `vae` or `text_encoder` (without `text_model.`). KeyError for no such module."""
+    """The LDM name of a parameter of `unet`, `vae` or `text_encoder` (without `text_model.`). Else KeyError."""
     if part == "text_encoder":
         return PREFIXES[part] + name
     if part == "vae":
@@ -39,7 +39,7 @@ def ldm_name(part: str, name: str) -> str:
 
 def _vae_name(name: str) -> str:
     def up(match: re.Match[str]) -> str:
-        level = 3 - int(match[1])  # LDM counts the decoder's levels from the full size down
+        level = 3 - int(match[1])  # LDM numbers the decoder's levels from full size down
         return f"decoder.up.{level}." + (f"block.{match[3]}" if match[3] else "upsample.conv")
 
     name = _VAE_UP.sub(up, name)

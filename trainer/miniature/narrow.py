@@ -1,24 +1,24 @@
-"""The narrow networks: Stable Diffusion 1.5's own topology at a fraction of its width, so that widening them is exact.
+"""The narrow networks: Stable Diffusion 1.5's topology at a fraction of its width, so that widening them is exact.
 
-UNet 64-128-256-256 (a fifth), text encoder 64 wide with 2 layers (a twelfth), autoencoder 16-32-64-64 (an eighth). No other
-factors survive the UNet's concatenations and group norms. Pictures (3, 128, 128), latents (4, 16, 16), prompt embeddings
-(77, 64), CLIP's own 49,408 tokens.
+UNet 64-128-256-256 (a fifth), text encoder 64 wide with 2 layers (a twelfth), autoencoder 16-32-64-64 (an eighth). Other
+factors do not work with the UNet's concatenations and group norms. Pictures (3, 128, 128), latents (4, 16, 16), prompt
+embeddings (77, 64), CLIP's own 49,408 tokens.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # its numbers are read without torch
+if TYPE_CHECKING:  # the constants are used without torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
 PICTURE, LATENT = 128, 16  # pixels
 TOKENS, CONTEXT, WIDTH = 49408, 77, 64
 """CLIP's vocabulary, the tokens of a prompt, and the width of the narrow prompt embedding."""
-START, END = 49406, 49407  # CLIP's marks; it pads with the end
+START, END = 49406, 49407  # CLIP's start and end tokens; it pads with the latter
 NAME = "scribble_narrow"
-"""Of the narrow miniature as a base: in a narrow LoRA's metadata (`ss_base_model_version`)."""
+"""The narrow miniature's name as a base, in a narrow LoRA's metadata (`ss_base_model_version`)."""
 UNET_WIDTHS = (64, 128, 256, 256)
 TEXT_LAYERS, TEXT_HEADS, TEXT_INNER = 2, 4, 256
 

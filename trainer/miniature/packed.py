@@ -2,11 +2,11 @@
 
     unet.<name>          int8, or float16 for norms, biases and small matrices; text_encoder.<name>, vae.<name> likewise
     <name>.scale         float32 (out,), beside each int8 matrix
-    text_encoder.tokens  int32 (known,), the tokens that have a row of their own
+    text_encoder.tokens  int32 (known,), the tokens with their own row
     text_encoder.rows    float16 (known + 1, 64), their rows, and the row of all other tokens
 
-What ships is gzipped. Names are diffusers'; the text encoder's are without `text_model.`. Unpacking is elementwise in float32:
-the networks are the same numbers on every machine, and those numbers are the base: what was trained in float32 is gone.
+The shipped file is gzipped. Names are diffusers'; the text encoder's are without `text_model.`. Unpacking is elementwise in
+float32, so the weights are the same on every machine. These quantised weights are the base; the original ones do not ship.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trainer.miniature.shipped import NETWORKS
 from trainer.miniature.tokens import token_table
 
 SMALL = 4096
-"""Numbers; a matrix with fewer stays float16. So does the autoencoder, whose errors show as colours."""
+"""Matrices with fewer elements stay float16. So does the autoencoder, where errors would show as wrong colours."""
 
 EMBEDDING = "embeddings.token_embedding.weight"
 PARTS = ("unet", "text_encoder", "vae")
@@ -40,7 +40,7 @@ PARTS = ("unet", "text_encoder", "vae")
 
 @dataclass(frozen=True, kw_only=True)
 class Narrow:
-    """The three networks' state dicts, float32, diffusers' names, and the words they can draw."""
+    """The three networks' state dicts (float32, diffusers' names), and the words they can draw."""
 
     unet: Mapping[str, Tensor]
     text_encoder: Mapping[str, Tensor]
@@ -58,7 +58,7 @@ class Narrow:
 
 
 def pack(networks: Mapping[str, Mapping[str, Tensor]], rows: Tensor, known: Sequence[int]) -> dict[str, Tensor]:
-    """The file's tensors of state dicts by part; the text encoder's has no token embedding, which `rows` stand for."""
+    """Pack state dicts, by part, into the file's tensors; `rows` replace the text encoder's token embedding."""
     packed: dict[str, Tensor] = {}
     for part, state in networks.items():
         for name, tensor in state.items():
@@ -75,7 +75,7 @@ def pack(networks: Mapping[str, Mapping[str, Tensor]], rows: Tensor, known: Sequ
 
 
 def unpack(packed: Mapping[str, Tensor], words: Sequence[str] = ()) -> Narrow:
-    """`pack` undone, in float32. Raises KeyError for a tensor that is not there."""
+    """The inverse of `pack`, in float32. Raises KeyError for a missing tensor."""
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for name, tensor in packed.items():
         part, _, inner = name.partition(".")
@@ -91,7 +91,7 @@ def unpack(packed: Mapping[str, Tensor], words: Sequence[str] = ()) -> Narrow:
 
 
 def read_narrow(path: Path = NETWORKS) -> Narrow:
-    """The networks in `path`, gzipped or not. JobError if there is no such file, or it is another one."""
+    """The networks in `path`, gzipped or not. JobError if there is no such file, or it has other contents."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -107,9 +107,9 @@ def read_narrow(path: Path = NETWORKS) -> Narrow:
 
 
 def write_narrow(path: Path, packed: Mapping[str, Tensor], words: Sequence[str], metadata: Mapping[str, str]) -> None:
-    """Write what `pack` made, with the words and `metadata` (licences) in the header; equal input makes an equal file.
+    """Write packed tensors, with the words and `metadata` (licences) in the header; equal input gives equal files.
 
-    A name ending in .gz is gzipped, which saves a sixth.
+    A file whose name ends in .gz is gzipped, which saves a sixth.
     """
     kinds = {torch.int8: "I8", torch.float16: "F16", torch.float32: "F32", torch.int32: "I32"}
     outputs = [Output(name, Bytes(kinds[t.dtype], tuple(t.shape), t.nbytes, data=t.numpy().tobytes()), tuple(t.shape),

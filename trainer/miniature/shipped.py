@@ -1,4 +1,4 @@
-"""Where the miniature's files lie in the package."""
+"""Paths of the miniature's files in the package."""
 
 from pathlib import Path
 

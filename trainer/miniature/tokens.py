@@ -1,7 +1,7 @@
-"""The narrow text encoder's token table: a row for each token it was trained on, and one that all the others share.
+"""The narrow text encoder's token table: a row for each token it was trained on, and one shared by all others.
 
-Tokens outside the training differ by a fixed noise alone. So words that nobody taught it change little, a LoRA can still tell
-them apart, and 300 rows are shipped instead of 49,408.
+Tokens outside the training differ only by fixed noise. So unknown words have little effect, a LoRA can still tell them apart,
+and 300 rows ship instead of 49,408.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 from trainer.miniature.narrow import TOKENS, WIDTH
 
 NOISE = 0.06
-"""Width of the noise's uniform distribution."""
+"""Range of the noise's uniform distribution."""
 
 
 def token_places(known: Sequence[int]) -> Tensor:
-    """int64 (49408,): each token's row, for `known` tokens in their order, `len(known)` for all others."""
+    """int64 (49408,): each token's row: the index in `known`, or `len(known)` for all others."""
     places = torch.full((TOKENS,), len(known))
     places[list(known)] = torch.arange(len(known))
     return places
 
 
 def token_noise(known: Sequence[int]) -> Tensor:
-    """float32 (49408, 64), zero for `known` tokens; by integer arithmetic alone, so the same on every machine."""
+    """float32 (49408, 64), zero for `known` tokens; uses only integer arithmetic, so it is the same on every machine."""
     x = np.arange(TOKENS * WIDTH, dtype=np.uint32)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # a 32-bit integer hash: xor of a shift, product, twice
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
@@ -38,5 +38,5 @@ def token_noise(known: Sequence[int]) -> Tensor:
 
 
 def token_table(rows: Tensor, known: Sequence[int]) -> Tensor:
-    """The whole embedding, float32 (49408, 64), of `rows` (len(known) + 1, 64), the last of them shared."""
+    """The whole embedding, float32 (49408, 64), from `rows` (len(known) + 1, 64), the last of them shared."""
     return rows[token_places(known)] + token_noise(known)

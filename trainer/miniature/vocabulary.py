@@ -1,4 +1,4 @@
-"""CLIP's byte-pair vocabulary, which every Stable Diffusion 1.5 has and no single-file checkpoint carries.
+"""CLIP's byte-pair vocabulary, which every Stable Diffusion 1.5 uses but single-file checkpoints do not include.
 
 `bpe_simple_vocab_16e6.txt.gz` is OpenAI's own file (MIT, see NOTICE.md).
 """
@@ -16,7 +16,7 @@ BPE = "bpe_simple_vocab_16e6.txt.gz"
 SHIPPED = Path(__file__).parent / BPE
 
 TOKENS = 49408
-"""Of CLIP, the last two of them the marks; a text encoder with more has words of its own, taught to it."""
+"""CLIP's tokens, the last two being start and end; a text encoder with more has added tokens."""
 
 MERGES = 49152 - 256 - 2
 """Byte pairs that CLIP uses of its file's 262,144 (`SimpleTokenizer` of openai/CLIP)."""
@@ -25,7 +25,7 @@ END = "<|endoftext|>"
 
 
 def byte_pairs(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's vocabulary (token -> id, 49,408 of them) and merges, out of its byte-pair file, as `SimpleTokenizer` does.
+    """CLIP's vocabulary (token -> id, 49,408 of them) and merges from its byte-pair file, as in `SimpleTokenizer`.
 
     Raises JobError if the file is not CLIP's.
     """
@@ -36,7 +36,7 @@ def byte_pairs(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         raise JobError(f"{path}: cannot be read as {BPE}: {str(error) or 'it is cut off'}") from error
     merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
     if len(merges) < MERGES or any(len(merge) != 2 for merge in merges):
-        raise JobError(f"{path}: holds no {MERGES} byte pairs; {BPE} of CLIP was expected")
+        raise JobError(f"{path}: does not have {MERGES} byte pairs; expected CLIP's {BPE}")
     pairs = [(a, b) for a, b in merges]
     characters = _byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in pairs), "<|startoftext|>", END]
@@ -52,7 +52,7 @@ def write_vocabulary(path: Path, folder: Path) -> None:
 
 
 def _byte_characters() -> list[str]:
-    """GPT-2's `bytes_to_unicode`, ordered as CLIP's vocabulary: printable bytes come first and stand for themselves,
-    the other 68 are shifted beyond 255."""
+    """GPT-2's `bytes_to_unicode` in the order of CLIP's vocabulary: printable bytes come first and map to themselves,
+    the other 68 map to characters above 255."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]

@@ -1,10 +1,10 @@
-"""Narrow to wide and back: networks and LoRAs of the miniature in Stable Diffusion 1.5's exact shapes.
+"""Widens networks and LoRAs of the miniature to Stable Diffusion 1.5's exact shapes, and narrows them again.
 
 Every channel of a narrow layer is copied k times and the input columns are divided by k, as in Net2Net (Chen et al. 2016), so
 the wide network computes the same function. Group norms keep their number of groups, with k times as many channels in each and
-the same statistics. Queries are divided by the square root of the copies within a head, whose products sum that many more
-terms. A narrow sinusoidal time embedding is every k-th column of the wide one. Which layer follows which rule stands in one
-table a network (`_UNET`, `_TEXT`, `_VAE`); weights, LoRA factors and their inverses are all read from it.
+the same statistics. Queries are divided by the square root of the copies within a head, because dot products sum that many
+more terms. A narrow sinusoidal time embedding is every k-th column of the wide one. The rule of each layer is in one table per
+network (`_unet_table`, `_text_table`, `_vae_table`), from which weights, LoRA factors and their inverses are all derived.
 
 Shapes: a weight is (out, in) or (out, in, k, k), a bias or norm (out,), `down` (rank, in, ...), `up` (out, rank, ...). All
 functions are elementwise, so results are the same bytes on every machine.
@@ -26,17 +26,17 @@ UNET, TEXT, VAE = "unet", "text_encoder", "vae"
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """How many times wider. The defaults lead from the miniature to SD1.5."""
+    """The widening factors. The defaults turn the miniature into SD1.5."""
 
     unet: int = 5
     text_heads: int = 3
-    """copies of each head of the text encoder, and below of each channel within a head"""
+    """copies of each head of the text encoder; the next field is copies of each channel within a head"""
     text_channels: int = 4
     vae: int = 8
     heads: int = 4
-    """of the narrow text encoder"""
+    """heads of the narrow text encoder"""
     vae_groups: int = 4
-    """of the narrow autoencoder's group norms"""
+    """groups of the narrow autoencoder's group norms"""
 
     @property
     def text(self) -> int:
@@ -48,17 +48,17 @@ SD15 = Factors()
 
 @dataclass(frozen=True)
 class Axis:
-    """One side of a weight: wide place i holds what narrow place `index(n)[i]` holds, or zero where that is -1."""
+    """One axis of a weight: wide index i gets the value at narrow index `index(n)[i]`, or zero if that is -1."""
 
     copies: int
-    """of each narrow place; wide places = copies * narrow places, where `sparse` is not set"""
+    """copies of each narrow index; the wide size is copies * the narrow size, unless `sparse` is set"""
     order: Callable[[int], Tensor]
     sparse: int = 1
-    """Narrow places lie this far apart, with zeros between them."""
+    """Narrow indices are this far apart, with zeros between them."""
 
     @property
     def factor(self) -> int:
-        """Wide places for each narrow one."""
+        """Wide indices for each narrow one."""
         return self.copies * self.sparse
 
     def spread(self, narrow: Tensor, dim: int) -> Tensor:
@@ -83,13 +83,13 @@ def _along(mask: Tensor, like: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a layer is widened: its output rows, its input columns, and what is multiplied in (the queries' factor)."""
+    """How to widen a layer: its output rows, its input columns, and a factor (for the queries)."""
 
     rows: Axis
     columns: Axis
     scale: float = 1.0
     summed: bool = True
-    """The columns are summed over, so they are divided by their copies; an embedding's are not."""
+    """Whether the columns are summed over and so divided by their copies; an embedding's are not."""
 
     @property
     def _divisor(self) -> int:
@@ -105,7 +105,7 @@ class Rule:
         return wide * self.scale if self.scale != 1 else wide
 
     def narrow_weight(self, wide: Tensor) -> Tensor:
-        """A weight, bias or norm, wide -> narrow; the mean where copies differ."""
+        """A weight, bias or norm, wide -> narrow; the mean if copies differ."""
         narrow = self.rows.gather(wide, 0)
         if narrow.ndim > 1:
             narrow = self.columns.gather(narrow, 1) * self._divisor
@@ -126,21 +126,21 @@ class Rule:
         return self.columns.gather(wide, 1) * self._divisor
 
     def magnitude(self, narrow: Tensor) -> Tensor:
-        """DoRA's norms of the output rows, any shape that begins with `out`: each has `copies` equal terms for one."""
+        """DoRA's norms of the output rows, in any shape that begins with `out`: each sums `copies` equal terms per column."""
         return self.rows.spread(narrow, 0) * (self.scale / math.sqrt(self.columns.copies))
 
     def narrow_magnitude(self, wide: Tensor) -> Tensor:
         return self.rows.gather(wide, 0) / (self.scale / math.sqrt(self.columns.copies))
 
     def column_magnitude(self, narrow: Tensor) -> Tensor:
-        """DoRA's norms of the input columns as LyCORIS keeps them, (1, in, ...)."""
+        """DoRA's norms of the input columns in LyCORIS's form, (1, in, ...)."""
         return self.columns.spread(narrow, 1) * (self.scale * math.sqrt(self.rows.copies) / self._divisor)
 
     def narrow_column_magnitude(self, wide: Tensor) -> Tensor:
         return self.columns.gather(wide, 1) / (self.scale * math.sqrt(self.rows.copies) / self._divisor)
 
     def gradient(self, wide: Tensor) -> Tensor:
-        """The gradient of a narrow weight from that of the wide: `weight`'s transpose."""
+        """The gradient of the narrow weight from that of the wide one: the transpose of `weight`."""
         narrow = self.rows.gather(wide, 0) * self.rows.copies
         if narrow.ndim > 1:
             narrow = self.columns.gather(narrow, 1) * (self.columns.copies / self._divisor)
@@ -152,12 +152,12 @@ def _same() -> Axis:
 
 
 def _each(copies: int) -> Axis:
-    """Every place copied where it stands, which holds through concatenations."""
+    """Every index repeated in place, which is compatible with concatenation."""
     return Axis(copies, lambda n: torch.arange(n).repeat_interleave(copies))
 
 
 def _every(step: int) -> Axis:
-    """Every `step`-th place, zeros between."""
+    """Every `step`-th index, with zeros between."""
 
     def order(n: int) -> Tensor:
         index = torch.full((n * step,), -1)
@@ -168,7 +168,7 @@ def _every(step: int) -> Axis:
 
 
 def _heads(heads: int, head_copies: int, channel_copies: int) -> Axis:
-    """Whole heads copied, and each of their channels in place."""
+    """Whole heads copied, and each of their channels repeated in place."""
 
     def order(n: int) -> Tensor:
         by_head = torch.arange(n).view(heads, 1, n // heads, 1)
@@ -183,7 +183,7 @@ def _groups(groups: int, copies: int) -> Axis:
 
 
 Table = tuple[tuple[str, Rule], ...]
-"""(pattern of a module's whole name, rule); the first that matches counts"""
+"""(pattern of a module's full name, rule); the first match wins"""
 
 
 def _unet_table(by: Factors) -> Table:
@@ -232,7 +232,7 @@ def rule(network: str, module: str, by: Factors = SD15) -> Rule:
 
 
 def widen(network: str, narrow: Mapping[str, Tensor], by: Factors = SD15) -> dict[str, Tensor]:
-    """A whole state dict, narrow -> wide. The text encoder's further layers are not in it (see `silent_layer`)."""
+    """A whole state dict, narrow -> wide, without the text encoder's additional layers (see `silent_layer`)."""
     return {name: rule(network, name.rpartition(".")[0], by).weight(tensor) for name, tensor in narrow.items()}
 
 
@@ -242,7 +242,7 @@ def narrow(network: str, wide: Mapping[str, Tensor], by: Factors = SD15) -> dict
 
 
 def silent_layer(width: int, inner: int) -> dict[str, Tensor]:
-    """A layer of CLIP's text encoder that adds nothing: weights and biases of zero, norms of one; names without a prefix."""
+    """An identity layer of CLIP's text encoder: zero weights and biases, norms of one; names without a prefix."""
     square = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
     shapes = dict.fromkeys(square, (width, width)) | {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
     layer = {f"{name}.weight": torch.zeros(shape) for name, shape in shapes.items()}

@@ -10,7 +10,7 @@ from trainer.terminal import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a row failed, 2 bad usage, 130 stopped by the user (the same command goes on)."""
+    """Exit status: 0 done, 1 a row failed, 2 bad usage, 130 stopped by the user (the same command continues)."""
 
     def work() -> int:
         study, job = parse(argv)
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run(study, job)
 
-    return command("trainer.study", work, stopped="stopped; the same command goes on")
+    return command("trainer.study", work, stopped="stopped; run the same command to continue")
 
 
 if __name__ == "__main__":

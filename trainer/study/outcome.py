@@ -1,4 +1,4 @@
-"""A study's end: its rows' reports as one table, seeds taken together, and one plot."""
+"""The result of a study: the rows' reports as one table, averaged over seeds, and one plot."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Value(TypedDict):
 
 
 def outcome_of(row: Row, x: float | None, report: Path, failure: str) -> Outcome:
-    """One row, as plain data: its measures at the recommended scale, or at the best if none is recommended.
+    """One row as plain data: its measures at the recommended scale, or at the best if none is recommended.
 
-    failure: why there is no report, or "".
+    failure: the reason for a missing report, or "".
     """
     found: Outcome = {"name": row.name, "line": row.line, "series": row.series, "x": x, "step": row.step, "on": row.on,
                       "recipe": row.recipe.as_dict(), "failed": failure}
@@ -68,7 +68,7 @@ def write_outcome(study: Study, rows: list[Outcome], out: Path) -> str:
 
 
 def merged(rows: list[Outcome]) -> list[Outcome]:
-    """The rows' outcomes with seeds taken together: a line for each thing compared.
+    """The outcomes averaged over seeds: one line for each thing compared.
 
     A measure of several seeds is their mean and `spread`, the standard deviation over seeds; of one seed its own interval.
     against_first: the similarity's difference from the first line's, its 95 % interval paired by category; null if the
@@ -127,7 +127,7 @@ def _table(study: Study, lines: list[Outcome]) -> str:
 
 
 def _scales(line: Outcome) -> str:
-    """The recommended scale of each seed; in brackets the scale shown where none is."""
+    """The recommended scale of each seed; the scale shown is in brackets if there is no recommendation."""
     cells = [f"{scale:g}" if scale is not None else f"none ({shown:g})"
              for scale, shown in zip(line["scales"], line["shown"], strict=True)]  # fmt: skip
     return ", ".join(cells) + (f"; failed: {line['failed']}" if line["failed"] else "")

@@ -1,7 +1,7 @@
-"""A study from start to end: every recipe trained once, every row measured, one table. Rows run as commands of their own.
+"""Runs a study: trains every recipe once, measures every row, writes one table. Each row runs in a subprocess.
 
-So a row's memory is given back, its failure is one line in the table, and each goes on where it stopped. Under
-`accelerate launch` the processes share out first the trainings, then the rows.
+So a row's memory is freed, its failure is one line in the table, and each can resume after a stop. Under
+`accelerate launch` the processes divide first the trainings, then the rows.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Alone:
     process_index, num_processes, local_process_index = 0, 1, 0
 
     def wait_for_everyone(self) -> None:
-        """There is no other process."""
+        """Nothing to wait for."""
 
 
 def run(study: Study, job: Job) -> int:
-    """Do the study; returns the exit status: 1 if a row failed. The table has all the others."""
+    """Run the study; returns the exit status: 1 if a row failed. The table has all other rows."""
     state = _processes()
     study = study.expanded(_total_steps)
     first = state.process_index == 0
@@ -74,7 +74,7 @@ def run(study: Study, job: Job) -> int:
 
 
 def _all_rows(study: Study, job: Job, state: Launched) -> None:
-    """Train every recipe once, then measure every row; this process does its share of both."""
+    """Train every recipe once, then measure every row; this process does its share."""
     recipes = list(dict.fromkeys(row.recipe for row in study.rows))
     if not job.lora:
         for recipe in recipes[state.process_index :: state.num_processes]:
@@ -90,7 +90,7 @@ def _processes() -> Launched:
         return Alone()
     from accelerate import PartialState
 
-    return PartialState(cpu=True, timeout=timedelta(days=30))  # a process may wait long for another's training
+    return PartialState(cpu=True, timeout=timedelta(days=30))  # a process may wait a long time for another's training
 
 
 def _total_steps(recipe: Recipe) -> int:
@@ -98,12 +98,12 @@ def _total_steps(recipe: Recipe) -> int:
         return recipe.steps
     pictures = check_data(recipe)
     if pictures is None:
-        raise UsageError(f"--data {recipe.data}: the number of steps over this folder is not known before a run: give --steps")
+        raise UsageError(f"--data {recipe.data}: the number of steps for this folder is not known in advance: give --steps")
     return recipe.total_steps(pictures)
 
 
 def _claim(study: Study, job: Job) -> None:
-    """Make the folder this study's, and forget failures of the last time. UsageError if it is another's."""
+    """Reserve the folder for this study and clear old failures. UsageError if it belongs to another study."""
     mine = {"rows": [[row.name, row.recipe.as_dict(), row.on, row.step] for row in study.rows], "evaluate": study.evaluate,
             "lora": str(job.lora or "")}  # fmt: skip
     mine, place = json.loads(json.dumps(mine)), job.out / ROWS
@@ -111,9 +111,9 @@ def _claim(study: Study, job: Job) -> None:
         try:
             theirs = read_object(place)
         except FileError as error:
-            raise JobError(f"{error}: delete it if this folder holds this study, else name another --out") from error
+            raise JobError(f"{error}: delete it if this folder is this study's, else name another --out") from error
         if theirs != mine:
-            raise UsageError(f"--out {job.out}: holds a study with other rows: name another folder, or delete this one")
+            raise UsageError(f"--out {job.out}: contains a study with other rows: name another folder, or delete this one")
     write_json(place, mine)
     for old in job.out.rglob(FAILED):
         old.unlink()
@@ -134,7 +134,7 @@ def _train(study: Study, recipe: Recipe, job: Job, state: Launched) -> None:
     write_json(folder / "recipe.json", {"recipe": recipe.as_dict()})
     every = study.checkpoint_every(_total_steps(recipe)) if study.checkpoints else 500
     say(f"training {folder.name}: " + "; ".join(dict.fromkeys(row.line for row in study.rows if row.recipe == recipe)))
-    # --overwrite: the folder is the study's own, and a stop may have come between the LoRA and the end of the run
+    # --overwrite: the folder is the study's own, and a stop may have come after the LoRA was written
     run_module(folder, "trainer", "--recipe", folder / "recipe.json", "--out", folder / "lora.safetensors", "--run",
                folder / "run", "--checkpoint-every", every, "--no-preview", "--overwrite", *_where(job, state))
 
@@ -162,7 +162,7 @@ def _evaluate(study: Study, row: Row, job: Job, state: Launched) -> None:
 
 
 def _where(job: Job, state: Launched) -> list[object]:
-    """Device and cache for a row's command: each process of a launcher has a GPU of its own."""
+    """Device and cache for a row's command: each process of a launcher has its own GPU."""
     device = job.device
     if device in ("auto", "cuda") and state.num_processes > 1:
         import torch

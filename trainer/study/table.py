@@ -1,4 +1,4 @@
-"""A study's table: a TOML file of rows that say only what differs, read and checked."""
+"""Reads and checks a study's table: a TOML file whose rows list only the differences."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Row:
     on: str = ""
     step: int = 0
     cell: str = ""
-    """the line of the result that it belongs to: several seeds share one; "" stands for the name"""
+    """its line in the result, shared by several seeds; "" for the name"""
     series: str = ""
-    """the table's row that it is a checkpoint of; "" if only one is studied"""
+    """the table's row that it is a checkpoint of; "" if there is only one"""
 
     @property
     def line(self) -> str:
@@ -45,25 +45,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """A table, read and checked."""
+    """A table that was read and checked."""
 
     question: str
     axis: str
     rows: list[Row]
     checkpoints: int
-    """of every row's run, how many to compare; 0: only the last"""
+    """how many checkpoints of every row's run to compare; 0: only the last"""
     evaluate: Fields
     """fields of the evaluation's `Settings`"""
     shared: Recipe = field(default_factory=Recipe)
     """of all rows"""
     equal: str = "epochs"
-    """what rows of different amounts of data have in common"""
+    """what rows with different amounts of data have in common"""
     repeats: int = 1
-    """seeds that every row is trained with, from the recipe's on"""
+    """how many seeds every row is trained with, starting from the recipe's"""
     notes: list[str] = field(default_factory=list)
 
     def expanded(self, total_steps: Callable[[Recipe], int]) -> Study:
-        """With a row for every checkpoint and seed. `total_steps`: optimizer steps of a recipe on its data."""
+        """The study with one row for every checkpoint and seed. `total_steps`: optimizer steps of a recipe on its data."""
         rows = self.rows
         if self.equal == "steps":
             steps = total_steps(self.shared)
@@ -83,7 +83,7 @@ class Study:
         return max(1, -(-total // self.checkpoints))
 
     def x(self, row: Row) -> float | None:
-        """The row's place on a numeric axis: its step, or the field of the recipe that `axis` names."""
+        """The row's position on a numeric axis: its step, or the recipe's field named by `axis`."""
         if row.step:
             return float(row.step)
         value = getattr(row.recipe, self.axis, None)
@@ -106,13 +106,13 @@ def known_tables() -> list[str]:
 
 
 def read_table(name: str, preset: Fields, changed: Fields, *, equal: str = "", repeats: int = 0) -> Study:
-    """The study in file `name`, or in the table of that name that comes with the program.
+    """The study in file `name`, or in the built-in table of that name.
 
-    A recipe is the paper's, under `preset`, under the table's [recipe], under `changed` (the command line), under the row.
-    equal, repeats: of the command line, over the table's; "" and 0 if they are not given.
+    A recipe starts from the paper's; then `preset`, the table's [recipe], `changed` (the command line) and the row override it.
+    equal, repeats: the command line's values, which override the table's; "" and 0 if they are not given.
 
     Raises:
-        UsageError: there is none, or a key or value in it makes no sense; the message names row and key.
+        UsageError: there is none, or a key or value in it is invalid; the message names row and key.
         JobError: it is not TOML.
     """
     path = TABLES / f"{name}.toml" if name in known_tables() else Path(name)
@@ -127,7 +127,7 @@ def read_table(name: str, preset: Fields, changed: Fields, *, equal: str = "", r
     slugs = [row.slug for row in rows]
     twice = next((row.name for row in rows if slugs.count(row.slug) > 1), None)
     if twice:
-        raise UsageError(f"{path}: two rows are called {twice!r}: give them names that differ")
+        raise UsageError(f"{path}: two rows are called {twice!r}: give them different names")
     equal = equal or loaded.get("equal", "") or "epochs"
     if equal not in EQUAL:
         raise UsageError(f"{path}: equal is {equal!r}; expected {' or '.join(EQUAL)}")
@@ -155,8 +155,8 @@ def _load(path: Path, name: str) -> Fields:
 
 
 def _overruled(entries: list[Fields], rows: list[Row], changed: Fields) -> list[str]:
-    """A line for every flag of the command line that a row's own value stands over."""
-    return [f"row {row.name!r} has a {key} of its own, {entry[key]!r}: {flag(key)} {changed[key]} does not count there"
+    """A line for every command-line flag that a row's own value overrides."""
+    return [f"row {row.name!r} has its own {key}, {entry[key]!r}, which overrides {flag(key)} {changed[key]}"
             for entry, row in zip(entries, rows, strict=False)
             for key in entry if key in changed and changed[key] != entry[key]]
 

@@ -1,8 +1,8 @@
 """Build the miniature Stable Diffusion: `python -m trainer.miniature.build STAGE [STAGE ...] --work DIR`.
 
-Stages, each from the files of those before it in DIR: `icons`, `vae`, `latents`, `unet`, `decoder`, `drawings`, `ship`; and
-`judge`. `sheet` draws what the saved state draws; `judged` prints how often the judge in DIR is right. The long ones save their
-state every ten minutes and on SIGTERM; the same command goes on.
+Stages, each using the files of the earlier ones in DIR: `icons`, `vae`, `latents`, `unet`, `decoder`, `drawings`, `ship`; and
+`judge`. `sheet` samples pictures from the saved state; `judged` prints the accuracy of the judge in DIR. The long stages save
+their state every ten minutes and on SIGTERM; run the same command to continue.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=2500, help="default: %(default)s")
     parser.add_argument("--decoder-steps", type=int, default=3000, help="default: %(default)s")
     parser.add_argument("--words", choices=("some", "all"), default="some",
-                        help="latents: 60 words that all sets draw alike, or all")
-    parser.add_argument("--full", action="store_true", help="latents: pictures turned, mirrored, of all sizes, anywhere")
+                        help="latents: the 60 words that all sets draw alike, or all words")
+    parser.add_argument("--full", action="store_true", help="latents: icons turned, mirrored, at any size and position")
     parser.add_argument("--side", type=int, choices=(64, 128), default=128,
-                        help="latents: pixels of a picture; 64 to begin with: words come first, and cost a quarter there")
+                        help="latents: pixels of a picture; start with 64, where words are learned at a quarter of the cost")
     parser.add_argument("--views", type=int, default=32, help="latents: pictures of each icon (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="unet: in all (default: until it is stopped)")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="unet: total steps (default: until it is stopped)")
     parser.add_argument("--batch", type=int, default=16, help="unet: pictures a step (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=6e-4, help="unet: learning rate (default: %(default)s)")
-    parser.add_argument("--decay", type=int, default=0, help="unet: last steps, in which the rate falls to zero")
+    parser.add_argument("--decay", type=int, default=0, help="unet: number of last steps in which the rate falls to zero")
     parser.add_argument("--judge-steps", type=int, default=2200, help="default: %(default)s")
     parser.add_argument("--without", default="", metavar="SET", help="judge: leave out an icon set, and judge that one")
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # Adam's second moments of rows that no batch has come down to such numbers
+    torch.set_flush_denormal(True)  # Adam's second moments of unused rows decay to denormals
     for stage in options.stages:
         if not run(stage, options):
-            print(f"{stage}: stopped and saved; the same command goes on")
+            print(f"{stage}: stopped and saved; run the same command to continue")
             break
 
 

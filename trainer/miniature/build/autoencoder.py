@@ -1,8 +1,8 @@
 """Stage `vae`: Stable Diffusion's autoencoder (f = 8) at an eighth of its width, trained on 64-pixel crops.
 
-The posterior's width is fixed (SIGMA, with latents held at unit size), so folding a scale into it later is exact. Latents are
-kept smooth for the denoiser's sake: now and then the decoder must turn latents of half the size into the picture of half the
-size (Kouzelis et al. 2025, EQ-VAE).
+The posterior's standard deviation is fixed (SIGMA, with latents kept at unit variance), so folding a scale into it later is
+exact. Latents are kept smooth, which helps the denoiser: in some steps the decoder must turn downscaled latents into the
+downscaled picture (Kouzelis et al. 2025, EQ-VAE).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ FALL = 0.4
 """The last part of the steps, in which the rate falls linearly to zero."""
 
 SIGMA = 0.08
-"""Noise on unit latents in training: errors this small in what the denoiser draws are not seen."""
+"""Noise added to unit latents in training, so that denoiser errors of this size do not show."""
 
 
 def train_vae(icons: Icons, work: Path, mirror: Path | None, steps: int) -> bool:
-    """Train for `steps` in all, from where the last sitting ended; writes vae.pt with the averaged weights.
+    """Train up to `steps` in total, resuming from the saved state; writes vae.pt with the averaged weights.
 
     Returns whether the end was reached.
     """
@@ -44,7 +44,7 @@ def train_vae(icons: Icons, work: Path, mirror: Path | None, steps: int) -> bool
     losses: list[float] = []
     for step in range(first, steps):
         rate = RATE * min(1, (step + 1) / 100, (steps - step) / (FALL * steps))
-        losses.append(_descend(vae, optimizer, rate, step, icons))
+        losses.append(_optimizer_step(vae, optimizer, rate, step, icons))
         kept = min(0.998, (step + 1) / (step + 20))
         torch._foreach_lerp_(average, [p.detach() for p in vae.parameters()], 1 - kept)
         if (step + 1) % 50 == 0:
@@ -67,7 +67,7 @@ def _restore(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, average: list
         mine.copy_(theirs)
 
 
-def _descend(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, rate: float, step: int, icons: Icons) -> float:
+def _optimizer_step(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, rate: float, step: int, icons: Icons) -> float:
     x = crops(icons, np.random.default_rng([SEED, step]))
     draw = torch.Generator().manual_seed(SEED * 1_000_003 + step)
     z = vae.quant_conv(vae.encoder(x))[:, :4]
@@ -87,7 +87,7 @@ def _descend(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, rate: float, 
 
 
 def picture_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Absolute and squared difference; that of the pictures' slopes, which keeps edges sharp; and of the areas' colours."""
+    """Absolute and squared error, plus that of the gradients, which keeps edges sharp, and of the areas' mean colours."""
     apart = y - x
     slopes = apart.diff(dim=-1).abs().mean() + apart.diff(dim=-2).abs().mean()
     areas = F.avg_pool2d(apart, 8)
@@ -96,10 +96,10 @@ def picture_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def hidden_colour(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The share of the areas' colours (their differences from grey) that no linear function of the latents gives, 0 to 1.
+    """The share of the areas' colours (their differences from grey) that is not linear in the latents, 0 to 1.
 
-    The function is this batch's best (least squares), so nothing is learned for it. Without this loss four channels go to
-    outlines first, and red, brown and pink come back as one.
+    The linear function is a least-squares fit to the batch and is not learned. Without this loss the four channels encode
+    mostly outlines, and red, brown and pink are decoded as the same colour.
     """
     areas = F.avg_pool2d(x, 8)
     hue = (areas - areas.mean(1, keepdim=True))[:, :2].permute(0, 2, 3, 1).reshape(-1, 2)

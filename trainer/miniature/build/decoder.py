@@ -1,4 +1,4 @@
-"""Stage `decoder`: more training for the autoencoder's decoder alone, which leaves the latents as they are."""
+"""Stage `decoder`: further training of the autoencoder's decoder only, so the latents do not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATE, SEED = 1.5e-3, 34
 
 
 def train_decoder(icons: Icons, work: Path, mirror: Path | None, steps: int) -> bool:
-    """Train for `steps` in all on `work`/vae, which gets the result; returns whether the end was reached."""
+    """Train `work`/vae up to `steps` in total and save it there; returns whether the end was reached."""
     vae = AutoencoderKL.from_pretrained(work / "vae").to(memory_format=torch.channels_last)
     parts = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])
     average = [p.detach().clone() for p in parts.parameters()]
@@ -54,7 +54,7 @@ def train_decoder(icons: Icons, work: Path, mirror: Path | None, steps: int) -> 
 
 
 def _loss(vae: AutoencoderKL, x: torch.Tensor, step: int) -> torch.Tensor:
-    """The picture loss from latents with the noise that the posterior has."""
+    """The picture loss for latents with the posterior's noise."""
     draw = torch.Generator().manual_seed(SEED * 1_000_003 + step)
     with torch.no_grad():
         z = vae.encode(x).latent_dist.mean

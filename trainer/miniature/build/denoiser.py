@@ -1,8 +1,8 @@
-"""Stage `unet`: the UNet and the text encoder, trained together on the icons' latents, over as many sittings as it takes.
+"""Stage `unet`: trains the UNet and the text encoder together on the icons' latents, in any number of sittings.
 
 Optimizer step k draws its batch, timesteps and noise from (SEED, k). The rate is constant after a warm-up, so that training can
-go on for as long as the words still come; `--decay N` ends it with N steps in which the rate falls to zero. What is sampled and
-shipped is the averaged weights, with a memory of a tenth of the training (Karras et al. 2024, EDM2, section 3.1).
+continue as long as it improves; `--decay N` ends it with N steps in which the rate falls to zero. The averaged weights are
+sampled and shipped; the average covers about a tenth of the training (Karras et al. 2024, EDM2, section 3.1).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SEED, WARMUP, MEMORY = 33, 200, 6.94
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One sitting's settings; they may change from one to the next."""
+    """Settings of one sitting; they may change between sittings."""
 
     steps: int
-    """Optimizer steps in all, those of earlier sittings counted."""
+    """Total optimizer steps, including earlier sittings."""
     batch: int = 16
     rate: float = 6e-4
-    """The UNet's; the text encoder's is three times that."""
+    """The UNet's rate; the text encoder's is three times as high."""
     decay: int = 0
     """The last steps, in which the rate falls linearly to zero."""
     sheet: int = 20_000
@@ -44,7 +44,7 @@ class Plan:
 
 
 class Training:
-    """The pair, its optimizer and its average, with the number of steps and samples done."""
+    """The networks, their optimizer and averaged weights, and the numbers of steps and samples so far."""
 
     def __init__(self, known: list[int]) -> None:
         torch.manual_seed(SEED)
@@ -55,7 +55,7 @@ class Training:
              {"params": list(self.pair.text.parameters()), "share": 3.0}], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
     def optimizer_step(self, loss: torch.Tensor, rate: float) -> None:
-        """One optimizer step at the UNet's `rate`, the gradient's norm clipped at 1, and the average moved along."""
+        """One optimizer step at the UNet's `rate`, with the gradient norm clipped at 1, and an update of the average."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.pair.parameters(), 1.0)
@@ -63,7 +63,7 @@ class Training:
             group["lr"] = rate * group["share"]
         self.optimizer.step()
         self.step += 1
-        if self.step % 4 == 0:  # every fourth: the average costs a pass over all numbers
+        if self.step % 4 == 0:  # every fourth step, because the update reads all weights
             kept = (1 - 1 / (self.step / 4)) ** (MEMORY + 1)
             torch._foreach_lerp_(self.average, [p.detach() for p in self.pair.parameters()], 1 - kept)
 
@@ -88,10 +88,10 @@ class Training:
 
 
 class Noise:
-    """SD1.5's schedule and this training's weights: sqrt(1 / SNR) where noise prevails, 1 / SNR elsewhere.
+    """SD1.5's schedule and this training's loss weights: sqrt(1 / SNR) at high noise, 1 / SNR elsewhere.
 
-    With the plain loss on the noise nearly all of the gradient comes from timesteps at which the picture already shows, and
-    words are learned last: what a caption decides is decided at SNRs of about 0.02, where an error in the picture counts 0.02.
+    With the plain noise loss nearly all of the gradient comes from timesteps at which the picture is already visible, and words
+    are learned last: captions matter most at SNRs of about 0.02, where an error in the picture has a weight of only 0.02.
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class Noise:
         self.weights = weights / weights.mean()
 
     def draw(self, x_0: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(x_t, eps, t) for a batch: one timestep from each of as many equal parts of the schedule as there are pictures."""
+        """(x_t, eps, t) for a batch, with timesteps stratified over the schedule: one from each of B equal parts."""
         count = len(x_0)
         t = ((torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count * 1000).long()
         eps = torch.randn(x_0.shape, generator=generator)
@@ -115,7 +115,7 @@ class Noise:
 
 
 def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[int], plan: Plan) -> bool:
-    """Train until `plan.steps`, going on from `work`/unet.pt; writes a sheet of pictures every `plan.sheet` samples.
+    """Train until `plan.steps`, resuming from `work`/unet.pt; writes a sheet of pictures every `plan.sheet` samples.
 
     Returns whether the end was reached.
     """
@@ -147,7 +147,7 @@ def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[
 
 
 def draw_state(work: Path, captions: Captions, known: list[int]) -> Path:
-    """A sheet of what the state last saved draws; returns its path."""
+    """Write a sheet of pictures sampled from the last saved state; returns its path."""
     data, training = torch.load(work / "latents.pt", weights_only=True), Training(known)
     training.restore(torch.load(work / "unet.pt", weights_only=True))
     name = f"sheet-{training.samples}"

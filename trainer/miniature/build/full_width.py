@@ -1,8 +1,8 @@
 """Compare the full-size checkpoint with the narrow networks: `python -m trainer.miniature.build.full_width [--networks FILE]`.
 
-Writes 2.1 GB into a temporary folder, reads it as the trainer reads any SD1.5, and prints the largest differences of the text
-encoder's states, the latents, the decoded picture and the predicted noise. The tests do the same with a small network. Then the
-largest activation at 512 x 512, which must stay far below float16's 65,504: hosts compute in float16, and A1111 stops at a NaN.
+Writes 2.1 GB into a temporary folder, reads it as the trainer reads any SD1.5, and prints the largest differences in the text
+encoder's states, the latents, the decoded picture and the predicted noise. The tests do the same with a small network. Also
+prints the largest activation at 512 x 512, which must stay far below float16's 65,504, the type that hosts compute in.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.miniature.checkpoint import write_checkpoint
 from trainer.miniature.packed import NETWORKS, read_narrow
 
 COPIES = 12
-"""Of each channel of the prompt embedding."""
+"""Copies of each channel of the prompt embedding."""
 
 PROMPT = "a photo of apple"
 
@@ -60,7 +60,7 @@ def compare(narrow: dict[str, Any], wide: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def largest_activations(narrow: dict[str, Any], side: int = 512) -> dict[str, float]:
-    """Each network's largest absolute output of any of its modules; a widened network has the same."""
+    """The largest absolute output of any module of each network; widening does not change it."""
     found = dict.fromkeys(("vae", "text_encoder", "unet"), 0.0)
 
     def watch(part: str) -> None:

@@ -1,4 +1,4 @@
-"""Stage `icons`: QuickDraw's words as five public emoji sets draw them, rendered to (112, 112) RGBA.
+"""Stage `icons`: pictures of QuickDraw's words from five public emoji sets, rendered to (112, 112) RGBA.
 
 The sets are npm packages (`npm pack @iconify-json/NAME`), unpacked into one folder each: MIT, Apache-2.0 and CC BY 4.0.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 
 SIZE = 112  # pixels
 
-STYLES = {  # package -> the word its pictures are captioned with
+STYLES = {  # package -> the style word in its captions
     "fluent-emoji": "photo",
     "noto": "drawing",
     "twemoji": "icon",
@@ -24,7 +24,7 @@ STYLES = {  # package -> the word its pictures are captioned with
     "fluent-emoji-high-contrast": "silhouette",
 }
 
-ALIASES = {  # QuickDraw's word -> the sets' name, where a dash for a space is not enough
+ALIASES = {  # QuickDraw's word -> the sets' name, if it differs in more than dashes for spaces
     "apple": "red-apple", "tree": "deciduous-tree", "car": "automobile", "flower": "tulip", "cup": "cup-with-straw",
     "book": "open-book", "shoe": "running-shoe", "hat": "top-hat", "cake": "shortcake", "clock": "mantelpiece-clock",
 }
@@ -32,7 +32,7 @@ ALIASES = {  # QuickDraw's word -> the sets' name, where a dash for a space is n
 
 @dataclass(frozen=True, kw_only=True)
 class Icons:
-    """rgba: uint8 (N, 112, 112, 4); words, sets: (N,) str, which word is drawn and by which set."""
+    """rgba: uint8 (N, 112, 112, 4); words, sets: (N,) str, the word and the icon set of each."""
 
     rgba: np.ndarray
     words: np.ndarray
@@ -52,7 +52,7 @@ class Icons:
         return self._kept(np.array([word in words for word in self.words]))
 
     def without(self, name: str) -> Icons:
-        """The icons of all sets but `name`."""
+        """The icons of all sets except `name`."""
         return self._kept(self.sets != name)
 
     def _kept(self, keep: np.ndarray) -> Icons:
@@ -60,7 +60,7 @@ class Icons:
 
 
 def render_icons(packages: Path, words: list[str]) -> Icons:
-    """Every one of `words` that all five packages in the folder `packages` draw. Raises FileNotFoundError."""
+    """The icons of those `words` that all five packages in the folder `packages` have. Raises FileNotFoundError."""
     sets = {name: json.loads((packages / name / "icons.json").read_text(encoding="utf-8")) for name in STYLES}
     shared = [word for word in words if all(_key(word) in package["icons"] for package in sets.values())]
     pairs = [(word, name) for word in shared for name in sets]

@@ -1,8 +1,8 @@
-"""Stage `judge`: the miniature's judge, trained by contrast on drawings that do not ship, and on the icons.
+"""Stage `judge`: trains the miniature's judge contrastively on drawings that do not ship, and on the icons.
 
-Of the words that the miniature draws it sees every third drawing (`drawings.for_the_judge`), never one that a LoRA is trained
-or measured on; of QuickDraw's other words, which only teach it to see, all. Each picture is set against its caption and against
-those with another word, another style, another ground.
+For the miniature's words it sees every third drawing (`drawings.for_the_judge`), never one that a LoRA is trained or measured
+on; for QuickDraw's other words, which are only further training data, all of them. Each picture is contrasted with captions
+that differ from its own in the word, the style or the ground.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ RATE, SEED = 3e-3, 35
 FALL = 0.22
 """The last part of the steps, in which the rate falls linearly to zero."""
 SHARP, SMOOTH = 16.0, 0.1
-"""What cosines are multiplied by in the softmax; label smoothing."""
+"""Logit scale of the cosines in the softmax; label smoothing."""
 BARE = len(KINDS)
-"""The place, after the kinds', of captions that are the word alone."""
+"""Index, after those of the kinds, for captions that are only the word."""
 
 METADATA = {
     "license": "MIT; the pictures it learned from: MIT, Apache-2.0, CC BY 4.0",
@@ -42,7 +42,7 @@ METADATA = {
 
 
 def train_judge(icons: Icons, folder: Path, work: Path, steps: int, without: str = "") -> bool:
-    """Train for `steps` in all, from where the last sitting ended; writes judge.safetensors, prints what `check_judge` finds.
+    """Train up to `steps` in total, resuming from the saved state; writes judge.safetensors and prints `check_judge`'s results.
 
     folder: QuickDraw's <word>.npy files. without: a set of icons to leave out, whose recognition is then printed.
     Returns whether the end was reached.
@@ -91,7 +91,7 @@ def train_judge(icons: Icons, folder: Path, work: Path, steps: int, without: str
 
 
 class Watch:
-    """How often averaged weights are right on two drawings a word that the judge has not seen; nothing is chosen by it."""
+    """Accuracy of the averaged weights on two unseen drawings of each word, for information only."""
 
     def __init__(self, words: list[str], folder: Path, model: SmallClip) -> None:
         self.words, self.model = words, copy.deepcopy(model).eval()
@@ -130,13 +130,13 @@ def contrast(model: SmallClip, batch: Batch, generator: torch.Generator) -> Tens
 
 
 def _captions(model: SmallClip) -> Tensor:
-    """Unit features (kinds + 1, 345, 128) of every word in every style, the last without one."""
+    """Unit features (kinds + 1, 345, 128) of every word in every style, and last without a style."""
     words, kinds, _ = _vectors(model)
     return F.normalize(words + torch.cat([kinds, torch.zeros(1, kinds.shape[1])])[:, None], dim=-1)
 
 
 def _grounds(model: SmallClip, word: Tensor, kind: Tensor) -> Tensor:
-    """Unit features (N, grounds + 1, 128) of captions with each ground, the first with none."""
+    """Unit features (N, grounds + 1, 128) of captions with each ground, and first without one."""
     words, kinds, grounds = _vectors(model)
     grounds = torch.cat([torch.zeros(1, grounds.shape[1]), grounds])
     return F.normalize((words[word] + kinds[kind])[:, None] + grounds, dim=-1)
@@ -149,7 +149,7 @@ def _vectors(model: SmallClip) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_judge(model: SmallClip, icons: Icons, folder: Path, sets: Sequence[str]) -> None:
-    """Print how often the right word is first, and among five, in drawings that the judge has not seen and in `sets`."""
+    """Print top-1 and top-5 accuracy on drawings that the judge has not seen and on the icons of `sets`."""
     words = icons.all_words
     rows = [np.load(folder / f"{word}.npy") for word in words]
     drawn = [[process(row.reshape(28, 28), SIDE) for row in some[~for_the_judge(len(some))]] for some in rows]
@@ -174,6 +174,6 @@ def report(title: str, model: SmallClip, pictures: Sequence[np.ndarray], names: 
 
 
 def rates(images: Tensor, texts: Tensor, right: Sequence[int]) -> tuple[float, float]:
-    """How often the right text is the nearest to its picture, and among the five nearest."""
+    """Top-1 and top-5 accuracy: how often the right text is nearest to its picture, or among the five nearest."""
     best = (images @ texts.T).topk(min(5, len(texts))).indices == torch.tensor(right)[:, None]
     return float(best[:, 0].float().mean()), float(best.any(1).float().mean())

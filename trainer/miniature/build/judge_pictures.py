@@ -1,7 +1,7 @@
-"""What the judge learns from: drawings, icons and the icons' outlines, never twice the same.
+"""The judge's training data: drawings, icons and the icons' outlines, with random augmentation.
 
-It has few drawings of a word, and what it will judge comes out of an autoencoder: blurred, with grey specks, on a ground that
-is not quite white. So every picture is bent, thickened or thinned, blurred, tinted and grained as it is drawn.
+There are few drawings of a word, and the pictures to judge come from an autoencoder: blurred, with grey specks, on a ground
+that is not quite white. So every picture is randomly warped, thickened or thinned, blurred, tinted and given noise.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from trainer.miniature.build.pictures import GROUNDS, WORDS
 from trainer.miniature.drawings import for_the_judge
 from trainer.miniature.judge import SIDE
 
-DRAWN, ICON = 40, 40  # pixels that drawings and icons are kept at
-DRAWINGS, OTHERS, OUTLINES, ICONS = 26, 10, 6, 22  # of a batch
+DRAWN, ICON = 40, 40  # stored size of drawings and icons in pixels
+DRAWINGS, OTHERS, OUTLINES, ICONS = 26, 10, 6, 22  # numbers in a batch
 OFTEN = 2.0
-"""How often one of the 60 first words comes, against another."""
+"""Sampling weight of one of the first 60 words, relative to another word."""
 KINDS = ("scribble", *dict.fromkeys(STYLES.values()))
 NO_KIND = -1
-"""Of an outline: nobody calls it by a style's name."""
+"""The kind of an outline, whose caption has no style."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """x: float32 (B, 3, 32, 32) in [-1, 1]; the others int64 (B,).
 
-    word: place in QUICKDRAW; kind: place in KINDS, or NO_KIND; ground: 0 for the set's own, else 1 + place in GROUNDS.
+    word: index in QUICKDRAW; kind: index in KINDS, or NO_KIND; ground: 0 for the set's own, else 1 + index in GROUNDS.
     """
 
     x: Tensor
@@ -43,7 +43,7 @@ class Batch:
 
 
 class Pictures:
-    """Everything the judge may learn from, and the drawing of batches."""
+    """The judge's training data; draws batches from it."""
 
     def __init__(self, icons: Icons, folder: Path) -> None:
         places = {word: place for place, word in enumerate(QUICKDRAW)}
@@ -88,7 +88,7 @@ def _premultiplied(rgba: np.ndarray) -> Tensor:
 
 
 def _read(folder: Path, words: list[str], *, judged: bool) -> tuple[Tensor, Tensor]:
-    """Ink, uint8 (N, 40, 40), and words' places; of `judged` words only the rows that are the judge's."""
+    """Ink, uint8 (N, 40, 40), and the words' indices; if `judged`, only the judge's share of the rows."""
     parts, places = [], []
     for word in words:
         rows = np.load(folder / f"{word}.npy")
@@ -104,10 +104,10 @@ def _uniform(generator: torch.Generator, low: float, high: float, *shape: int) -
 
 
 def warp(x: Tensor, generator: torch.Generator, *, bend: float) -> Tensor:
-    """(N, C, H, W) turned, sheared, stretched, mirrored, moved and bent, at 32 x 32; nothing comes in from outside."""
+    """(N, C, H, W) turned, sheared, stretched, mirrored, moved and bent, resampled to 32 x 32, with zeros outside."""
     n = len(x)
     angle = torch.randn(n, generator=generator) * 0.12
-    zoom = torch.exp(_uniform(generator, -0.1, 0.35, n))  # above 1 shrinks what is shown
+    zoom = torch.exp(_uniform(generator, -0.1, 0.35, n))  # above 1 shrinks the picture
     stretch = torch.exp(torch.randn(n, generator=generator) * 0.1)
     mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
     shear = torch.randn(n, generator=generator) * 0.1
@@ -131,7 +131,7 @@ def outlines(rgba: Tensor) -> Tensor:
 
 
 def in_ink(ink: Tensor, generator: torch.Generator) -> Tensor:
-    """Ink (N, 1, 32, 32) in [0, 1] -> dark strokes of some width, gaps here and there, on nearly white (N, 3, 32, 32)."""
+    """Ink (N, 1, 32, 32) in [0, 1] -> dark strokes of random width, with some gaps, on nearly white (N, 3, 32, 32)."""
     n = len(ink)
     soft = F.avg_pool2d(ink, 3, 1, 1)
     lines = torch.lerp(ink, soft, _uniform(generator, -0.2, 0.6, n, 1, 1, 1))
@@ -144,7 +144,7 @@ def in_ink(ink: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def on_grounds(rgba: Tensor, kinds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Icons on grounds as `pictures.compose` has them, (N, 3, 32, 32), and the grounds: 0 the set's own, else 1 + place."""
+    """Icons on grounds as in `pictures.compose`, (N, 3, 32, 32), and the grounds: 0 the set's own, else 1 + index."""
     n = len(rgba)
     ground = torch.randint(1, len(GROUNDS) + 1, (n,), generator=generator)
     ground = ground * (torch.rand(n, generator=generator) < 0.4)
@@ -158,7 +158,7 @@ def on_grounds(rgba: Tensor, kinds: Tensor, generator: torch.Generator) -> tuple
 
 
 def worn(x: Tensor, generator: torch.Generator) -> Tensor:
-    """(N, 3, 32, 32) in [0, 1] as from a camera or an autoencoder: blur, another light, specks, grain."""
+    """(N, 3, 32, 32) in [0, 1], degraded as by a camera or an autoencoder: blur, brightness, specks, grain."""
     n = len(x)
     soft = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     x = torch.lerp(x, soft, _uniform(generator, -0.2, 0.6, n, 1, 1, 1))

@@ -1,8 +1,8 @@
-"""Stage `latents`: Stable Diffusion's latent scale folded into the trained autoencoder, and the icons' pictures encoded by it.
+"""Stage `latents`: folds Stable Diffusion's latent scale into the trained autoencoder, and encodes the icons' pictures with it.
 
-Every host multiplies latents by 0.18215 and expects size 1; and because SD's noise schedule ends before the picture is gone
-(sqrt(alpha_bar) = 0.068), a ground far from latent 0 would come out grey. A 4 x 4 matrix in `quant_conv`, its inverse in
-`post_quant_conv`, puts white at 0 and makes the four channels equally large and uncorrelated; decode(encode(x)) is unchanged.
+Every host multiplies latents by 0.18215 and expects unit variance; and because SD's noise schedule ends before the signal is
+gone (sqrt(alpha_bar) = 0.068), a ground far from latent 0 would come out grey. A 4 x 4 matrix in `quant_conv`, and its inverse
+in `post_quant_conv`, maps white to 0 and whitens the four channels; decode(encode(x)) is unchanged.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def views(icons: Icons, spread: Spread, count: int) -> Iterator[tuple[np.ndarray
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, side: int = SIDE) -> torch.Tensor:
-    """uint8 (N, 128, 128, 3), shrunk to `side` -> the posterior's mean, float32 (N, 4, side/8, side/8), not times 0.18215."""
+    """uint8 (N, 128, 128, 3), resized to `side` -> posterior mean, float32 (N, 4, side/8, side/8), unscaled."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     x = F.avg_pool2d(x, SIDE // side)
     return torch.cat([vae.encode(part).latent_dist.mean for part in x.split(16)])
@@ -56,7 +56,7 @@ def fold_scale(vae: AutoencoderKL, latents: torch.Tensor) -> AutoencoderKL:
     white = encode(vae, np.full((1, SIDE, SIDE, 3), 255, np.uint8))[0, :, 8, 8]
     flat = latents.permute(0, 2, 3, 1).reshape(-1, 4).double() - white.double()
     values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
-    matrix = vectors @ torch.diag(values.rsqrt()) @ vectors.T  # symmetric: each channel stays as near itself as it can
+    matrix = vectors @ torch.diag(values.rsqrt()) @ vectors.T  # symmetric, so that channels change as little as possible
     matrix = matrix / ((flat @ matrix.T).std() * SCALE)
     size = float(matrix.square().sum().div(4).sqrt())
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -92,14 +92,14 @@ def fold_and_check(work: Path, icons: Icons, spread: Spread) -> AutoencoderKL:
 
 
 def words_of(data: dict) -> list[str]:
-    """The words that latents.pt, loaded, has pictures of: those that the networks learn."""
+    """The words in the loaded latents.pt, which the networks learn."""
     return sorted({row[0] for row in data["rows"]})
 
 
 def make_latents(work: Path, icons: Icons, spread: Spread, count: int, side: int = SIDE) -> None:
     """Write `work`/latents.pt: float16 latents times 0.18215 of pictures of `side`, with their words, sets and grounds.
 
-    Does nothing if the file is there and was made with the same settings.
+    Does nothing if the file exists and was made with the same settings.
     """
     settings = repr((sorted(set(icons.words.tolist())), spread, count, side))
     if (work / "latents.pt").exists() and torch.load(work / "latents.pt", weights_only=True)["settings"] == settings:

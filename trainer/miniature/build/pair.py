@@ -14,7 +14,7 @@ from trainer.miniature.narrow import narrow_text_encoder, narrow_unet
 
 
 class Pair(nn.Module):
-    """The UNet and the text encoder, started the way Stable Diffusion's were: what closes a residual branch is zero."""
+    """The UNet and the text encoder, initialised like Stable Diffusion's: the last layer of a residual branch is zero."""
 
     def __init__(self, known: list[int]) -> None:
         super().__init__()

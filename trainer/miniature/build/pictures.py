@@ -1,6 +1,6 @@
-"""The pictures the miniature learns from: one icon, or two, on a ground; and the captions that go with them.
+"""The miniature's training pictures: one icon on a ground; and their captions.
 
-Pictures are uint8 (128, 128, 3). Every draw comes from the `rng` that the caller gives.
+Pictures are uint8 (128, 128, 3). Every random draw comes from the caller's `rng`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trainer.miniature.build.icons import STYLES
 
 SIDE = 128
 
-GROUNDS = {  # what a caption calls a ground -> RGB
+GROUNDS = {  # a ground's name in captions -> RGB
     "red": (232, 96, 90), "orange": (248, 168, 88), "yellow": (250, 226, 110), "green": (132, 202, 124),
     "blue": (112, 170, 238), "purple": (176, 136, 222), "pink": (250, 176, 204), "brown": (176, 134, 100),
     "grey": (176, 178, 182), "black": (38, 38, 42),
@@ -23,9 +23,9 @@ GROUNDS = {  # what a caption calls a ground -> RGB
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How far a picture may stray from its icon, centred and whole.
+    """How much a picture may differ from its centred icon.
 
-    size, drift: pixels, the latter from the centre (as far as the icon stays whole); turn: degrees; mirror: how often.
+    size, drift: pixels, the latter from the centre, with the icon kept inside; turn: degrees; mirror: probability.
     """
 
     size: tuple[int, int] = (102, 116)
@@ -33,7 +33,7 @@ class Spread:
     turn: float = 0.0
     mirror: float = 0.0
     coloured: float = 1 / 3
-    """How often the ground has a colour, which the caption names."""
+    """Probability of a coloured ground, which the caption names."""
 
 
 MILD = Spread()
@@ -66,7 +66,7 @@ def _ground(name: str, *, shaded: bool, rng: np.random.Generator) -> np.ndarray:
 
 
 def strokes(rng: np.random.Generator) -> np.ndarray:
-    """Black curves on white that depict nothing, for the autoencoder alone: what a LoRA may draw, it must be able to show."""
+    """Random black curves on white, only for the autoencoder, which must be able to show what a LoRA may draw."""
     picture = Image.new("L", (4 * SIDE, 4 * SIDE), 255)
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.integers(2, 9)):
@@ -77,7 +77,7 @@ def strokes(rng: np.random.Generator) -> np.ndarray:
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX).convert("RGB"))
 
 
-WORDS = (  # drawn alike by all five sets, and by people: what the training begins with
+WORDS = (  # drawn alike by all five sets and by people: the training begins with these
     "star", "umbrella", "teapot", "stop sign", "purse", "hat", "tree", "cloud", "tent", "telephone", "airplane", "bus",
     "watermelon", "owl", "apple", "bear", "castle", "lollipop", "rainbow", "skateboard", "cup", "house", "skull", "mouth",
     "camera", "light bulb", "car", "snowflake", "television", "panda", "door", "mushroom", "basketball", "mountain",
@@ -88,7 +88,7 @@ WORDS = (  # drawn alike by all five sets, and by people: what the training begi
 
 
 def caption(word: str, icon_set: str, ground: str, rng: np.random.Generator) -> str:
-    """`a photo of apple`, now and then with an article, every fifth time the bare word; then the ground's colour, if any."""
+    """`a photo of apple`, sometimes with an article, one in five the bare word; then the ground's colour, if any."""
     article = f"{_article(word)} " if rng.random() < 0.25 else ""
     style = STYLES[icon_set]
     text = word if rng.random() < 0.2 else f"{_article(style)} {style} of {article}{word}"

@@ -1,4 +1,4 @@
-"""Captions as the text encoder gets them: CLIP's token numbers, 77 of them, with random words thrown in now and then."""
+"""Captions as the text encoder's input: 77 CLIP token ids, sometimes with random other words."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from trainer.miniature.tokens import token_noise, token_places
 
 COUNTS = ("two", "three", "four", "five")
 DROPPED, STRANGE, ONLY_STRANGE = 0.10, 0.10, 0.03
-"""How often a caption is empty, has strange tokens around it, is nothing but strange tokens."""
+"""Probabilities that a caption is empty, is surrounded by unknown tokens, consists only of unknown tokens."""
 
 
 def known_tokens(tokenizer: Any, words: list[str]) -> list[int]:
-    """The tokens that captions are made of, in ascending order. Every other token is strange."""
+    """The tokens used in captions, in ascending order. All other tokens are unknown."""
     texts = [*words, *(word + "s" for word in words), *STYLES.values(), *GROUNDS, *COUNTS,
              "a an of on and with the background white one , ."]
     return sorted({token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]} | {START, END})
 
 
 class FewTokens(nn.Module):
-    """CLIP's token embedding with a row for each known token and one that all strange tokens share, each with its noise."""
+    """CLIP's token embedding with a row for each known token, and one shared by all unknown tokens, plus noise per token."""
 
     index: torch.Tensor
     noise: torch.Tensor
@@ -47,7 +47,7 @@ class FewTokens(nn.Module):
 
 
 class Captions:
-    """Draws a caption for a picture and gives its tokens."""
+    """Draws a caption for a picture and tokenizes it."""
 
     def __init__(self, tokenizer: Any, known: list[int]) -> None:
         self.tokenizer, self.strange = tokenizer, np.setdiff1d(np.arange(TOKENS), known)
@@ -76,5 +76,5 @@ class Captions:
 
 
 def padded(tokens: list[int]) -> list[int]:
-    """77 tokens: the start, at most 75, and the end to the end, as every host pads."""
+    """77 tokens: the start token, at most 75 others, then end tokens, as every host pads."""
     return ([START, *tokens[: CONTEXT - 2]] + [END] * CONTEXT)[:CONTEXT]

@@ -1,4 +1,4 @@
-"""Sheets of pictures, to see how far the training is."""
+"""Sheets of pictures that show the progress of the training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sample(pair: Pair, tokens: torch.Tensor, *, guidance: float = GUIDANCE, seed
 
 @torch.no_grad()
 def draw_sheet(pair: Pair, work: Path, name: str, rows: list, captions: Captions, *, side: int = 16) -> None:
-    """Write `work`/`name`.png: ten words of the training in the four styles and bare, from latents of `side`."""
+    """Write `work`/`name`.png: ten training words in the four styles and without one, from latents of `side`."""
     words = list(dict.fromkeys(row[0] for row in rows))
     words = words[:: max(1, len(words) // COLUMNS)][:COLUMNS]
     tokens = torch.tensor([padded(captions.tokens(text.format(word))) for text in ROWS for word in words])

@@ -1,6 +1,6 @@
 """Stage `ship`: the averaged networks, packed into `narrow.safetensors` with their words and the icons' licences.
 
-It prints what packing costs: the loss on fixed pictures and noise before and after, which should differ by less than 1 %.
+Prints the loss on fixed pictures and noise before and after packing, which should differ by less than 1 %.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def ship(work: Path, captions: Captions, known: Sequence[int]) -> Path:
 
 @torch.no_grad()
 def loss_of(pair: Pair, data: dict, captions: Captions, batches: int = 8, size: int = 16) -> float:
-    """The plain loss on pictures, captions and noise that are always the same."""
+    """The plain loss on fixed pictures, captions and noise."""
     noise, losses, size = Noise(), [], min(size, len(data["rows"]))
     for step in range(batches):
         x_0, tokens, generator = batch_of(data, captions, 10**9 + step, size)

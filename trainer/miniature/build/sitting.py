@@ -1,4 +1,4 @@
-"""A long training in several sittings: its state in one file and a copy of it, every ten minutes and on SIGTERM."""
+"""A long training in several sittings: saves its state, and a copy, every ten minutes and on SIGTERM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY = 600  # seconds
 
 
 class Sitting:
-    """Saves a training's state to `path`, with a copy in the folder `mirror`; `over` becomes true on SIGTERM or SIGINT."""
+    """Saves a training's state to `path`, and a copy to the folder `mirror`; `over` becomes true on SIGTERM or SIGINT."""
 
     def __init__(self, path: Path, mirror: Path | None) -> None:
         self.path, self.mirror, self.over, self.saved = path, mirror, False, time.monotonic()
@@ -25,7 +25,7 @@ class Sitting:
         self.over = True
 
     def end(self) -> None:
-        """Give the signals back: what comes after has nothing to save."""
+        """Restore the signal handlers once there is nothing left to save."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
@@ -35,7 +35,7 @@ class Sitting:
         return self.over or time.monotonic() - self.saved > EVERY
 
     def load(self) -> dict[str, Any] | None:
-        """The state last saved, from the copy where `path` is gone; None at the very start."""
+        """The last saved state, from the copy if `path` is missing; None at the very start."""
         for path in (self.path, self.mirror / self.path.name if self.mirror else self.path):
             if path.exists():
                 return torch.load(path, weights_only=True)
