@@ -182,7 +182,7 @@ def test_pictures_without_captions_and_trigger(tmp_path: Path) -> None:
     (tmp_path / "typo.txt").write_text("a cat")
     dataset = load_pictures(tmp_path, Recipe())
     assert captions(dataset) == {"a.png": ""}
-    assert "! without a caption      1 (first a.png): learnt with the empty caption" in told(dataset)
+    assert "! without a caption      1 (first a.png): used with an empty caption" in told(dataset)
     assert "1 .txt without a picture of its name (first typo.txt)" in told(dataset)
 
 

@@ -1,4 +1,4 @@
-"""Training data: drawings or pictures, with captions, from wherever the recipe says."""
+"""Training data: drawings or pictures, with captions, from the sources named in the recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPECTED = "expected 'quickdraw', 'doodles', or a folder of .npy drawings or of 
 
 
 def check_data(recipe: Recipe) -> int | None:
-    """Training pictures that `recipe` asks for, where they can be counted without reading any; None for a folder.
+    """The number of training pictures in `recipe` if it is known without reading files; None for a folder.
 
     Raises:
         UsageError: there is no such folder, address or category.
@@ -38,12 +38,12 @@ def check_data(recipe: Recipe) -> int | None:
             _check(source.folder, source.given)
         return None
     if recipe.more_data:
-        raise UsageError(f"--data {recipe.data} and {', '.join(recipe.more_data)}: several are for folders of pictures")
+        raise UsageError(f"--data {recipe.data} and {', '.join(recipe.more_data)}: only folders of pictures can be combined")
     return len(seen) * recipe.per_category
 
 
 def to_fetch(recipe: Recipe, cache: Path) -> list[str]:
-    """The QuickDraw categories that training would download: not, or not whole, in `cache`."""
+    """The QuickDraw categories that training would download: those not completely in `cache`."""
     if recipe.data != "quickdraw":
         return []
     from trainer.data.quickdraw import lacking_categories
@@ -53,12 +53,10 @@ def to_fetch(recipe: Recipe, cache: Path) -> list[str]:
 
 def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None], held_out_rows: int = HELD_OUT_ROWS,
                  max_upscale: float = 1.25, keep_problems: bool = False) -> Dataset:  # fmt: skip
-    """Read what `recipe.data` names; `cache` keeps downloads. `held_out_rows` of every category of drawings are held out.
+    """Read the data in `recipe.data`; downloads go to `cache`. `held_out_rows` of every category of drawings are held out.
 
-    Of own pictures only the headers are read. keep_problems: files that cannot be used do not raise; they are in the
-    result's `problems`, for the caller to refuse. max_upscale: pictures that are enlarged more are named in the table.
-
-    UsageError and JobError name what is wrong with the data.
+    For pictures only the headers are read. keep_problems: do not raise for unusable files but list them in the result's
+    `problems`. max_upscale: the table lists pictures that are enlarged more. Raises UsageError and JobError.
     """
     if recipe.data == "quickdraw":
         from trainer.data.quickdraw import load_quickdraw
@@ -79,18 +77,18 @@ def load_dataset(recipe: Recipe, *, cache: Path, say: Callable[[str], None], hel
     if len(given) == 1 and npy_files(folder):
         dataset = _told(load_npy_folder(folder, recipe, held_out_rows=held_out_rows), recipe)
         if beside := sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir()):
-            dataset.notes.append(f"{folder} has .npy drawings, and they are learnt; {beside} pictures beside them are not")
+            dataset.notes.append(f"{folder} has .npy drawings, which are trained on; {beside} pictures beside them are not")
         return dataset
     inner = sorted(place for place in folder.iterdir() if place.is_dir() and os.access(place, os.R_OK | os.X_OK)
                    and npy_files(place))
     if inner:
-        raise UsageError(f"--data {recipe.data}: its drawings are in {inner[0].name}: give --data {inner[0]}")
+        raise UsageError(f"--data {recipe.data}: its drawings are in the subfolder {inner[0].name}: give --data {inner[0]}")
     pictures = load_pictures(recipe, max_upscale=max_upscale)
     return pictures if keep_problems else refuse_problems(pictures)
 
 
 def refuse_problems(dataset: Dataset) -> Dataset:
-    """`dataset`, if all its files can be used. JobError names those that cannot, all at once."""
+    """Return `dataset` if all its files can be used. Else raise a JobError that lists all problems."""
     problems = dataset.problems
     if not problems:
         return dataset
@@ -109,9 +107,9 @@ def _check(folder: Path, given: str) -> None:
 
 
 def _told(dataset: Dataset, recipe: Recipe) -> Dataset:
-    """`dataset` of drawings, with a note if the recipe has settings that only own pictures use."""
+    """Add a note to a `dataset` of drawings if the recipe has settings that only apply to pictures."""
     asked = [flag for flag, value in (("--trigger", recipe.trigger), ("--held-out", recipe.held_out)) if value]
     if not asked:
         return dataset
-    note = f"not used: {' and '.join(asked)}, for own pictures; drawings are captioned '{dataset.trigger} …', 30 % are held out"
+    note = f"not used: {' and '.join(asked)}, for pictures; drawings have captions '{dataset.trigger} …', 30 % are held out"
     return replace(dataset, notes=[*dataset.notes, note])

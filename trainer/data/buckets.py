@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the shapes in which pictures are learnt, and which of them fits a picture."""
+"""Aspect-ratio buckets: the shapes of training pictures, and the choice of one for a picture."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ Shape = tuple[int, int]
 
 @lru_cache
 def bucket_shapes(resolution: int, step: int, max_aspect: float) -> tuple[Shape, ...]:
-    """Shapes in `step` pixels of at most the area resolution x resolution, the widest at each height, and turned.
+    """Shapes in multiples of `step` pixels with at most the area resolution x resolution: the widest at each height, both
+    ways round.
 
-    For 512: 512 x 512, 448 x 576, 384 x 640, ... as kohya's sd-scripts and others make them. `max_aspect` bounds long side
-    over short side.
+    For 512: 512 x 512, 448 x 576, 384 x 640, ... as in kohya's sd-scripts and others. `max_aspect` limits long side / short
+    side.
     """
     shapes = {(resolution, resolution)}
     for short in range(step, resolution + 1, step):
@@ -25,7 +26,7 @@ def bucket_shapes(resolution: int, step: int, max_aspect: float) -> tuple[Shape,
 
 
 def bucket_of(width: int, height: int, resolution: int, step: int, max_aspect: float) -> Shape:
-    """The bucket whose aspect ratio is nearest, which is the one that crops least."""
+    """The bucket with the nearest aspect ratio, which crops least."""
     aspect = math.log(width / height)
     return min(bucket_shapes(resolution, step, max_aspect),
                key=lambda shape: (abs(math.log(shape[1] / shape[0]) - aspect), -shape[0] * shape[1]))
@@ -38,5 +39,5 @@ def kept_area(width: int, height: int, shape: Shape) -> float:
 
 
 def enlargement(width: int, height: int, shape: Shape) -> float:
-    """By how much a picture's side grows to cover `shape`; below 1 it shrinks."""
+    """The factor by which a picture is scaled to cover `shape`; below 1 it shrinks."""
     return max(shape[0] / height, shape[1] / width)

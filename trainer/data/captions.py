@@ -1,4 +1,4 @@
-"""The captions of a person's own pictures: from files beside them, from metadata files, or from folders' names."""
+"""Captions of a user's own pictures: from files beside them, metadata files, or folder names."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from trainer.data.metadata import NAMES, Resolver, captions_of, read_metadata, r
 from trainer.data.texts import MOST_CAPTION, read_json, read_text
 
 TEXT_SUFFIXES = (".txt", ".caption", ".tags", ".json")
-"""Of a picture's own files; the first wins where a picture has several."""
+"""Suffixes of a picture's own caption files, in order of precedence."""
 
 
 @dataclass
 class Captions:
-    """The captions of each picture, and where they are from. A picture without any is missing from `of`."""
+    """The captions of each picture and their sources. Pictures without captions are not in `of`."""
 
     of: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     origin: dict[Path, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """files that cannot be used, a line each"""
+    """files that cannot be used, one line each"""
 
     def put(self, picture: Path, texts: Iterable[str], origin: str, *, join: bool) -> bool:
-        """Keep the captions in `texts`, a line each, or joined; False if there is nothing in them."""
+        """Store the captions in `texts`, one per line, or joined; False if they are empty."""
         found = lines(texts, join=join)
         if found and picture not in self.of:
             self.of[picture], self.origin[picture] = found, origin
@@ -34,7 +34,7 @@ class Captions:
 
 
 def lines(texts: Iterable[str], *, join: bool) -> tuple[str, ...]:
-    """The captions in some texts: a line of each is a caption; join: each text is one. White space becomes single spaces."""
+    """The captions in some texts, one per line, or with `join` one per text. White space becomes single spaces."""
     whole = [line for text in texts for line in ([text] if join else text.splitlines())]
     return tuple(dict.fromkeys(found for line in whole if (found := one_line(line))))
 
@@ -42,7 +42,7 @@ def lines(texts: Iterable[str], *, join: bool) -> tuple[str, ...]:
 def own_captions(folder: Path, pictures: list[Path], others: list[Path], unused: Unused, *, join: bool) -> Captions:
     """The captions of `pictures`. All paths lie under `folder`; `others` are its remaining files, in order.
 
-    A picture's captions are the first of these that are there and not blank: the file of its name beside it (`a.txt` or
+    A picture's captions are the first of these that exist and are not blank: the file with its name beside it (`a.txt` or
     `a.png.txt`; `.txt` before `.caption`, `.tags` and `.json`); its entry in one of `metadata.NAMES` in its own folder or
     in one above (the nearest wins). Files without a picture are counted in `unused`.
     """
@@ -77,7 +77,7 @@ def _about_pictures(file: Path, pictures: list[Path]) -> bool:
 
 
 def _beside(folder: Path, pictures: list[Path], others: list[Path], unused: Unused, captions: Captions, join: bool) -> None:
-    """Captions from the files of the pictures' names, in any case and form of accents."""
+    """Captions from files with the pictures' names, regardless of case and Unicode normalisation."""
     files: dict[str, list[Path]] = {}
     for other in others:
         if other.suffix.lower() in TEXT_SUFFIXES:
@@ -114,8 +114,8 @@ def _read_own(picture: Path, file: Path, captions: Captions, unused: Unused, fol
 def with_trigger(trigger: str, caption: str) -> str:
     """ "a scribble of", "cat" -> "a scribble of cat"; "sks", "1girl, solo" -> "sks, 1girl, solo".
 
-    A caption that holds the trigger, as whole words, is left as it is. To tags the trigger is joined by a comma, to a
-    sentence by a space, so that the trigger decides the grammar.
+    A caption that already contains the trigger as whole words does not change. The trigger is joined to tags with a comma, to
+    a sentence with a space.
     """
     trigger = one_line(trigger)
     if not trigger or not caption:
@@ -127,12 +127,12 @@ def with_trigger(trigger: str, caption: str) -> str:
 
 
 LEADING = {"of", "by", "with", "in", "a", "an", "the", "like", "from", "at"}
-"""Words after which a trigger wants its object, not a comma."""
+"""Last words of a trigger that need a space after them, not a comma."""
 ARTICLES = {"a", "an", "the", "this", "there", "two", "some"}
 
 
 def holds(caption: str, trigger: str) -> bool:
-    """Whether `trigger` stands in `caption` as whole words; a comma between them is passed over, case too."""
+    """Whether `caption` contains `trigger` as whole words, ignoring commas and case."""
     def words(text: str) -> str:
         return " " + " ".join("".join(c if c.isalnum() or c in "_'-" else " " for c in text.lower()).split()) + " "
 
@@ -157,7 +157,7 @@ def one_line(text: str) -> str:
 
 
 def shared(captions: list[str]) -> str:
-    """What all captions have in common, as a trigger: tags that stand in every one, or the words that all begin with; ""."""
+    """A trigger that all captions share: tags that are in every one, or common first words; "" for none."""
     given = [caption for caption in captions if caption]
     if len(given) < max(3, len(captions)):
         return ""

@@ -1,4 +1,4 @@
-"""The 345 categories of QuickDraw, by their names in the public data set."""
+"""The names of QuickDraw's 345 categories in the public data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every picture read whole, once, before hours are spent: all damaged files at once, and pictures that vanish on white."""
+"""Decodes every picture once before a long training, to report all damaged files and pictures that vanish on white."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VISIBLE, WHITE, SEEN_THROUGH = 128, 235, 0.05
 
 
 def decode(dataset: Dataset) -> Dataset:
-    """`dataset` of own pictures with what reading all of them whole has shown in its table and problems."""
+    """`dataset` of pictures, with the results of decoding all of them added to its table and problems."""
     pictures = [example for part in (dataset.train, dataset.held_out) for example in part if isinstance(example, Picture)]
     if not pictures:
         return dataset
@@ -33,17 +33,17 @@ def decode(dataset: Dataset) -> Dataset:
     first: dict[str, str] = {}
     copies = [p.source for p in pictures if "digest" in p.__dict__ and first.setdefault(p.digest, p.source) != p.source]
     if copies:
-        table.append(Row("copies", f"{count(copies)}: equal to another picture, so learnt more often", True))
+        table.append(Row("copies", f"{count(copies)}: identical to another picture, so trained on more often", True))
     if vanishing:
-        table.append(Row("white on transparent", f"{count(vanishing)}: they are laid on white, where they vanish: put "
+        table.append(Row("white on transparent", f"{count(vanishing)}: they vanish on the white background that is used: put "
                          "another colour behind them", True))
     if black:
-        table.append(Row("black masks", f"{count(black)}: nothing of these pictures is learnt", True))
+        table.append(Row("black masks", f"{count(black)}: these pictures have no effect on the training", True))
     return replace(dataset, table=[*dataset.table, *table], problems=[*dataset.problems, *problems])
 
 
 def _read_all(pictures: Sequence[Picture]) -> tuple[list[str], list[str], list[str]]:
-    """Problems, pictures that vanish on white, and pictures whose mask is black all over; in the order of `pictures`."""
+    """Problems, pictures that vanish on white, and pictures with a completely black mask; in the order of `pictures`."""
     from tqdm import tqdm
 
     problems, vanishing, black = [], [], []
@@ -60,15 +60,15 @@ def _read_all(pictures: Sequence[Picture]) -> tuple[list[str], list[str], list[s
 
 
 def _look(picture: Picture) -> tuple[str, bool, bool]:
-    """The fault of a picture or its mask, or ""; whether it is white on transparent; whether its mask is black."""
+    """The problem with a picture or its mask, or ""; whether it is white on transparent; whether its mask is black."""
     try:
         data = read_bytes(picture.path)
-        picture.__dict__["digest"] = digest_of(data)  # the cached property: the file need not be read again for it
+        picture.__dict__["digest"] = digest_of(data)  # fill the cached property, so that the file is not read again
         with open_whole(picture.path, io.BytesIO(data)) as image:
             white = _vanishes(image)
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         if turned != (picture.size != image.size) and image.width != image.height:
-            return f"{picture.path}: is turned by EXIF data that stands behind its pixels: save it again", False, False
+            return f"{picture.path}: is rotated by EXIF data stored after its pixels: save it again", False, False
         nothing = bool(picture.mask_path) and not np.asarray(read_rgb(picture.mask_path).convert("L")).any()  # type: ignore[arg-type]
     except JobError as error:
         return str(error), False, False
@@ -76,9 +76,9 @@ def _look(picture: Picture) -> tuple[str, bool, bool]:
 
 
 def _vanishes(image: Image.Image) -> bool:
-    """Whether what can be seen of a partly transparent picture is nearly white, or nothing."""
+    """Whether the visible part of a partly transparent picture is nearly white, or empty."""
     if image.mode.startswith("I") or image.mode == "F":
-        to_rgb(image)  # its numbers may be out of range
+        to_rgb(image)  # raises if its values are out of range
         return False
     if not image.has_transparency_data:
         return False

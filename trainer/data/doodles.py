@@ -1,4 +1,4 @@
-"""`--data doodles`: real drawings of the words that the embedded miniature can draw, read where they lie in the package."""
+"""`--data doodles`: real drawings of the words that the embedded miniature can draw, included in the package."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from trainer.recipe import Recipe
 
 
 def load_doodles(recipe: Recipe, *, held_out_rows: int = HELD_OUT_ROWS) -> Dataset:
-    """Drawings of `recipe.categories`, of which there are some 20 each. UsageError as `load_drawings`."""
+    """Drawings of `recipe.categories`, about 20 of each. Raises UsageError as `load_drawings` does."""
     bitmaps = {word: partial(drawings.drawings, word) for word in drawings.words()}
     return load_drawings(bitmaps, recipe, place="doodles", attribution=ATTRIBUTION, held_out_rows=held_out_rows)

@@ -1,4 +1,4 @@
-"""The regular files of a folder, and a count of everything else by kind, so that nothing is passed over in silence."""
+"""Lists the regular files of a folder and counts everything else by kind, so that nothing is ignored silently."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ JUNK_FOLDERS = {"@eadir", "__macosx", "$recycle.bin", "#recycle", "@recycle", "@
                 "lost+found", "__pycache__"}  # fmt: skip
 MOST_FILES = 2_000_000
 MOST_BYTES = 2**30
-"""Of a file that is read whole: pictures."""
+"""Size limit for files that are read into memory."""
 
 
 @dataclass
 class Unused:
-    """Files that are not learnt: by kind, how many and the first of them."""
+    """Files that are not used: for each kind their number and the first one."""
 
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -49,7 +49,7 @@ def list_folder(root: Path, *, follow_links: bool) -> Listing:
     follow_links: links that leave `root` are followed too.
 
     Raises:
-        JobError: `root` cannot be read, or holds more than two million files.
+        JobError: `root` cannot be read, or contains more than two million files.
     """
     unused = Unused()
     if not os.access(root, os.R_OK | os.X_OK):
@@ -106,7 +106,7 @@ class _Walk:
         else:
             self.count += 1
             if self.count > MOST_FILES:
-                raise JobError(f"{self.root}: holds more than {MOST_FILES:,} files: give the folder of the pictures alone")
+                raise JobError(f"{self.root}: contains more than {MOST_FILES:,} files: give only the folder of the pictures")
             yield path
 
     def _allowed(self, link: Path) -> bool:
@@ -130,7 +130,7 @@ def read_regular(path: Path, limit: int = MOST_BYTES) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise OSError(f"{path.name} is not a regular file")
         if found.st_size > limit:
-            raise OSError(f"{found.st_size:,} bytes, at most {limit:,} were expected")
+            raise OSError(f"{found.st_size:,} bytes, the limit is {limit:,}")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise OSError(f"more than {limit:,} bytes")
@@ -138,5 +138,5 @@ def read_regular(path: Path, limit: int = MOST_BYTES) -> bytes:
 
 
 def plain(name: str) -> str:
-    """A path without regard to case, to composed or decomposed accents and to the direction of slashes."""
+    """A path normalised for comparison: case, Unicode composition, and direction of slashes."""
     return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()

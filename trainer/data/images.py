@@ -1,4 +1,4 @@
-"""Picture files -> pixels: upright, on white, 8-bit sRGB; and what a file is that is not a picture."""
+"""Decodes picture files to upright 8-bit sRGB pixels on white, and identifies files that are not pictures."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from trainer.data.ours import MARK
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif", ".jpe", ".jp2", ".j2k", ".tga", ".ppm",
             ".pgm", ".pbm", ".dib", ".apng", ".avif", ".heic", ".heif", ".jxl")  # fmt: skip
 FORMATS = ["PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF"]
-"""None of the parsers that run other programs."""
+"""Formats whose parsers do not run external programs."""
 PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, MemoryError,
           Image.DecompressionBombError)  # fmt: skip
-"""Pillow's errors for files that are damaged or absurdly large."""
-MOST_PIXELS = 178_956_970  # Pillow's own limit, at which it warns; a picture above it is refused
+"""Pillow's errors for damaged or extremely large files."""
+MOST_PIXELS = 178_956_970  # the size at which Pillow warns; larger pictures are refused
 LARGE, SHORT_SIDE = 32_000_000, 2048
-"""Above so many pixels pictures are decoded one at a time and reduced to this short side at once, to bound memory."""
+"""Larger pictures are decoded one at a time and immediately reduced to this short side, to limit memory use."""
 _one_large_at_a_time = Lock()
 
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**27  # ComfyUI writes whole workflows into its PNGs
@@ -51,7 +51,7 @@ class Header:
 
 @lru_cache
 def formats() -> tuple[str, ...]:
-    """The formats that Pillow reads here, with the plugins that are installed."""
+    """The formats that Pillow can read with the installed plugins."""
     found = list(FORMATS)
     if find_spec("pillow_heif"):
         import pillow_heif
@@ -67,7 +67,7 @@ def formats() -> tuple[str, ...]:
 
 
 def lacking(suffix: str) -> str:
-    """The package that reads files of this suffix, if it is not installed; "" if it can be read."""
+    """The missing package for files with this suffix; "" if they can be read."""
     kind = {".heic": "HEIF", ".heif": "HEIF", ".jxl": "JXL", ".avif": "AVIF"}.get(suffix, "")
     if not kind or (kind in formats() and (kind != "AVIF" or features.check("avif"))):
         return ""
@@ -75,15 +75,15 @@ def lacking(suffix: str) -> str:
 
 
 def _open(file: Path | IO[bytes], suffix: str) -> Image.Image:
-    # TGA has no mark of its own, so anything could pass for one
+    # TGA has no magic number, so any file could be taken for one
     image = Image.open(file, formats=[*formats(), *(["TGA"] if suffix == ".tga" else [])])
     if image.width * image.height > MOST_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, at most {MOST_PIXELS // 10**6} million are read")
+        raise ValueError(f"{image.width} x {image.height} pixels, the limit is {MOST_PIXELS // 10**6} million")
     return image
 
 
 def read_header(path: Path) -> Header:
-    """The header of a picture file. JobError, naming it, if it is not a readable picture."""
+    """The header of a picture file. JobError if it is not a readable picture."""
     try:
         with _open(path, path.suffix.lower()) as image:
             turned = _orientation(image) in (5, 6, 7, 8)
@@ -95,14 +95,14 @@ def read_header(path: Path) -> Header:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, without decoding a PNG to look for it behind the pixels."""
+    """EXIF's orientation. A PNG is not decoded to look for EXIF data after the pixels."""
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
         return 1
     return int(image.getexif().get(0x0112, 1) or 1)
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The picture in 8-bit RGB, see `to_rgb`. JobError, naming it, if it cannot be read."""
+    """The picture in 8-bit RGB, see `to_rgb`. JobError if it cannot be read."""
     return rgb_of(path, read_bytes(path))
 
 
@@ -116,7 +116,7 @@ def rgb_of(path: Path, data: bytes) -> Image.Image:
 
 @contextmanager
 def open_whole(path: Path, data: IO[bytes]) -> Iterator[Image.Image]:
-    """A picture with its pixels decoded; very large ones one at a time. JobError, naming `path`, if it is damaged."""
+    """A decoded picture; very large ones are decoded one at a time. JobError if it is damaged."""
     try:
         with _open(data, path.suffix.lower()) as image, _bounded(image):
             image.load()
@@ -137,12 +137,12 @@ def _bounded(image: Image.Image) -> Lock | nullcontext[None]:
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """A very large picture at a fraction of its size, so that no copy of all its pixels is made; others as they are."""
+    """Reduce a very large picture, to avoid further copies of all its pixels; others are returned unchanged."""
     times = min(image.size) // SHORT_SIDE
     if image.width * image.height <= LARGE or times < 2:
         return image
     info, exif = image.info, image.getexif()
-    image.draft(None, (image.width // times, image.height // times))  # of JPEG, while it is decoded
+    image.draft(None, (image.width // times, image.height // times))  # JPEG: reduce while decoding
     times = min(image.size) // SHORT_SIDE
     if times >= 2 and image.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
         image = image.reduce(times)
@@ -153,10 +153,10 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame of an opened picture as 8-bit RGB: turned as its EXIF says, transparency on white, in sRGB.
+    """The first frame of an opened picture as 8-bit sRGB: rotated by its EXIF orientation, transparency on white.
 
     16-bit greys are scaled by 255 / 65535, 32-bit floats from 0..1. An embedded ICC profile (RGB, CMYK or grey) is
-    converted to sRGB, one that cannot be used is ignored; without one, a PNG's gAMA is converted. ValueError: numbers outside
+    converted to sRGB; an unusable one is ignored; without one, a PNG's gAMA is converted. Raises ValueError for values outside
     those ranges.
     """
     profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
@@ -180,7 +180,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gamma_table(gamma: float) -> list[int]:
-    """sRGB of each value of an image with PNG's gAMA (IEC 61966-2-1; PNG specification, chapter 13.13)."""
+    """Table from an image's values with PNG's gAMA to sRGB (IEC 61966-2-1; PNG specification, chapter 13.13)."""
     linear = (np.arange(256) / 255) ** (1 / min(max(gamma, 0.1), 10))
     curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return [int(value) for value in np.rint(255 * curve)]
@@ -191,15 +191,15 @@ def _from_wide(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     top = 1 if image.mode == "F" else 65535
     if not (values.min() >= 0 and values.max() <= top):
-        raise ValueError(f"numbers from {values.min():g} to {values.max():g}, expected 0 to {top}")
+        raise ValueError(f"values from {values.min():g} to {values.max():g}, expected 0 to {top}")
     grey = np.rint(values * (255 / top))
-    if "transparency" in image.info:  # a PNG may name one grey that is to be seen through
+    if "transparency" in image.info:  # a PNG may declare one grey as transparent
         grey[values == image.info["transparency"]] = 255
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Grey, RGB or CMYK -> RGB, through the embedded profile where it fits."""
+    """Grey, RGB or CMYK -> sRGB, through the embedded profile if it fits."""
     if profile:
         try:
             source = ImageCms.getOpenProfile(io.BytesIO(profile))
@@ -220,7 +220,7 @@ def broken(path: Path, error: Exception) -> JobError:
         kind, mend = sniff(path), "replace or remove it"
         if kind in ("HEIC", "JPEG XL"):
             mend = f"pip install {'pillow-heif' if kind == 'HEIC' else 'pillow-jxl-plugin'}, or save it as PNG or JPEG"
-        return JobError(f"{path}: is not a readable picture (it is {kind or 'of no known kind'}): {mend}")
+        return JobError(f"{path}: is not a readable picture (it is {kind or 'an unknown kind of file'}): {mend}")
     reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
     return JobError(f"{path}: is not a readable picture ({reason}): replace or remove it")
 
@@ -234,7 +234,7 @@ _KINDS = ((b"%PDF", "a PDF"), (b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "a
 
 
 def sniff(path: Path) -> str:
-    """The kind of a file that is not a picture, by its first bytes; "" if unknown."""
+    """The kind of a file that is not a picture, from its first bytes; "" if unknown."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -244,7 +244,7 @@ def sniff(path: Path) -> str:
         brand = head[8:12]
         return "HEIC" if brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc") else "AVIF" if brand == b"avif" else "a video"
     if not head.strip(b"\0"):
-        return "an empty file" if not head else "nothing but zeros"
+        return "an empty file" if not head else "only zeros"
     start = head.lstrip().lower() if head.lstrip()[:1] == b"<" else head
     found = next((kind for mark, kind in _KINDS if start.startswith(mark)), "")
     return found or ("a text" if head.isascii() and head.decode().replace("\n", "").replace("\r", "").isprintable() else "")

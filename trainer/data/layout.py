@@ -17,23 +17,23 @@ REGULARISATION = re.compile(r"reg(s|ulari[sz]ation)?([ _-].*|images?|imgs?|data|
                             re.IGNORECASE)
 GENERIC = re.compile(r"(train(ing)?([ _-]?data)?|data(set)?s?|images?|imgs?|pics?|pictures?|photos?|raw|source|input|instance"
                      r"([ _-](data|images?))?|new folder|untitled folder|\d+([ _-]?x[ _-]?\d+)?(px)?)", re.IGNORECASE)
-"""Folder names that do not describe their content, so they are not captions."""
+"""Folder names that do not describe their content, so they are not used as captions."""
 SPLITS = {"test", "val", "valid", "validation", "dev"}
 MASK_FOLDERS = {"mask", "masks"}
 MASK, CONDITION = "-masklabel", "-condlabel"
 MOST_REPEATS = 1000
-"""A larger number before a folder's name, and a year, is part of the name."""
+"""Largest number of repeats in a folder's name; a larger number, or a year, is part of the name."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Settings that a picture gets from the folders above it. repeats: 0 leaves it out."""
+    """Settings of a picture from the folders above it. repeats: 0 leaves it out."""
 
     category: str = ""
     repeats: int = 1
     reg: bool = False
     own_class: bool = False
-    """the category is a class that kohya's folder names"""
+    """the category is the class in a kohya folder's name"""
 
 
 @dataclass
@@ -45,11 +45,11 @@ class Roles:
     """picture -> mask"""
     others: list[Path] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)
-    """folders whose number was read as part of the name"""
+    """folders whose number was taken as part of the name"""
 
 
 def roles(listing: Listing, source: Source) -> Roles:
-    """Sort the files of a folder. What is left out is counted in the listing's `unused`."""
+    """Sort the files of a folder by role. Files that are left out are counted in the listing's `unused`."""
     left_out = _left_out(listing)
     models = {file.with_suffix("") for file in listing.files if file.suffix == ".safetensors"}
     found, result = [], Roles()
@@ -73,7 +73,7 @@ def roles(listing: Listing, source: Source) -> Roles:
 
 
 def _left_out(listing: Listing) -> dict[Path, str]:
-    """Folders that hold no training pictures, and why: kohya's log/ and model/ beside img/, test splits beside train/."""
+    """Folders without training pictures, and the reason: kohya's log/ and model/ beside img/, test splits beside train/."""
     below: dict[Path, dict[str, Path]] = {}
     for folder in {folder for file in listing.files for folder in file.parents if folder != listing.root
                    and listing.root in folder.parents}:
@@ -90,7 +90,7 @@ def _left_out(listing: Listing) -> dict[Path, str]:
 
 
 def _masks(found: list[Path], listing: Listing, source: Source) -> tuple[list[Path], dict[Path, Path]]:
-    """The pictures among `found`, and their masks: `a-masklabel.png`, `mask/a.png` or from the folder of `masks=`."""
+    """Separate the pictures in `found` from their masks: `a-masklabel.png`, `mask/a.png`, or those in the `masks=` folder."""
     labels = [file for file in found if file.stem.lower().endswith(MASK)]
     pictures = [file for file in found if file not in set(labels)]
     masks: dict[Path, Path] = {}
@@ -125,7 +125,7 @@ def _by_stem(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def _matches(masks: list[Path], folder: Path, pictures: list[Path], root: Path) -> dict[Path, list[Path]]:
-    """mask -> pictures of its name: at the same place under `root` as under `folder`, else of its stem, if only one has it."""
+    """mask -> pictures with its name: at the same relative path, else the only one with its stem."""
     places = _by_stem(pictures, root)
     stems: dict[str, list[Path]] = {}
     for picture in pictures:
@@ -150,7 +150,7 @@ def _claim(pictures: list[Path], mask: Path, masks: dict[Path, Path], unused: Un
 
 
 def place_of(picture: Path, root: Path, source: Source, numbers: list[str]) -> Place:
-    """The category, repeats and role from the folders between `picture` and `root`; `root` itself may be a kohya folder."""
+    """The category, repeats and role, from the folders between `picture` and `root`; `root` itself may be a kohya folder."""
     folders = [folder for folder in picture.parents if folder == root or root in folder.parents]
     below = [folder for folder in folders if folder != root]
     reg = source.reg if source.reg is not None else any(REGULARISATION.fullmatch(folder.name) for folder in below)

@@ -1,4 +1,4 @@
-"""Files that hold many pictures' captions: Hugging Face's metadata, kohya's meta_cap.json, captions.json, tables."""
+"""Files with the captions of many pictures: Hugging Face's metadata, kohya's meta_cap.json, captions.json, tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.data.texts import MOST_TABLE, read_json, read_text
 
 NAMES = ("metadata.csv", "captions.csv", "captions.json", "meta_cap.json", "meta_clean.json", "meta_lat.json", "metadata.json",
          "captions.jsonl", "metadata.jsonl")  # fmt: skip
-"""The last wins where a folder has several."""
+"""In ascending precedence, if a folder has several."""
 FILE_KEYS = ("file_name", "filename", "file", "image_path", "image_file", "image", "path", "name")
 TEXT_KEYS = ("text", "caption", "captions", "prompt", "description")
 TAG_KEYS = ("tags", "tag_string")
@@ -26,7 +26,7 @@ MOST_SAID = 10
 
 @dataclass(frozen=True)
 class Line:
-    """One entry: where it stands, the picture's name as written, its captions."""
+    """One entry: its position in the file, the picture's name as written, its captions."""
 
     where: str
     name: str
@@ -45,7 +45,7 @@ def read_metadata(file: Path) -> list[Line]:
 def captions_of(entry: Json) -> tuple[str, ...]:
     """The captions in a JSON value: a text, a list of texts, or an object of `TEXT_KEYS` and `TAG_KEYS`; () if there are none.
 
-    With both a caption and tags the tags follow the caption after a comma, as kohya's sd-scripts joins them.
+    If there are a caption and tags, they are joined by a comma, as in kohya's sd-scripts.
     """
     if isinstance(entry, str):
         return (entry,)
@@ -97,7 +97,7 @@ def _json_lines(file: Path) -> Iterator[Line]:
 
 
 def _json_object(file: Path) -> Iterator[Line]:
-    """{"a.png": "caption"}, {"a": {"caption": ..., "tags": ...}} or a list of entries with their file's name."""
+    """{"a.png": "caption"}, {"a": {"caption": ..., "tags": ...}} or a list of entries with file names."""
     whole = read_json(file)
     if isinstance(whole, list):
         for number, entry in enumerate(whole, 1):
@@ -114,7 +114,7 @@ def _json_object(file: Path) -> Iterator[Line]:
 
 
 def _csv_lines(file: Path) -> Iterator[Line]:
-    """RFC 4180 with commas, semicolons or tabs; a first line that names no columns is an entry, if there are two."""
+    """RFC 4180 with commas, semicolons or tabs; a first line without column names is an entry, if it has two fields."""
     text = read_text(file, MOST_TABLE)
     first = text.lstrip("\r\n").split("\n", 1)[0]
     comma = max(",;\t", key=first.count)
@@ -132,15 +132,15 @@ def _csv_lines(file: Path) -> Iterator[Line]:
                 else:
                     continue
             if len(row) != len(head):
-                raise JobError(f"{where}: has {len(row)} fields and the first line {len(head)}: put captions with commas in "
-                               "double quotes")
+                raise JobError(f"{where}: has {len(row)} fields, but the first line has {len(head)}: put captions with commas "
+                               "in double quotes")
             yield _line(where, dict(zip(head, row, strict=True)))
     except csv.Error as error:
         raise JobError(f"{file} line {rows.line_num}: is not CSV ({error})") from error
 
 
 class Resolver:
-    """Names as they stand in metadata -> pictures: exact, else the one picture that the end of the name fits."""
+    """Finds pictures by the names in metadata: an exact match, else the only picture whose path ends like the name."""
 
     def __init__(self, folder: Path, pictures: Sequence[Path]) -> None:
         self.folder = folder
@@ -155,8 +155,8 @@ class Resolver:
                     self.by_tail.setdefault(stem, []).append(picture)
 
     def find(self, name: str, base: Path) -> Path | None:
-        """`name` relative to the folder `base`, in any case and form of accents, with slashes of either direction, under any
-        other root, with or without its suffix; None if it fits no picture or several."""
+        """The picture `name`, relative to the folder `base`; None if no picture matches, or several do. Ignores case, Unicode
+        normalisation, direction of slashes, leading folders, and a missing suffix."""
         exact = base / name.replace("\\", "/")
         inside = plain(base.relative_to(self.folder).as_posix()).removeprefix(".")
         parts = [part for part in plain(name).split("/") if part not in ("", ".", "..")]
@@ -183,17 +183,17 @@ class Resolver:
 
 
 def resolve(file: Path, lines: Sequence[Line], resolver: Resolver) -> dict[Path, tuple[str, ...]]:
-    """The captions of `file` by picture; a picture with several lines has several captions.
+    """The captions in `file` by picture; a picture with several lines has several captions.
 
     Raises:
-        JobError: names every line that fits no picture, or several.
+        JobError: lines match no picture, or several; the message lists them.
     """
     found: dict[Path, tuple[str, ...]] = {}
     lost: list[Line] = []
     for line in lines:
         picture = resolver.find(line.name, file.parent)
         if picture is None and (file.parent / line.name.replace("\\", "/")).is_file():
-            continue  # it is there and not learnt, which is said elsewhere
+            continue  # it exists but is not used, which is reported elsewhere
         if picture is None:
             lost.append(line)
         else:
@@ -202,6 +202,6 @@ def resolve(file: Path, lines: Sequence[Line], resolver: Resolver) -> dict[Path,
         said = [f"{line.where.removeprefix(str(file)).strip()} {line.name!r}{resolver.guess(line.name)}"
                 for line in lost[:MOST_SAID]]
         more = f" and {len(lost) - MOST_SAID} more" if len(lost) > MOST_SAID else ""
-        raise JobError(f"{file}: {len(lost)} of {len(lines)} entries fit no picture of this folder, or several: "
+        raise JobError(f"{file}: {len(lost)} of {len(lines)} entries match no picture in this folder, or several: "
                        f"{', '.join(said)}{more}: correct the names, or remove the entries")
     return found

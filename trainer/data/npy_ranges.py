@@ -1,8 +1,8 @@
 """Rows of a .npy file on a web server, by HTTP byte ranges (RFC 9110, section 14): its header first, then just those rows.
 
-fsspec's `cat_ranges` would fetch ranges, but it looks at no Content-Range, and where a server ignores Range it hands out
-the wrong bytes or reads the whole file. Wrong bytes here are wrong drawings in silence, so what every reply says of
-itself is checked. `requests` does the rest: connections kept open, proxies, certificates, transfers cut short.
+fsspec's `cat_ranges` also fetches ranges, but it does not check Content-Range, and if a server ignores Range it returns wrong
+bytes or reads the whole file. Wrong bytes would be wrong drawings without any error, so the headers of every reply are
+checked. `requests` does the rest: persistent connections, proxies, certificates, truncated transfers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from convert.errors import JobError
 from trainer.data.npy_folder import header_length, parse_header
 from trainer.data.records import ROW_BYTES
 
-TIMEOUT = (10, 15)  # seconds: to connect, and for any part of a reply to come; Ctrl-C waits no longer
+TIMEOUT = (10, 15)  # seconds to connect, and between parts of a reply; also the longest wait after Ctrl-C
 TRIES = 6
-FIRST_PAUSE = 0.5  # seconds before the second try, doubled before each further one: 15 s in all
-LONGEST_PAUSE = 30.0  # seconds, whatever a server's Retry-After asks
+FIRST_PAUSE = 0.5  # seconds before the second try, doubled before each further one: 15 s in total
+LONGEST_PAUSE = 30.0  # seconds, even if the server's Retry-After is longer
 FIRST_BYTES = 1024  # official headers are 80 bytes, newer ones 128
 MERGED_GAP = 16 * 1024  # bytes between two rows that cost less than another request
 MIRROR = "check --data-url, or give a local folder of .npy drawings with --data"
@@ -37,7 +37,7 @@ class FileChanged(JobError):
 
 
 class _TryAgain(Exception):
-    """A reply that another try may better. wait: seconds the server asks for."""
+    """A failure worth retrying. wait: seconds requested by the server."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -46,7 +46,7 @@ class _TryAgain(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a header says. count: rows; offset: bytes before the first; etag: the server's strong mark of this version or ""."""
+    """Facts from a file's header. count: rows; offset: bytes before the first; etag: the server's strong ETag or ""."""
 
     count: int
     offset: int
@@ -59,9 +59,9 @@ class Layout:
 
 
 class RangeReader:
-    """Reads one file after another on one kept-open connection; for one thread.
+    """Reads files one after another over one persistent connection; for use by one thread.
 
-    warn: called with a line when the server ignores Range. stop: when set, waiting ends and reading raises JobError.
+    warn: called with a line if the server ignores Range. stop: once set, waiting ends and reading raises JobError.
     """
 
     def __init__(self, warn: Callable[[str], None], stop: Event) -> None:
@@ -74,14 +74,14 @@ class RangeReader:
         self._session.close()
 
     def layout(self, url: str) -> Layout:
-        """The header of a uint8 (N, 784) or (N, 1, 784) array. JobError if `url` is anything else."""
+        """The header of a uint8 (N, 784) or (N, 1, 784) array. JobError if `url` has anything else."""
         total, etag, (head,) = self._read(url, [(0, FIRST_BYTES)], None)
         if len(head) < (needed := header_length(url, head, MIRROR)):
             total, etag, (head,) = self._read(url, [(0, needed)], None)
         count, offset = parse_header(url, head, MIRROR)
         layout = Layout(count, offset, etag)
         if total not in (None, layout.size):
-            raise JobError(f"{url}: is {total:,} bytes, but {count:,} drawings, as its header says, are {layout.size:,}: "
+            raise JobError(f"{url}: is {total:,} bytes, but the {count:,} drawings in its header need {layout.size:,}: "
                            f"the file is damaged or cut off: {MIRROR}")
         return layout
 
@@ -93,9 +93,9 @@ class RangeReader:
         return {row: data[(row - group[0]) * ROW_BYTES :][:ROW_BYTES] for group, data in read for row in group}
 
     def _read(self, url: str, spans: Sequence[Span], known: Layout | None) -> tuple[int | None, str, list[bytes]]:
-        """Size of the file (None: not told), its etag, and the bytes of ascending `spans`.
+        """Size of the file (None if unknown), its ETag, and the bytes of ascending `spans`.
 
-        Without `known` a span may reach beyond the end of the file and is then cut there.
+        Without `known` a span may extend beyond the end of the file, where it is then cut.
         """
         got: list[bytes] = []
         size, etag, failures = None, "", 0
@@ -104,20 +104,20 @@ class RangeReader:
             try:
                 size, etag = self._request(url, spans[before:], known, got)
                 failures = 0
-            except broken.SSLError as error:  # a certificate does not mend itself
-                raise JobError(f"{url}: the server's certificate cannot be verified ({_root(error)}): if it is your own, name "
-                               f"its authority in REQUESTS_CA_BUNDLE; or {MIRROR}") from error
+            except broken.SSLError as error:  # retrying would not help
+                raise JobError(f"{url}: the server's certificate cannot be verified ({_root(error)}): if it is your own, set "
+                               f"REQUESTS_CA_BUNDLE to its authority; or {MIRROR}") from error
             except (broken.ConnectionError, broken.Timeout, broken.ChunkedEncodingError, _TryAgain) as error:
                 failures = 1 if len(got) > before else failures + 1
                 self._pause(url, failures, error)
             except (broken.RequestException, UnicodeError) as error:
-                raise JobError(f"{url}: cannot be asked for ({_reason(error)}): {MIRROR}") from error
+                raise JobError(f"{url}: cannot be requested ({_reason(error)}): {MIRROR}") from error
         return size, etag, got
 
     def _request(self, url: str, spans: Sequence[Span], known: Layout | None, got: list[bytes]) -> tuple[int | None, str]:
-        """Ask for the first span; append its bytes to `got`, or those of all spans if the server sends the whole file."""
+        """Request the first span; append its bytes to `got`, or those of all spans if the server sends the whole file."""
         if self._stop.is_set():
-            raise JobError(f"{url}: was not read to the end: another file failed")
+            raise JobError(f"{url}: was not read completely, because another file failed")
         start, stop = spans[0]
         with self._session.get(url, headers={"Range": f"bytes={start}-{stop - 1}"}, stream=True, timeout=TIMEOUT) as reply:
             _check_status(url, reply)
@@ -129,12 +129,12 @@ class RangeReader:
             if end is not None:
                 if end != min(stop, size or stop):
                     raise _TryAgain(f"asked for bytes {start}-{stop - 1}, it sent {start}-{end - 1}")
-                (data,) = _cut(reply.iter_content(64 * 1024), [(0, end - start + 1)])  # one more than there should be
+                (data,) = _cut(reply.iter_content(64 * 1024), [(0, end - start + 1)])  # one more byte than expected
                 got.append(_sized(data, end - start))
                 return size, etag
             if size is None or size > stop:
                 self._warn("the server ignores byte ranges, so files are read up to the last drawing needed: slow, up to "
-                           "270 MB a category; --data-url takes a mirror that has ranges")
+                           "270 MB per category; give a mirror with byte ranges as --data-url")
             for (first, last), data in zip(spans, _cut(reply.iter_content(64 * 1024), spans)):
                 got.append(data if known is None and size is None else _sized(data, min(last, size or last) - first))
         return size, etag
@@ -145,7 +145,7 @@ class RangeReader:
                 raise JobError(f"{url}: tried {TRIES} times, and {error}: try again later; or {MIRROR}") from error
             through = " through the proxy" if isinstance(error, broken.ProxyError) else ""
             raise JobError(f"{url}: cannot be read{through} ({_root(error)}): check the connection; or {MIRROR}") from error
-        pause = FIRST_PAUSE * 2 ** (failures - 1) * random.uniform(0.75, 1.25)  # apart, or all workers return at once
+        pause = FIRST_PAUSE * 2 ** (failures - 1) * random.uniform(0.75, 1.25)  # so that workers do not retry at once
         self._stop.wait(max(pause, min(getattr(error, "wait", 0.0), LONGEST_PAUSE)))
 
 
@@ -154,22 +154,22 @@ def _check_status(url: str, reply: requests.Response) -> None:
     if reply.status_code in (408, 425, 429) or reply.status_code >= 500:
         raise _TryAgain(f"the server answered {status}", float(_number(reply.headers.get("Retry-After")) or 0))
     if reply.status_code in (401, 403, 404, 410):
-        raise JobError(f"{url}: {status}: '{unquote(url.rsplit('/', 1)[1])}' is not there: {MIRROR}")
+        raise JobError(f"{url}: {status}: '{unquote(url.rsplit('/', 1)[1])}' does not exist there: {MIRROR}")
     if reply.status_code == 416:
         raise FileChanged(f"{url}: {status}: the file is empty or shorter than its header says: {MIRROR}")
     if reply.status_code not in (200, 206):
         raise JobError(f"{url}: the server answered {status}, expected 206 Partial Content: {MIRROR}")
     coding = reply.headers.get("Content-Encoding", "identity").lower()
     if coding not in ("", "identity"):
-        raise JobError(f"{url}: the server sends it as {coding}, though asked not to; byte ranges do not work then: {MIRROR}")
+        raise JobError(f"{url}: the server compresses it as {coding} although asked not to, so byte ranges fail: {MIRROR}")
 
 
 def _part(url: str, reply: requests.Response, span: Span) -> tuple[int | None, int]:
-    """The whole file's size (None: not told) and the part's end, as Content-Range says, if it begins where it should."""
+    """The whole file's size (None if unknown) and the part's end from Content-Range, after checking the part's start."""
     said = reply.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)", said.strip(), re.ASCII)
     if match is None or int(match[1]) != span[0] or int(match[2]) < span[0]:
-        raise JobError(f"{url}: asked for bytes {span[0]}-{span[1] - 1}, and the server's Content-Range is {said!r}: {MIRROR}")
+        raise JobError(f"{url}: asked for bytes {span[0]}-{span[1] - 1}, but the server's Content-Range is {said!r}: {MIRROR}")
     return None if match[3] == "*" else int(match[3]), int(match[2]) + 1
 
 
@@ -181,14 +181,14 @@ def _sized(data: bytes, expected: int) -> bytes:
 
 def _check_same(url: str, known: Layout | None, size: int | None, etag: str) -> None:
     if known is not None and size not in (None, known.size):
-        raise FileChanged(f"{url}: is {size:,} bytes now, {known.size:,} by its header: it changed or is damaged: {MIRROR}")
+        raise FileChanged(f"{url}: is now {size:,} bytes, but {known.size:,} by its header: it changed or is damaged: {MIRROR}")
     if known is not None and known.etag and etag and etag != known.etag:
-        raise FileChanged(f"{url}: changed on the server while it was read: try again later; or {MIRROR}")
+        raise FileChanged(f"{url}: changed on the server while it was being read: try again later; or {MIRROR}")
 
 
 def _cut(chunks: Iterable[bytes], spans: Sequence[Span]) -> Iterator[bytes]:
-    """The bytes of ascending `spans` of a stream, each as soon as it is whole; where the stream ends early, what there is."""
-    stream, position, part = iter(chunks), 0, b""  # `part` begins at byte `position` of the stream
+    """The bytes of ascending `spans` of a stream, each as soon as it is complete; shorter if the stream ends early."""
+    stream, position, part = iter(chunks), 0, b""  # `part` starts at byte `position` of the stream
     for start, stop in spans:
         while position + len(part) < stop and (chunk := next(stream, b"")):
             gone = min(max(start - position, 0), len(part))
@@ -197,7 +197,7 @@ def _cut(chunks: Iterable[bytes], spans: Sequence[Span]) -> Iterator[bytes]:
 
 
 def _neighbours(rows: Iterable[int]) -> list[list[int]]:
-    """Rows in ascending order, those near enough to be read at once together."""
+    """Rows in ascending order, grouped if near enough to be read together."""
     groups: list[list[int]] = []
     for row in sorted(set(rows)):
         if groups and (row - groups[-1][-1] - 1) * ROW_BYTES <= MERGED_GAP:
@@ -216,7 +216,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _root(error: BaseException) -> str:
-    """The system's own message, without the layers of requests and urllib3 around it."""
+    """The operating system's message, without those of requests and urllib3."""
     while error.__context__ is not None:
         error = error.__context__
     return _reason(error)

@@ -1,4 +1,4 @@
-"""One of a person's own pictures: a file, its captions, and how it is learnt."""
+"""A picture file of the user with its captions and training settings."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ PROCESSING = b"upright, on white, sRGB with grey profiles and gamma, bicubic, ce
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture file. It is read whenever it is asked for; JobError, naming it, if it cannot be."""
+    """A picture file. It is read on every access; JobError if that fails."""
 
     path: Path
     source: str
     category: str
     captions: tuple[str, ...]
-    """one of them is drawn each time the picture is learnt"""
+    """one of them is drawn each time the picture is used"""
     caption: str
-    """the first, with its tags in the order of the file"""
+    """the first one, with its tags in the file's order"""
     size: tuple[int, int]
-    """width and height as found, in pixels, upright"""
+    """width and height of the file, in pixels, upright"""
     repeats: int = 1
     weight: float = 1.0
     reg: bool = False
     mask_path: Path | None = None
     alpha_mask: bool = False
     bucket_step: int = 0
-    """0: learnt as a square"""
+    """0: always a square"""
     max_aspect: float = 4.0
     only_shape: Shape | None = None
-    """height and width in pixels, in place of a bucket's"""
+    """height and width in pixels, instead of a bucket's"""
 
     def raw(self) -> np.ndarray:
         return np.asarray(read_rgb(self.path))
@@ -51,7 +51,7 @@ class Picture:
         return bucket_of(*self.size, resolution, self.bucket_step, self.max_aspect)
 
     def pixels(self, resolution: int) -> np.ndarray:
-        """Resized to cover its shape (Pillow's bicubic); what is over at both ends of one side is cut away."""
+        """The picture resized to cover its shape (Pillow's bicubic) and cropped at the centre."""
         return np.asarray(_fit(read_rgb(self.path), self.shape(resolution), Image.Resampling.BICUBIC))
 
     @property
@@ -61,8 +61,8 @@ class Picture:
     def mask(self, resolution: int, down: int) -> np.ndarray | None:
         """Weights of the loss at each latent, 0..1, float32 (height / down, width / down); None: 1 everywhere.
 
-        White learns, black does not, grey in between (kohya's --masked_loss, OneTrainer's masks). With `alpha_mask` what is
-        opaque learns.
+        White areas count, black ones do not, grey in between (kohya's --masked_loss, OneTrainer's masks). With `alpha_mask`
+        the opaque areas count.
         """
         grey = self._mask_image()
         if grey is None:
@@ -72,7 +72,7 @@ class Picture:
         return fitted.reshape(shape[0] // down, down, shape[1] // down, down).mean(axis=(1, 3))
 
     def _mask_image(self) -> Image.Image | None:
-        """At the picture's size; a mask of another size is stretched to it."""
+        """The mask at the picture's size; a mask of another size is stretched to it."""
         if self.mask_path:
             grey = read_rgb(self.mask_path).convert("L")
         elif self.alpha_mask:
@@ -93,7 +93,7 @@ class Picture:
 
     @property
     def identity(self) -> str:
-        """All that decides how it is learnt, for the run's fingerprint."""
+        """Everything that affects training on it, for the run's fingerprint."""
         parts = [self.digest, *self.captions]
         if self.repeats != 1 or self.reg:
             parts.append(f"repeats {self.repeats}, regularisation {self.reg}")

@@ -1,4 +1,4 @@
-"""Folders of a person's own pictures, taken as they are: found, captioned, and made into a `Dataset` with its table."""
+"""Reads folders of a user's own pictures: finds them and their captions, and makes a `Dataset` with its table."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def load_pictures(recipe: Recipe, *, max_upscale: float = 1.0) -> Dataset:
     """The pictures of `recipe.data` and `more_data`, in the order of their paths; only the headers of their files are read.
 
     layout.py and captions.py explain how folders and files are read. `recipe.held_out` of the pictures, at least one and
-    never all, are drawn by the seed and kept from training; none of those for regularisation.
+    never all, are chosen by the seed and held out; none of those for regularisation.
 
     Raises:
-        UsageError: there is no such folder, or nothing to learn in it.
+        UsageError: there is no such folder, or it has no training pictures.
         JobError: a folder cannot be read. Files that cannot be used are in the result's `problems`.
     """
     found, given = Found(), sources(recipe)
@@ -49,7 +49,7 @@ def load_pictures(recipe: Recipe, *, max_upscale: float = 1.0) -> Dataset:
     if not any(not picture.reg for picture in pictures) and not found.problems:
         only = " but for regularisation" if pictures else ""
         named = ", ".join(source.given for source in given)
-        raise UsageError(f"--data {named}: holds no pictures to learn{only}; expected .npy drawings, or pictures "
+        raise UsageError(f"--data {named}: has no training pictures{only}; expected .npy drawings, or pictures "
                          f"({' '.join(SUFFIXES)}) with captions in name.txt or name.caption beside each, metadata.jsonl or "
                          f".csv, or as sub-folders' names{_passed_over(found.facts.unused)}")
     own = [row for row, picture in enumerate(pictures) if not picture.reg]
@@ -123,6 +123,6 @@ def _read(source: Source, recipe: Recipe, found: Found, *, several: bool) -> Non
 
 
 def held_out_rows(count: int, share: float, seed: int) -> set[int]:
-    """`share` of `count` rows, drawn by the seed: none if it is 0, else at least one; one row at least stays."""
+    """`share` of `count` rows, chosen by the seed: none if it is 0, else at least one, but never all."""
     wanted = min(max(1, round(share * count)), count - 1) if share and count else 0
     return set(np.random.default_rng([seed, Stream.OWN_HELD_OUT]).permutation(count)[:wanted].tolist())

@@ -27,13 +27,13 @@ from trainer.recipe import Recipe
 from trainer.terminal import say_nothing
 
 WORKERS = 16
-LONGEST_GOODBYE = 1.0  # seconds that unfinished downloads are waited for after an error or Ctrl-C
+LONGEST_GOODBYE = 1.0  # seconds to wait for unfinished downloads after an error or Ctrl-C
 
 Say = Callable[[str], None]
 
 
 class Wanted(NamedTuple):
-    """Which rows of every category: how many of each part, and the seed that chooses them."""
+    """The rows to use of every category: how many of each part, and the seed that chooses them."""
 
     per_category: int
     held_out: int
@@ -56,9 +56,9 @@ class Fetched:
 
 
 def load_quickdraw(recipe: Recipe, *, cache: Path, say: Say, held_out_rows: int = HELD_OUT_ROWS) -> Dataset:
-    """Drawings of `recipe.categories`, the same rows that a folder of the same files would give.
+    """Drawings of `recipe.categories`: the same rows as from a folder with the same files.
 
-    cache: the folder under which fetched rows are kept. say: gets one-line notices, one at a time.
+    cache: the folder for fetched rows. say: receives one-line notices, one at a time.
 
     Raises:
         UsageError: a category is unknown, or --data-url is not a web address.
@@ -101,25 +101,25 @@ def _drawings(category: str, rows: Sequence[int], entry: Fetched) -> list[Drawin
 
 
 def checked_url(data_url: str) -> str:
-    """--data-url without a slash at its end. UsageError if it is not an address, or holds a password."""
+    """--data-url without a trailing slash. UsageError if it is not an address, or contains a password."""
     try:
         parts = urlsplit(data_url)
         if parts.username is not None or parts.password is not None:
-            raise UsageError("--data-url: holds a user name or password, which would be written into the run, the cache and "
-                             "the LoRA: put them into ~/.netrc and leave them out of the address")
+            raise UsageError("--data-url: contains a user name or password, which would be written into the run, the cache "
+                             "and the LoRA: put them into ~/.netrc instead")
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
         sound = sound and (parts.port is None or parts.port > 0)
     except ValueError:
         sound = False
     if not sound:
         shown = re.sub(r"//[^/@]*@", "//…@", data_url)
-        raise UsageError(f"--data-url {shown}: expected http:// or https:// and where <category>.npy files are served; a "
-                         "folder on this machine is given with --data")
+        raise UsageError(f"--data-url {shown}: expected the http:// or https:// address of a folder of <category>.npy files; "
+                         "a local folder is given with --data")
     return data_url.rstrip("/")
 
 
 def _one_at_a_time(say: Say) -> Say:
-    """`say` for several threads, which says equal lines once."""
+    """A thread-safe `say` that prints each line only once."""
     lock, said = Lock(), set[str]()
 
     def tell(line: str) -> None:
@@ -132,7 +132,7 @@ def _one_at_a_time(say: Say) -> Say:
 
 
 def _fetch_all(known: dict[str, Fetched | None], store: Store, wanted: Wanted) -> dict[str, Fetched]:
-    """Fetch what is lacking, several categories at once. The first error ends it; categories done by then are kept."""
+    """Fetch missing rows, several categories in parallel. The first error stops it; finished categories are kept."""
     from tqdm import tqdm
 
     stop = Event()
@@ -151,10 +151,10 @@ def _fetch_all(known: dict[str, Fetched | None], store: Store, wanted: Wanted) -
                 return
             try:
                 results.put((category, fetch(category)))
-            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            except BaseException as error:  # noqa: BLE001 - reraised by the waiting thread
                 results.put((category, error))
 
-    # daemons, so that Ctrl-C does not wait for a server that has stalled
+    # daemon threads, so that Ctrl-C does not wait for a stalled server
     threads = [Thread(target=work, name=f"quickdraw {n}", daemon=True) for n in range(min(WORKERS, len(known)))]
     done: dict[str, Fetched] = {}
     try:
@@ -182,7 +182,7 @@ def _fetch(category: str, known: Fetched | None, reader: RangeReader, store: Sto
     except FileChanged:
         if known is None:
             raise
-        store.say(f"{url}: is no longer the file that the kept drawings are from: fetching all of them again")
+        store.say(f"{url}: differs from the file that the cached drawings are from: fetching all of them again")
         whole = _completed(category, None, reader, url, wanted)
     store.write(category, whole)
     return whole
@@ -207,7 +207,7 @@ class Store:
         return self.folder / f"{category.replace(' ', '-')}-{key[:16]}.rows"
 
     def read(self, category: str) -> Fetched | None:
-        """The kept rows, or None. A damaged file is reported and counts as missing."""
+        """The cached rows, or None. A damaged file is reported and treated as missing."""
         path = self.path(category)
         try:
             line, _, body = path.read_bytes().partition(b"\n")
@@ -225,7 +225,7 @@ class Store:
             return None
 
     def write(self, category: str, entry: Fetched) -> None:
-        """Keep `entry`. If the disk is full or read-only, the next run downloads again; this one goes on, with a notice."""
+        """Store `entry`. If the disk is full or read-only, this run continues with a notice and the next downloads again."""
         rows = sorted(entry.rows)
         body = b"".join(entry.rows[row] for row in rows)
         facts = {"url": self.address(category), "layout": asdict(entry.layout), "rows": rows}
@@ -233,7 +233,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(self.path(category), json.dumps(facts | {"sha256": _checksum(facts, body)}).encode() + b"\n" + body)
         except (OSError, JobError):
-            self.say(f"{self.folder}: cannot be written: the fetched drawings are not kept for the next run; see --cache")
+            self.say(f"{self.folder}: cannot be written, so the drawings are not cached for the next run; see --cache")
 
 
 def _checksum(facts: Mapping[str, object], body: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Training data, wherever it came from: examples with a caption and pixels, gathered in a `Dataset`."""
+"""The types of training data from any source: examples with a caption and pixels, collected in a `Dataset`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image, ImageOps
 
 SIDE = 28  # pixels
 ROW_BYTES = SIDE * SIDE
-PROCESSING = b"28x28, RGB, bicubic, inverted\0"  # part of every digest: a change of `process` must change it
+PROCESSING = b"28x28, RGB, bicubic, inverted\0"  # part of every digest: change it whenever `process` changes
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table of what is learnt. attention: it is likely to be a mistake."""
+    """A row of the data table. attention: likely to be a mistake."""
 
     label: str
     text: str
@@ -27,18 +27,18 @@ class Row:
 
 
 class Example(Protocol):
-    """One picture to learn from. The two kinds are `Drawing` below and `Picture` in picture.py."""
+    """One training picture. The two kinds are `Drawing` below and `Picture` in picture.py."""
 
     @property
     def caption(self) -> str: ...
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """One of these is drawn each time the picture is learnt; most pictures have one, which is `caption`."""
+        """One of these is drawn each time the picture is used; most pictures have only one, `caption`."""
 
     @property
     def repeats(self) -> int:
-        """How often an epoch holds it."""
+        """How often it occurs in an epoch."""
 
     @property
     def reg(self) -> bool:
@@ -46,46 +46,46 @@ class Example(Protocol):
 
     @property
     def weight(self) -> float:
-        """Of its loss."""
+        """Weight of its loss."""
 
     @property
     def masked(self) -> bool: ...
 
     @property
     def category(self) -> str:
-        """The word for what is on it; "" if the data has no word for it."""
+        """The word for its subject; "" if the data has none."""
 
     @property
     def source(self) -> str:
-        """Where a person finds it: "apple.npy row 123" or a path."""
+        """Its location, for messages: "apple.npy row 123" or a path."""
 
     @property
     def digest(self) -> str:
-        """sha256, in hex, of everything that affects `pixels()`: of content, never of a path."""
+        """sha256, in hex, of everything that affects `pixels()`: contents, never paths."""
 
     @property
     def identity(self) -> str:
-        """Digest, captions and what else decides how it is learnt, ended by a zero character."""
+        """Digest, captions and everything else that affects training on it, ended by a zero character."""
 
     def raw(self) -> np.ndarray:
-        """As it was found: uint8 (28, 28) for a drawing, uint8 (height, width, 3) for a picture."""
+        """The original: uint8 (28, 28) for a drawing, uint8 (height, width, 3) for a picture."""
 
     def shape(self, resolution: int) -> tuple[int, int]:
-        """Height and width in which it is learnt: about resolution x resolution pixels."""
+        """Height and width for training: about resolution x resolution pixels."""
 
     def pixels(self, resolution: int) -> np.ndarray:
-        """As it is learnt: uint8 (*shape, 3), RGB, not mirrored."""
+        """Training pixels: uint8 (*shape, 3), RGB, not mirrored."""
 
     def mask(self, resolution: int, down: int) -> np.ndarray | None:
-        """Loss weights of latents, float32 (height / down, width / down), 0..1; None where all count alike."""
+        """Loss weights of latents, float32 (height / down, width / down), 0..1; None for equal weights."""
 
 
 def process(bitmap: np.ndarray, resolution: int) -> np.ndarray:
     """uint8 (28, 28), white on black -> uint8 (resolution, resolution, 3), black on white (section 2.2).
 
     "We first map our 28x28x1 bitmap data into [...] RGB images. Then we resize images to 512x512x3 using bicubic
-    interpolation [...] we invert colours of all images." The mirroring and the normalisation that follow are drawn
-    and done where pictures are encoded. Bicubic is Pillow's, clipped to 0..255 (so is torchvision's on PIL images).
+    interpolation [...] we invert colours of all images." Mirroring and normalisation follow when pictures are encoded.
+    Bicubic is Pillow's, clipped to 0..255 (like torchvision's on PIL images).
     """
     rgb = Image.fromarray(np.ascontiguousarray(bitmap)).convert("RGB")
     large = rgb.resize((resolution, resolution), Image.Resampling.BICUBIC)
@@ -133,12 +133,12 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All that a run learns from and is measured on.
+    """The training and held-out data of a run.
 
-    train, held_out: examples in a fixed order, decided by recipe and data. trigger: the words that captions begin with.
-    notes: one-line notices for the user. seen: the categories trained on; unseen: the others that the data has (both
-    sorted; empty for own pictures). attribution: whom the data's licence asks to be named, or "". table: what is learnt
-    from own pictures, a row a fact; problems: files that cannot be used, a line each: nothing is trained while there are any.
+    train, held_out: examples in a fixed order that depends on recipe and data. trigger: the words that captions begin with.
+    notes: one-line notices for the user. seen: the categories trained on; unseen: the data's other categories (both sorted;
+    empty for pictures). attribution: the credit required by the data's licence, or "". table: facts about the pictures, one
+    per row; problems: unusable files, one per line: training does not start if there are any.
     """
 
     train: Sequence[Example]
@@ -153,18 +153,18 @@ class Dataset:
 
     @property
     def per_epoch(self) -> int:
-        """Pictures that an epoch holds: each as often as its repeats say, and as many for regularisation."""
+        """Pictures in an epoch: each as often as its repeats, and equally many for regularisation."""
         own = sum(example.repeats for example in self.train if not example.reg)
         return own * 2 if any(example.reg for example in self.train) else own
 
     @property
     def learnt(self) -> list[Example]:
-        """Those that are not for regularisation."""
+        """The training pictures that are not for regularisation."""
         return [example for example in self.train if not example.reg]
 
 
 def common_shape(examples: Sequence[Example], resolution: int) -> tuple[int, int]:
-    """Height and width in which most of the pictures are learnt, each counted as often as its repeats say."""
+    """The most frequent height and width of training pictures, counted with their repeats."""
     counts: Counter[tuple[int, int]] = Counter()
     for example in examples:
         counts[example.shape(resolution)] += example.repeats
@@ -172,7 +172,7 @@ def common_shape(examples: Sequence[Example], resolution: int) -> tuple[int, int
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """sha256 over every picture's digest, captions and the rest of its `identity`, training and held out, in order."""
+    """sha256 over every picture's `identity`, training and held out, in order."""
     digest = hashlib.sha256()
     for part in (dataset.train, dataset.held_out):
         for example in part:

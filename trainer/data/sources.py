@@ -1,4 +1,4 @@
-"""`--data`, once or several times: a folder, and what is to be done with it: "dir, repeats=10, trigger=sks dog"."""
+"""Parses `--data`, given once or several times: a folder with optional settings, "dir, repeats=10, trigger=sks dog"."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MOST_REPEATS = 10_000
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of own pictures. None: as its sub-folders' names say."""
+    """A folder of the user's pictures. None: taken from the subfolders' names."""
 
     given: str
-    """as the user typed it, without its settings"""
+    """as the user typed it, without the settings"""
     folder: Path
     trigger: str
     repeats: int | None = None
@@ -29,12 +29,12 @@ class Source:
 
 
 def sources(recipe: Recipe) -> list[Source]:
-    """The folders of `--data`. Raises UsageError for a setting that makes no sense."""
+    """The folders of `--data`. Raises UsageError for an invalid setting."""
     return [parse_source(text, recipe) for text in (recipe.data, *recipe.more_data)]
 
 
 def parse_source(text: str, recipe: Recipe) -> Source:
-    """A folder whose own name looks like settings is taken as the folder that it is."""
+    """Parse one `--data`. An existing folder whose name looks like settings is taken as a folder."""
     if home(text).exists():
         return Source(text, home(text), recipe.trigger)
     start = _SETTING.search(text)

@@ -1,4 +1,4 @@
-"""Which categories and which drawings: section 2.1 of the paper, by the recipe's seed.
+"""Chooses categories and drawings by the recipe's seed: section 2.1 of the paper.
 
 "We randomly select 100 categories and split them into two subsets of 70% and 30% data respectively. Then in each
 category, we randomly select 20 example images for training." The split is over all rows of a category's file.
@@ -22,10 +22,10 @@ HELD_OUT_ROWS = 2
 
 
 def choose_categories(wanted: str, known: list[str], seed: int) -> tuple[list[str], list[str]]:
-    """Categories to train on and the other known ones, both sorted. `wanted`: how many, or names with commas.
+    """Categories to train on and the other known ones, both sorted. `wanted`: a number, or names with commas.
 
     Raises:
-        UsageError: a name is unknown, or there are not as many.
+        UsageError: a name is unknown, or there are fewer than `wanted`.
     """
     wanted = wanted.strip()
     if wanted.isdecimal():
@@ -49,13 +49,13 @@ def choose_categories(wanted: str, known: list[str], seed: int) -> tuple[list[st
 
 
 def choose_of_folder(wanted: str, known: list[str], seed: int) -> tuple[list[str], list[str]]:
-    """As `choose_categories`; the recipe's default number, which is QuickDraw's, takes all where there are fewer."""
+    """Like `choose_categories`, but the default number, which is for QuickDraw, takes all if there are fewer."""
     default = Recipe.__dataclass_fields__["categories"].default
     return choose_categories(str(min(len(known), int(default))) if wanted == default else wanted, known, seed)
 
 
 def _plain(name: str) -> str:
-    """A category's name without regard to case, and to `_` for a space."""
+    """A category's name normalised for comparison: no case, spaces for `_`."""
     return " ".join(name.replace("_", " ").lower().split())
 
 
@@ -65,16 +65,16 @@ def _some(names: list[str], most: int = 10) -> str:
 
 @dataclass(frozen=True)
 class Rows:
-    """Row numbers of one category's file. train: of its 70 % part; held_out: of its 30 % part."""
+    """Row numbers in one category's file. train: from its 70 % part; held_out: from its 30 % part."""
 
     train: list[int]
     held_out: list[int]
 
 
 def choose_rows(category: str, count: int, per_category: int, seed: int, held_out: int = HELD_OUT_ROWS) -> Rows:
-    """Choose among `count` rows; fewer than asked where a part has fewer. From (seed, category) alone.
+    """Choose among `count` rows, or all of a part that has fewer. Depends only on seed and category.
 
-    More rows of a part begin with those that fewer would have been.
+    A larger choice starts with the rows of a smaller one.
     """
     key = int.from_bytes(hashlib.sha256(category.encode()).digest()[:8], "little")
     order = np.random.default_rng([seed, Stream.ROWS, key]).permutation(count)

@@ -1,4 +1,4 @@
-"""The table of what is learnt: one row a fact, those that are likely to be mistakes marked, what is left out at the end."""
+"""The data table: one fact per row, likely mistakes marked, unused files at the end."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trainer.data.records import Dataset, Row
 from trainer.recipe import Recipe
 
 CROPPED, MUCH = 0.02, 0.25
-"""Share of a picture's area: less is not mentioned, more is likely to be a mistake."""
+"""Cropped shares of a picture's area: the first is worth mentioning, the second is likely to be a mistake."""
 MOST_NAMED = 6
 WEIGHTED = re.compile(r"\([^()]*:\s*\d*\.?\d+\)|<(lora|lyco|hypernet):[^<>]*>")
-"""How web UIs weigh words and name LoRAs in a prompt."""
+"""The prompt syntax of web UIs for weighted words and LoRAs."""
 LABEL = 22  # characters
 
 
 @dataclass
 class Facts:
-    """Facts gathered while the pictures were found, mostly as lists of pictures, so that a first one can be named."""
+    """Facts collected while finding the pictures, mostly as lists of pictures, so that the first one can be named."""
 
     origins: dict[str, list[str]] = field(default_factory=dict)
-    """where captions are from -> pictures"""
+    """source of the captions -> pictures"""
     animations: list[str] = field(default_factory=list)
     transparent: list[str] = field(default_factory=list)
     several: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ def count(names: Sequence[str]) -> str:
 
 
 def rows(dataset: Dataset, facts: Facts, recipe: Recipe, max_upscale: float) -> list[Row]:
-    """The table of a dataset of own pictures; those enlarged more than `max_upscale` are named."""
+    """The table of a dataset of pictures; lists those enlarged more than `max_upscale`."""
     pictures = [e for part in (dataset.train, dataset.held_out) for e in part if isinstance(e, Picture)]
     own, reg = [p for p in pictures if not p.reg], [p for p in pictures if p.reg]
     held_out = f", of which {len(dataset.held_out)} are held out" if dataset.held_out else ""
@@ -78,11 +78,11 @@ def rows(dataset: Dataset, facts: Facts, recipe: Recipe, max_upscale: float) -> 
         table += _regularisation(reg, recipe)
     masked = [p.source for p in pictures if p.mask_path]
     through = [p.source for p in pictures if p.alpha_mask]
-    table += [Row("masks", f"{count(masked)}: white learns, black does not")] if masked else []
-    table += [Row("alpha as mask", f"{count(through)}: what is opaque learns")] if through else []
+    table += [Row("masks", f"{count(masked)}: white areas are trained on, black ones are not")] if masked else []
+    table += [Row("alpha as mask", f"{count(through)}: only opaque areas are trained on")] if through else []
     table += _captions(facts, own)
     table += _shapes(pictures, recipe, max_upscale)
-    table += [Row("laid on white", f"{count(facts.transparent)}: they are partly transparent")] if facts.transparent else []
+    table += [Row("put on white", f"{count(facts.transparent)}: they are partly transparent")] if facts.transparent else []
     table += [Row("first frame only", f"{count(facts.animations)}: animations or several pages")] if facts.animations else []
     table += _unused(facts, recipe)
     return table
@@ -101,10 +101,10 @@ def _regularisation(reg: Sequence[Picture], recipe: Recipe) -> list[Row]:
     example, bare = next((p.caption for p in reg if p.caption), ""), [p.source for p in reg if not p.caption]
     shown = f", captioned for example {textwrap.shorten(example, 60, placeholder=' …')!r}" if example else ""
     table = [Row("regularisation", f"{count([p.source for p in reg])}{shown}, as often as all the others together, at weight "
-                 f"{recipe.prior_weight:g}; --no-reg leaves them out, reg=no learns them as the others")]
+                 f"{recipe.prior_weight:g}; --no-reg leaves them out, reg=no uses them like the others")]
     if bare:
-        table.append(Row("  without a caption", f"{count(bare)}: learnt with the empty caption, which keeps little of what the "
-                         "base knows: name their folder after their class, as 1_dog", True))
+        table.append(Row("  without a caption", f"{count(bare)}: used with an empty caption, which preserves little of the "
+                         "base's knowledge: name their folder after their class, as in 1_dog", True))
     return table
 
 
@@ -112,14 +112,14 @@ def _captions(facts: Facts, own: Sequence[Picture]) -> list[Row]:
     bare = facts.origins.pop("none", [])
     told = [f"{len(names):,} from {origin}" if origin != "the trigger alone" else f"{len(names):,} {origin}"
             for origin, names in sorted(facts.origins.items(), key=lambda item: -len(item[1]))]
-    table = [Row("captions", "; ".join(told) or "none at all")]
+    table = [Row("captions", "; ".join(told) or "none")]
     for origin in ("the folder's name", "the class in kohya's folder name"):
         if by_folder := facts.origins.get(origin):
             classes = Counter(p.category for p in own if p.source in set(by_folder))
             some = ", ".join(repr(name) for name, _ in classes.most_common(MOST_NAMED))
             table.append(Row("  from folders", f"{count(by_folder)}: {some}"))
     if bare:
-        table.append(Row("without a caption", f"{count(bare)}: learnt with the empty caption; --trigger adds one", True))
+        table.append(Row("without a caption", f"{count(bare)}: used with an empty caption; --trigger adds one", True))
     if by_trigger := facts.origins.get("the trigger alone"):
         triggers = dict.fromkeys(repr(p.caption) for p in own if p.source in set(by_trigger))
         table.append(Row("  trigger alone", f"{count(by_trigger)}: {', '.join(triggers)}"))
@@ -132,20 +132,20 @@ def _captions(facts: Facts, own: Sequence[Picture]) -> list[Row]:
         shown = textwrap.shorten(example.caption, 120, placeholder=" …")
         table.append(Row("  for example", f"{example.source}: {shown!r} ({kind})"))
     if weighted := [p.source for p in own if any(WEIGHTED.search(text) for text in p.captions)]:
-        table.append(Row("prompt syntax", f"{count(weighted)}: '(word:1.2)' or '<lora:...>' in a caption is learnt as text, "
+        table.append(Row("prompt syntax", f"{count(weighted)}: '(word:1.2)' or '<lora:...>' in a caption is used as text, "
                          "not as a weight", True))
     if facts.orders:
-        table.append(Row("tags", f"in up to {facts.orders} orders a picture, drawn before training"))
+        table.append(Row("tags", f"in up to {facts.orders} orders per picture, drawn before training"))
     if facts.guessed_trigger:
-        table.append(Row("activation text", f"{facts.guessed_trigger!r}, which all captions share; --trigger says another"))
+        table.append(Row("activation text", f"{facts.guessed_trigger!r}, which all captions share; --trigger sets another"))
     if facts.numbers:
         names = ", ".join(repr(name) for name in facts.numbers[:MOST_NAMED])
-        table.append(Row("numbers as names", f"{names}: read as names, not as repeats; repeats=N says how often", True))
+        table.append(Row("numbers as names", f"{names}: read as names, not as repeats; repeats=N sets the repeats", True))
     return table
 
 
 def _shapes(pictures: Sequence[Picture], recipe: Recipe, max_upscale: float) -> list[Row]:
-    """Buckets, and what becomes of the pictures in them."""
+    """Rows about buckets, cropping and enlargement."""
     if not pictures:
         return []
     shapes = {p.source: p.shape(recipe.side) for p in pictures}
@@ -162,7 +162,7 @@ def _shapes(pictures: Sequence[Picture], recipe: Recipe, max_upscale: float) -> 
     grown = [(times, name) for times, name in grown if times > max_upscale]
     if grown:
         table.append(Row("enlarged", f"{len(grown):,} by more than {max_upscale:g}, at most {grown[0][0]:.1f} times (of "
-                         f"{grown[0][1]}): they are learnt blurred", True))
+                         f"{grown[0][1]}): they look blurred", True))
     return table
 
 
@@ -172,7 +172,7 @@ def _unused(facts: Facts, recipe: Recipe) -> list[Row]:
     if facts.contact_sheets:
         facts.unused.add("contact sheets of this program", "", facts.contact_sheets)
     if any(getattr(recipe, name) != fields[name].default for name in ("categories", "per_category")):
-        table.append(Row("not used", "--categories and --per-category, which are for drawings: all pictures are learnt", True))
+        table.append(Row("not used", "--categories and --per-category, which are for drawings: all pictures are used", True))
     hidden = facts.unused.kinds.pop("hidden or system files", None)
     for kind, (number, first) in sorted(facts.unused.kinds.items(), key=lambda item: -item[1][0]):
         table.append(Row("not used", f"{number:,} {kind}" + (f" (first {first})" if first else ""), attention=True))
@@ -182,7 +182,7 @@ def _unused(facts: Facts, recipe: Recipe) -> list[Row]:
 
 
 def format_table(table: Iterable[Row], columns: int = 0) -> str:
-    """Lines of at most `columns` characters (0: the terminal's, at most 120); "!" before what is likely to be a mistake."""
+    """Lines of at most `columns` characters (0: the terminal's width, at most 120); likely mistakes start with "!"."""
     width = max(columns or min(shutil.get_terminal_size((100, 24)).columns, 120), 40)
     label = LABEL if width >= 70 else 14
     lines, before = [], ""

@@ -1,7 +1,7 @@
-"""Tags in another order each time: the variants of a caption that a run draws from.
+"""Shuffled tags: the variants of a caption that a run draws from.
 
-Captions are encoded once, before training, so their orders are drawn once too: up to 32 a picture, from the seed and the
-caption alone.
+Captions are encoded once, before training, so their orders are drawn once too: up to 32 per picture, depending only on the
+seed and the caption.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainer.recipe import Recipe
 from trainer.rng import Stream
 
 MOST, FEWEST, IN_ALL = 32, 4, 4096
-"""Variants of a caption; about as many as that over all pictures, 118 KB of prompt embedding each in half precision."""
+"""Most variants of a caption, and about how many over all pictures; each takes 118 KB as an embedding in half precision."""
 
 
 def variants_each(pictures: int) -> int:
@@ -23,10 +23,10 @@ def variants_each(pictures: int) -> int:
 
 
 def variants(caption: str, recipe: Recipe, trigger: str, count: int) -> tuple[str, ...]:
-    """`caption` with its tags shuffled and dropped as the recipe says, `count` times; equal ones are kept, they are as likely.
+    """`caption` with its tags shuffled and dropped as in the recipe, `count` times. Duplicates are kept, for their probability.
 
-    The first `--keep-tokens` tags stay where they are, and a tag that holds the trigger at its place or in front; none of
-    these is dropped. At least one tag is always left.
+    The first `--keep-tokens` tags keep their place, and so does the first tag if it contains the trigger. These are never
+    dropped, nor is any other tag with the trigger. At least one tag is always left.
     """
     tags = split_tags(caption)
     if not (recipe.shuffle_tags or recipe.tag_dropout) or len(tags) < 2:

@@ -1,4 +1,4 @@
-"""Text files of captions, read so that nothing else can pass for one: UTF-8, or UTF-16 with a byte order mark."""
+"""Reads caption files strictly: UTF-8, or UTF-16 with a byte order mark, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codec
 
 
 def read_text(path: Path, limit: int = MOST_CAPTION) -> str:
-    """The text of a regular file of at most `limit` bytes. JobError names the file and what is wrong with it."""
+    """The text of a regular file of at most `limit` bytes. Raises JobError."""
     try:
         data = read_regular(path, limit)
     except OSError as error:
@@ -27,17 +27,17 @@ def read_text(path: Path, limit: int = MOST_CAPTION) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise JobError(f"{path}: captions are expected as UTF-8 text, and byte {error.start} is not: save it as UTF-8"
+        raise JobError(f"{path}: expected captions as UTF-8 text, but byte {error.start} is not: save it as UTF-8"
                        ) from error
     control = next((c for c in text if unicodedata.category(c) == "Cc" and c not in "\t\n\r\f\v\x85"), None)
     if control is not None:
         guess = "UTF-16 without a byte order mark" if control == "\0" else "not a text"
-        raise JobError(f"{path}: holds the control character U+{ord(control):04X}: it is {guess}: save it as UTF-8 text")
+        raise JobError(f"{path}: contains the control character U+{ord(control):04X}: it is {guess}: save it as UTF-8 text")
     return text
 
 
 def read_json(path: Path, limit: int = MOST_TABLE) -> Json:
-    """A JSON value. JobError names the file, and the line where it can be told."""
+    """A JSON value. Raises JobError, with the line if it is known."""
     try:
         found: Json = json.loads(read_text(path, limit))
         return found
