@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.base.hub import is_id
+
 COMMIT = "c0ffee" + "0" * 34
 NAME = "someone/a-model"
 FETCH = """
@@ -140,3 +142,11 @@ def test_a_hub_that_cannot_be_reached(tmp_path, environment) -> None:
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert result.stderr.startswith("JobError: --base stable-diffusion-v1-5/stable-diffusion-v1-5: cannot be had")
     assert "give --base a .safetensors file" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("owner/model", True), ("owner/model-v1.5@refs/pr/3", True), ("model", False), ("./owner/model", False),
+    ("~/model", False), ("a/b/c", False), ("owner\\model", False), ("owner/model.safetensors", False), ("/owner/model", False),
+])  # fmt: skip
+def test_only_owner_and_model_are_an_id(name: str, expected: bool) -> None:
+    assert is_id(name) is expected

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from convert.errors import JobError, UsageError
 from trainer.base.diffusers_folder import inspect
-from trainer.base.prediction import of_file, settle
+from trainer.base.prediction import of_file, with_flags
 from trainer.base.sd15 import SCHEDULER_CONFIG, VAE_CONFIG
 from trainer.base.vae_file import check_vae, load_vae
 from trainer.recipe import Recipe
@@ -33,12 +33,12 @@ def test_what_says_what_a_file_predicts(tmp_path: Path) -> None:
 
 
 def test_flags_decide_and_it_is_said() -> None:
-    assert settle(Recipe(), SCHEDULER_CONFIG, "", "x") == (SCHEDULER_CONFIG, "predicts noise")
-    assert settle(Recipe(prediction="v"), SCHEDULER_CONFIG, "", "x") == (V, "predicts v (--prediction)")
-    config, told = settle(Recipe(zero_snr=True), V, "model.yaml", "x")
+    assert with_flags(Recipe(), SCHEDULER_CONFIG, "", "x") == (SCHEDULER_CONFIG, "predicts noise")
+    assert with_flags(Recipe(prediction="v"), SCHEDULER_CONFIG, "", "x") == (V, "predicts v (--prediction)")
+    config, told = with_flags(Recipe(zero_snr=True), V, "model.yaml", "x")
     assert config["rescale_betas_zero_snr"] and told == "predicts v (model.yaml), zero terminal SNR"
     with pytest.raises(UsageError, match="flow-matching"):
-        settle(Recipe(), {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "", "x")
+        with_flags(Recipe(), {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "", "x")
 
 
 def test_zero_snr_ends_in_noise_alone() -> None:

@@ -1,4 +1,4 @@
-"""A Stable Diffusion in diffusers' folder layout: its files chosen, checked and loaded, from this machine alone."""
+"""Chooses, checks and loads the files of a Stable Diffusion in diffusers' folder layout, without the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convert.errors import JobError, UsageError
 from convert.files.json_file import read_object
 from trainer.base.models import Config
 
-if TYPE_CHECKING:  # a folder is judged without torch
+if TYPE_CHECKING:  # inspecting a folder does not need torch
     import torch
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -47,23 +47,23 @@ class Parts:
 
 
 def needed(name: str, names: list[str], *, half: bool) -> list[str]:
-    """Of all file `names` of a model those that training needs: no safety checker, no second precision, no pickles.
+    """The files of a model that training needs, out of all `names`: no safety checker, no second precision, no pickles.
 
-    half: prefer fp16 weights where both are there. Raises UsageError if a part is missing or only a pickle.
+    half: prefer fp16 weights if there are both. Raises UsageError if a part is missing or only available as a pickle.
     """
     if any(n.startswith("transformer/") for n in names):
-        raise UsageError(f"--base {name}: is a transformer model (Flux, Stable Diffusion 3 or a relative); a Stable "
-                         "Diffusion 1.5 was expected")
+        raise UsageError(f"--base {name}: is a transformer model (Flux, Stable Diffusion 3 or a relative); expected Stable "
+                         "Diffusion 1.5")
     chosen = [n for n in names if n.startswith("tokenizer/") and n.count("/") == 1]
     for part in STEMS:
         if f"{part}/config.json" not in names:
             files = any(n.endswith(".safetensors") for n in names)
-            alone = " (a single checkpoint is given by its own path)" if files else ""
-            raise UsageError(f"--base {name}: has no {part}/config.json: a diffusers model was expected, with unet, "
+            alone = " (give a single checkpoint by its own path)" if files else ""
+            raise UsageError(f"--base {name}: has no {part}/config.json: expected a diffusers model, with unet, "
                              f"vae, text_encoder, tokenizer and scheduler{alone}")
         chosen += [f"{part}/config.json", *_weights(name, part, names, half)]
     if SCHEDULER not in names:
-        raise UsageError(f"--base {name}: has no {SCHEDULER}: a diffusers model was expected")
+        raise UsageError(f"--base {name}: has no {SCHEDULER}: expected a diffusers model")
     return [*chosen, SCHEDULER]
 
 
@@ -80,7 +80,7 @@ def _weights(name: str, part: str, names: list[str], half: bool) -> list[str]:
 
 
 def inspect(folder: Path, *, half: bool) -> Parts:
-    """Choose the files and read configurations and headers. Raises UsageError as `needed`, JobError for damage."""
+    """Choose the files and read configurations and headers. Raises UsageError as `needed` does, JobError for damaged files."""
     _refuse_pipelines(folder)
     names = [file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*")) if file.is_file()]
     files = needed(str(folder), names, half=half)
@@ -104,10 +104,10 @@ def _refuse_pipelines(folder: Path) -> None:
     try:
         name = str(read_object(index).get("_class_name", "")) if index.is_file() else ""
     except (OSError, JobError):
-        return  # it is not needed to load the parts
+        return  # model_index.json is not needed to load the parts
     for piece, kind in OTHER_PIPELINES.items():
         if piece in name:
-            raise UsageError(f"--base {folder}: is {kind} ({name}); a Stable Diffusion 1.5 was expected")
+            raise UsageError(f"--base {folder}: is {kind} ({name}); expected Stable Diffusion 1.5")
 
 
 def load(parts: Parts, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,17 +1,26 @@
-"""One repository of the Hugging Face hub, brought onto this machine: only the files asked for, and only once."""
+"""Downloads a repository of the Hugging Face hub: only the requested files, and only once."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from convert.errors import JobError, UsageError
 
+FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""Endings of model files, which ids do not have."""
 PATIENCE = 10.0
 """Seconds to wait for the hub's first answer."""
 
 Choose = Callable[[list[str]], list[str]]
-"""From the names of all files that are there to those that are needed; raises UsageError or JobError if some lack."""
+"""Chooses the needed files from all file names; raises UsageError or JobError if some are missing."""
+
+
+def is_id(name: str) -> bool:
+    """Whether `name` has the form of a hub id, `owner/model` or `owner/model@revision`, and is not a file or folder name."""
+    repository, _ = split(name)
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", repository) is not None and not repository.lower().endswith(FILES)
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -21,15 +30,15 @@ def split(name: str) -> tuple[str, str | None]:
 
 
 def cached(name: str, choose: Choose, landmark: str = "unet/config.json") -> tuple[Path, str] | None:
-    """The snapshot folder of model `name` and its commit if every chosen file is in the cache, without any network.
+    """The snapshot folder of model `name` and its commit if every chosen file is in the cache. Does not use the network.
 
-    landmark: a file that every such model has, by which its snapshot is found.
+    landmark: a file that every such model has, used to find its snapshot.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     repository, revision = split(name)
-    try:  # by one file: newer clients call a snapshot without the files that we left out incomplete
+    try:  # by one file: newer clients report a snapshot without the files that we skipped as incomplete
         found = try_to_load_from_cache(repository, landmark, revision=revision)
         if not isinstance(found, str):
             return None
@@ -37,18 +46,18 @@ def cached(name: str, choose: Choose, landmark: str = "unet/config.json") -> tup
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         chosen = choose(names)
     except (HFValidationError, UsageError, JobError):
-        return None  # not there, or not whole: the hub decides
+        return None  # missing or incomplete: ask the hub
     return (folder, folder.name) if all(name in names for name in chosen) else None
 
 
 def download(name: str, choose: Choose, say: Callable[[str], None], landmark: str = "unet/config.json") -> tuple[Path, str]:
     """The folder of model `name`'s chosen files and its commit, from the cache or else from the hub.
 
-    say: is told before the gigabytes come, once the hub has answered. landmark: as in `cached`.
+    say: is called before a long download, once the hub has answered. landmark: as in `cached`.
 
     Raises:
-        UsageError: the hub has no such repository, or not for this user.
-        JobError: the hub cannot be reached, or broke off.
+        UsageError: the hub has no such repository, or this user may not read it.
+        JobError: the hub cannot be reached, or the download was interrupted.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub import errors as hub
@@ -59,7 +68,7 @@ def download(name: str, choose: Choose, say: Callable[[str], None], landmark: st
     try:
         information = HfApi().model_info(repository, revision=revision, timeout=PATIENCE)
         chosen = choose([sibling.rfilename for sibling in information.siblings or []])
-        # by branch, not by commit: only so the cache remembers which commit `main` is, and serves the next run offline
+        # by branch, not by commit, so that the cache records the commit of `main` and the next run works offline
         say(f"{name}: downloading from the hub into its cache (a few GB, once)")
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=chosen, etag_timeout=PATIENCE))
     except (UsageError, JobError):
@@ -72,8 +81,8 @@ def download(name: str, choose: Choose, say: Callable[[str], None], landmark: st
     except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
         raise UsageError(f"{repository}: is neither a file or folder here nor a model on the hub that you may read: "
                          "check the spelling, or run `hf auth login` if it is private") from error
-    except Exception as error:  # of whichever network library the hub's client is built on
-        raise JobError(f"{repository}: cannot be had from the hub ({_reason(error)}), and is not whole in its cache"
+    except Exception as error:  # any network library's errors: the hub's client has used several
+        raise JobError(f"{repository}: cannot be downloaded from the hub ({_reason(error)}), and its cache is incomplete"
                        ) from error
     return folder, folder.name
 

@@ -1,4 +1,4 @@
-"""The base: the Stable Diffusion that is trained on, loaded from wherever the user has it.
+"""Loads the base, the Stable Diffusion that is trained on, from any of its sources.
 
 `--base` is `miniature`, a single .safetensors checkpoint, a diffusers folder, or the name of one on the hub.
 """
@@ -35,7 +35,7 @@ from trainer.miniature.vocabulary import TOKENS
 from trainer.recipe import MINIATURE, Recipe, home
 from trainer.terminal import quiet
 
-if TYPE_CHECKING:  # a base is looked at without torch
+if TYPE_CHECKING:  # inspecting a base does not need torch
     import torch
 
 Say = Callable[[str], None]
@@ -46,13 +46,13 @@ class Base:
     """A Stable Diffusion, its models on the CPU, in evaluation mode and without gradients."""
 
     name: str
-    """as the user gave it"""
+    """as given by the user"""
     identity: str
-    """digest of the weights: of a single file its sha256, which hosts show too"""
+    """digest of the weights; for a single file its sha256, which hosts show too"""
     family: str
     """`sd_v1`, `like_sd_v1` (its block layout at another width) or `scribble_narrow`, the miniature"""
     unet: UNet
-    """diffusers' UNet2DConditionModel, in the dtype asked for"""
+    """diffusers' UNet2DConditionModel, in the requested dtype"""
     vae: VAE
     """diffusers' AutoencoderKL in float32; None once released"""
     text_encoder: TextEncoder
@@ -62,22 +62,22 @@ class Base:
     scheduler: Scheduler
     """diffusers' DDPMScheduler: the base's betas and prediction type"""
     resolution: int
-    """side in pixels of the pictures it was made for"""
+    """side in pixels of its usual pictures"""
     words: tuple[str, ...] = ()
-    """the things it can draw; () if it has no list of them. The narrow miniature has one"""
+    """the words it can draw; () without such a list. The narrow miniature has one"""
     clip_skip: int = 1
-    """the text encoder's layer, from its end, whose output is read; later ones are not there"""
+    """the text encoder's layer, counted from its end, whose output is used; later layers are removed"""
 
     def without_words(self, prompts: Sequence[str]) -> list[str]:
-        """Those of `prompts` that name nothing it can draw; none if it has no list."""
+        """Those of `prompts` without any word that it can draw; empty without a word list."""
         if not self.words:
             return []
         known = re.compile(r"\b(?:" + "|".join(re.escape(word) for word in self.words) + r")s?\b", re.IGNORECASE)
         return [prompt for prompt in dict.fromkeys(prompts) if not known.search(prompt)]
 
     def skip_layers(self, clip_skip: int) -> None:
-        """Leave out the text encoder's last `clip_skip` - 1 layers: its output then is what hosts read at that setting, the
-        final norm of hidden_states[-clip_skip]. UsageError if it does not have that many."""
+        """Remove the text encoder's last `clip_skip` - 1 layers. Its output then equals that of hosts at this setting: the
+        final norm of hidden_states[-clip_skip]. UsageError if it does not have that many layers."""
         layers = self.text_encoder.encoder.layers
         if clip_skip > len(layers):
             raise UsageError(f"--clip-skip {clip_skip}: the base's text encoder has {len(layers)} layers")
@@ -86,7 +86,7 @@ class Base:
         self.clip_skip = clip_skip
 
     def release_encoders(self) -> None:
-        """Drop the VAE and the text encoder from memory; the `EncodedSet` holds what they computed."""
+        """Free the VAE and the text encoder; their outputs are in the `EncodedSet`."""
         import torch
 
         self.vae = self.text_encoder = None  # type: ignore[assignment]
@@ -97,7 +97,7 @@ class Base:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """Facts about a base that need none of its weights."""
+    """Facts about a base that do not need its weights."""
 
     description: str
     read_tokenizer: Callable[[], Tokenizer]
@@ -108,7 +108,7 @@ class BaseFacts:
 
 
 def inspect_base(recipe: Recipe) -> BaseFacts:
-    """Describe `recipe.base`, or refuse it, without reading its weights.
+    """Describe `recipe.base` without reading its weights.
 
     Raises as `load_base` does.
     """
@@ -128,7 +128,7 @@ def inspect_base(recipe: Recipe) -> BaseFacts:
         configs, origin = parts.configs, _scheduler_says(parts)
         read_tokenizer = partial(_folder_tokenizer, recipe, parts)
     family, note = family_of(configs["unet"], recipe.base)
-    _, told = prediction.settle(recipe, configs["scheduler"], origin, recipe.base)
+    _, told = prediction.with_flags(recipe, configs["scheduler"], origin, recipe.base)
     return BaseFacts(f"{note or FAMILIES[family]}; {told}" + (f"; VAE of {recipe.vae}" if recipe.vae else ""), read_tokenizer,
                      configs["unet"], configs["text_encoder"])
 
@@ -146,8 +146,7 @@ def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
     say: gets one-line notices.
 
     Raises:
-        UsageError: `--base` names nothing, or something other than Stable Diffusion 1.5; `--tokenizer` or `--vae` is another
-            kind of file.
+        UsageError: `--base` does not exist or is not a Stable Diffusion 1.5; `--tokenizer` or `--vae` is another kind of file.
         JobError: a damaged or incomplete file; the hub cannot be reached.
     """
     path = _local(recipe.base)
@@ -164,7 +163,7 @@ def _from_file(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Base
     if _is_packed(path):
         return _from_packed(recipe, path, dtype, say)
     checkpoint = single_file.inspect(path, own_vae=not recipe.vae)
-    scheduler, told = prediction.settle(recipe, checkpoint.configs["scheduler"], checkpoint.prediction_from, recipe.base)
+    scheduler, told = prediction.with_flags(recipe, checkpoint.configs["scheduler"], checkpoint.prediction_from, recipe.base)
     checkpoint = replace(checkpoint, configs={**checkpoint.configs, "scheduler": scheduler})
     family = _family(checkpoint.configs["unet"], recipe.base, say)
     tokenizer = _file_tokenizer(recipe, checkpoint.configs["text_encoder"])
@@ -180,7 +179,7 @@ def _from_packed(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Ba
 
     narrow = read_narrow(path)
     models: dict[str, Any] = narrow.models()
-    scheduler, told = prediction.settle(recipe, SCHEDULER_CONFIG, "", recipe.base)
+    scheduler, told = prediction.with_flags(recipe, SCHEDULER_CONFIG, "", recipe.base)
     models |= {"unet": models["unet"].to(dtype), "tokenizer": _packed_tokenizer(recipe),
                "scheduler": DDPMScheduler.from_config(scheduler), "words": narrow.words}
     return _assemble(recipe, *_with_vae(recipe, _digest(path), models), SCRIBBLE_NARROW, told, say)
@@ -191,7 +190,7 @@ def _packed_tokenizer(recipe: Recipe) -> Tokenizer:
 
 
 def _is_packed(path: Path) -> bool:
-    """Whether `path` is the narrow miniature's file. A pickle is not; it is refused later by name."""
+    """Whether `path` is the narrow miniature's file. False for a pickle, which is refused later with its own message."""
     marks = {"text_encoder.rows", "text_encoder.tokens"}
     return path == NETWORKS or path.suffix == ".safetensors" and marks <= set(open_container(path).tensors)
 
@@ -226,7 +225,7 @@ def _from_folder(recipe: Recipe, folder: Path, identity: str, dtype: torch.dtype
 
     parts = diffusers_folder.inspect(folder, half=dtype != torch.float32)
     family = _family(parts.configs["unet"], recipe.base, say)
-    scheduler, told = prediction.settle(recipe, parts.configs["scheduler"], _scheduler_says(parts), recipe.base)
+    scheduler, told = prediction.with_flags(recipe, parts.configs["scheduler"], _scheduler_says(parts), recipe.base)
     parts = replace(parts, configs={**parts.configs, "scheduler": scheduler})
     tokenizer = _folder_tokenizer(recipe, parts)
     models = diffusers_folder.load(parts, dtype) | {"tokenizer": tokenizer}
@@ -242,7 +241,7 @@ def _from_hub(recipe: Recipe, dtype: torch.dtype, say: Say) -> Base:
 
 
 def fetch(name: str, *, half: bool, say: Say) -> tuple[Path, str]:
-    """The folder of the hub's model `name` and its identity: from the hub's cache, or downloaded into it.
+    """The folder and identity of the hub's model `name`, from the hub's cache or downloaded into it.
 
     half: its fp16 weights, if it has them. Raises as `load_base`.
     """
@@ -275,7 +274,7 @@ def _assemble(recipe: Recipe, identity: str, parts: dict[str, Any], family: str,
     unet, vae = parts["unet"], parts["vae"]
     width = parts["text_encoder"].config.hidden_size
     if width != unet.config.cross_attention_dim or vae.config.latent_channels != unet.config.in_channels:
-        raise JobError(f"{name}: its parts do not belong together: the text encoder is {width} wide and the UNet reads "
+        raise JobError(f"{name}: its parts do not fit together: the text encoder is {width} wide and the UNet reads "
                        f"{unet.config.cross_attention_dim}; the VAE has {vae.config.latent_channels} channels and the "
                        f"UNet reads {unet.config.in_channels}")
     side = (unet.config.sample_size or 64) * 2 ** (len(vae.config.block_out_channels) - 1)
@@ -283,18 +282,12 @@ def _assemble(recipe: Recipe, identity: str, parts: dict[str, Any], family: str,
 
 
 def _local(name: str) -> Path | None:
-    """The file or folder that `name` stands for; None for a model of the hub."""
+    """The file or folder for `name`; None for a model on the hub."""
     path = NETWORKS if name == MINIATURE else home(name)
     if path.exists():
         return path
     if name == MINIATURE:
         raise JobError(f"{path}: the embedded model is missing from this installation: install the project again")
-    if _looks_like_path(name):
+    if not hub.is_id(name):
         raise UsageError(f"--base {name}: there is no such file or folder")
     return None
-
-
-def _looks_like_path(name: str) -> bool:
-    """A hub name is one or two words with a slash; anything else is a path that does not exist."""
-    known = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-    return name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or "\\" in name or name.lower().endswith(known)

@@ -1,20 +1,20 @@
-"""The parts of diffusers' and transformers' models that the trainer uses, as types."""
+"""Protocols for the parts of diffusers' and transformers' models that the trainer uses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-if TYPE_CHECKING:  # a base is looked at without torch
+if TYPE_CHECKING:  # inspecting a base does not need torch
     import torch
     from torch import Tensor
 
 Config = dict[str, Any]
-"""A model's, tokenizer's or scheduler's configuration, as its JSON file has it."""
+"""A model's, tokenizer's or scheduler's configuration, as in its JSON file."""
 
 
 class Model(Protocol):
-    """A module of torch."""
+    """A torch module."""
 
     @property
     def device(self) -> torch.device: ...
@@ -44,17 +44,17 @@ class Network(Model, Protocol):
 
 
 class UNetConfig(Protocol):
-    """Of diffusers' UNet2DConditionModel."""
+    """Configuration of diffusers' UNet2DConditionModel."""
 
     cross_attention_dim: int
     """width of the prompt embedding"""
     in_channels: int
     sample_size: int
-    """side of the latents it was made for"""
+    """side of its usual latents"""
 
 
 class Predictor(Protocol):
-    """A predictor of noise: diffusers' UNet2DConditionModel, or it compiled."""
+    """Predicts noise: diffusers' UNet2DConditionModel, plain or compiled."""
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -77,7 +77,7 @@ class UNet(Network, Predictor, Protocol):
 
 
 class VAEConfig(Protocol):
-    """Of diffusers' AutoencoderKL."""
+    """Configuration of diffusers' AutoencoderKL."""
 
     block_out_channels: Sequence[int]
     latent_channels: int
@@ -85,7 +85,7 @@ class VAEConfig(Protocol):
 
 
 class Gaussian(Protocol):
-    """A posterior of pictures."""
+    """The posterior of encoded pictures."""
 
     mean: Tensor
     """(B, 4, h, w)"""
@@ -110,7 +110,7 @@ class VAE(Model, Protocol):
 
 
 class TextConfig(Protocol):
-    """Of transformers' CLIPTextModel."""
+    """Configuration of transformers' CLIPTextModel."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -124,7 +124,7 @@ class TextOutput(Protocol):
     last_hidden_state: Tensor
     """(B, tokens, width)"""
     hidden_states: Sequence[Tensor]
-    """of every layer, if asked for"""
+    """of every layer, if requested"""
 
 
 class TextLayers(Protocol):
@@ -153,7 +153,7 @@ class Tokenizer(Protocol):
     """transformers' CLIPTokenizer."""
 
     model_max_length: int
-    """tokens of a chunk, the start and end marks counted"""
+    """tokens in a chunk, including the start and end tokens"""
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
@@ -167,7 +167,7 @@ class Tokenizer(Protocol):
 
 
 class SchedulerConfig(Protocol):
-    """Of diffusers' schedulers."""
+    """Configuration of diffusers' schedulers."""
 
     prediction_type: str
     num_train_timesteps: int

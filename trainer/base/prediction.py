@@ -12,16 +12,16 @@ from trainer.recipe import Recipe
 
 PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "v-prediction": "v_prediction", "vpred": "v_prediction",
                "eps": "epsilon", "epsilon": "epsilon"}  # fmt: skip
-"""The names that files and people use -> diffusers' name."""
+"""Common names of prediction types -> diffusers' name."""
 _PARAMETERIZATION = re.compile(r"^\s*parameterization\s*:\s*[\"']?(\w+)", re.MULTILINE)
 LONGEST_YAML = 2**20
 WORDS = {"epsilon": "noise", "v_prediction": "v"}
 
 
 def of_file(path: Path, metadata: Mapping[str, str], config: Config, marked: bool) -> tuple[Config, str]:
-    """The scheduler's config of a single file and the source of its prediction type.
+    """The scheduler's config for a single file, and the source of its prediction type.
 
-    marked: the file has the tensor by which fine-tunes mark v-prediction; `config` is made for it already.
+    marked: the file has the tensor with which fine-tunes mark v-prediction; `config` already takes it into account.
     """
     said = PREDICTIONS.get(metadata.get("modelspec.prediction_type", "").lower())
     if said:
@@ -34,15 +34,15 @@ def of_file(path: Path, metadata: Mapping[str, str], config: Config, marked: boo
     return dict(config), "its tensor v_pred" if marked else ""
 
 
-def settle(recipe: Recipe, config: Config, origin: str, name: str) -> tuple[Config, str]:
-    """The scheduler's config with the recipe's flags on it, and a description for the user.
+def with_flags(recipe: Recipe, config: Config, origin: str, name: str) -> tuple[Config, str]:
+    """The scheduler's config with the recipe's flags applied, and a description for the user.
 
     Raises:
-        UsageError: the scheduler is one of flow matching.
+        UsageError: it is a flow-matching scheduler.
     """
     if "FlowMatch" in str(config.get("_class_name", "")) or config.get("prediction_type") == "flow_prediction":
         raise UsageError(f"--base {name}: is a flow-matching model ({config.get('_class_name', '')}); "
-                         "a Stable Diffusion 1.5 was expected")
+                         "expected Stable Diffusion 1.5")
     settled = dict(config)
     if recipe.prediction != "base":
         settled["prediction_type"], origin = PREDICTIONS[recipe.prediction], "--prediction"

@@ -1,8 +1,8 @@
-"""The architecture of Stable Diffusion 1.5, written down, because a single-file checkpoint does not hold it.
+"""The architecture of Stable Diffusion 1.5, which single-file checkpoints do not include.
 
 Sources of the numbers: `unet/config.json`, `vae/config.json`, `text_encoder/config.json` and
 `scheduler/scheduler_config.json` of the model's diffusers repository. Widths are read from the checkpoint's own shapes,
-so a narrower model of the same layout loads as well; whatever else differs shows as a missing or misshapen tensor.
+so a narrower model of the same layout loads too; any other difference shows as a missing tensor or a wrong shape.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from convert.errors import UsageError
 from trainer.miniature import narrow
 
-if TYPE_CHECKING:  # it imports torch, and --help needs none
+if TYPE_CHECKING:  # it imports torch, which --help does not need
     from trainer.base.models import Config
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""of a checkpoint's tensors, by their LDM names"""
+"""Shapes of a checkpoint's tensors by LDM name."""
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 """Prefixes of the three parts' names in an LDM checkpoint."""
@@ -63,15 +63,15 @@ SCHEDULER_CONFIG: Config = {
 
 
 def configs(shapes: Shapes, *, with_vae: bool = True) -> dict[str, Config]:
-    """The four configurations for a checkpoint of these shapes, by diffusers folder name; SD1.5's own VAE's without one.
+    """The four configurations for a checkpoint with these shapes, by diffusers folder name; without a VAE, SD1.5's own.
 
-    Raises KeyError for a tensor that SD1.5 has and `shapes` lacks.
+    Raises KeyError for a tensor of SD1.5 that `shapes` lacks.
     """
     blocks = [shapes[f"{UNET}input_blocks.{i}.0.out_layers.3.weight"][0] for i in (1, 4, 7, 10)]
     context = shapes[f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"][1]
     encoder = [shapes[f"{VAE}encoder.down.{i}.block.0.conv1.weight"][0] for i in range(4)] if with_vae else VAE_CONFIG[
         "block_out_channels"]
-    # a prediction of v has no place in an LDM checkpoint; fine-tunes mark it with an empty tensor of this name
+    # LDM checkpoints do not store the prediction type; fine-tunes mark v-prediction with an empty tensor of this name
     v = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes} if "v_pred" in shapes else {}
     return {
         "unet": UNET_CONFIG | {"block_out_channels": blocks, "cross_attention_dim": context},
@@ -96,22 +96,22 @@ def _text_widths(shapes: Shapes) -> dict[str, int]:
 SD_V1, SD_V1_LIKE = "sd_v1", "like_sd_v1"
 
 SCRIBBLE_NARROW = narrow.NAME
-"""The embedded miniature, which widens to SD1.5's shapes, in its narrow shape; its LoRAs are written wide, as SD1.5's."""
+"""The embedded miniature in its narrow shape. It widens to SD1.5's shapes, and its LoRAs are written in those."""
 
 NARROW_UNET_CONFIG: Config = UNET_CONFIG | {
     "block_out_channels": list(narrow.UNET_WIDTHS), "cross_attention_dim": narrow.WIDTH, "sample_size": narrow.LATENT}
 NARROW_TEXT_CONFIG: Config = TEXT_CONFIG | {
     "hidden_size": narrow.WIDTH, "intermediate_size": narrow.TEXT_INNER, "num_attention_heads": narrow.TEXT_HEADS,
     "num_hidden_layers": narrow.TEXT_LAYERS}
-"""The narrow networks, of which trainer/miniature/narrow.py makes the modules."""
+"""Configurations of the narrow networks; trainer/miniature/narrow.py builds the modules."""
 
-WANTED = "a Stable Diffusion 1.5 was expected"
+WANTED = "expected Stable Diffusion 1.5"
 
 
 def family_of(unet: Config, name: str) -> tuple[str, str]:
     """The family of a UNet's configuration and a one-line note for the user, or "".
 
-    Raises UsageError, which names what it is instead, for a UNet without SD1.5's block layout.
+    Raises UsageError, with the actual kind of model, for a UNet without SD1.5's block layout.
     """
     context, channels = unet.get("cross_attention_dim"), unet.get("in_channels", 4)
     if unet.get("addition_embed_type") or context == 2048:
@@ -130,8 +130,8 @@ def family_of(unet: Config, name: str) -> tuple[str, str]:
     widths = list(unet.get("block_out_channels", UNET_WIDTHS))
     if context == CONTEXT and widths == UNET_WIDTHS:
         return SD_V1, ""
-    return SD_V1_LIKE, (f"has Stable Diffusion 1.5's blocks at other widths ({', '.join(map(str, widths))}; prompt "
-                        f"embedding {context}): its LoRA fits this base only")
+    return SD_V1_LIKE, (f"has Stable Diffusion 1.5's blocks with other widths ({', '.join(map(str, widths))}; prompt "
+                        f"embedding {context}): its LoRA fits only this base")
 
 
 def _plain(value: object) -> object:

@@ -1,6 +1,6 @@
-"""A single-file checkpoint (LDM names, .safetensors) taken apart into diffusers' models, without any hub.
+"""Loads a single-file checkpoint (LDM names, .safetensors) as diffusers' models, without the hub.
 
-The header alone says whether it is a Stable Diffusion 1.5, so gigabytes are read only when they will fit.
+The header is enough to check that it is a Stable Diffusion 1.5, so gigabytes are read only for a suitable file.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from trainer.base import prediction
 from trainer.base.models import Config
 from trainer.base.sd15 import TEXT, UNET, VAE, configs
 
-if TYPE_CHECKING:  # a file is judged without torch
+if TYPE_CHECKING:  # inspecting a file does not need torch
     import torch
 
 FLOATS = {"F32", "F16", "BF16", "F64"}
-WANTED = "a Stable Diffusion 1.5 checkpoint was expected"
+WANTED = "expected a Stable Diffusion 1.5 checkpoint"
 
-_OLD_TEXT = TEXT + "embeddings."  # of checkpoints saved with an early transformers, without `text_model.`
+_OLD_TEXT = TEXT + "embeddings."  # in checkpoints saved with an early transformers, without `text_model.`
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file whose header is that of a whole Stable Diffusion 1.5."""
+    """A file whose header is that of a complete Stable Diffusion 1.5."""
 
     path: Path
     names: Mapping[str, str]  # LDM name -> name in the file
     configs: Mapping[str, Config]  # of diffusers' folders unet, vae, text_encoder, scheduler
     prediction_from: str = ""
-    """where the prediction type was found; "" if nowhere"""
+    """source of the prediction type; "" if it was not found"""
     has_vae: bool = True
 
 
 def inspect(path: Path, *, own_vae: bool = True) -> Checkpoint:
-    """Read the header of `path` and judge it. own_vae: its VAE is needed; False if another one is given.
+    """Read and check the header of `path`. own_vae: its VAE is needed; False if another one is given.
 
     Raises:
-        UsageError: it is something else (a LoRA, SDXL, an inpainting model, a VAE, …), named, with what to do.
-        JobError: it is damaged, or lacks a part or a tensor of the model it claims to be.
+        UsageError: it is something else (a LoRA, SDXL, an inpainting model, a VAE, …); the message says what, and the remedy.
+        JobError: it is damaged, or lacks a part or tensor.
     """
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise UsageError(f"--base {path}: is a PyTorch pickle, which can run code when loaded: give the .safetensors "
-                         "form of this model (most have one where you found it)")
+                         "form of this model (most models have one on the same page)")
     container = open_container(path)
     names = _ldm_names(container)
     shapes = {name: container.tensors[there].shape for name, there in names.items()}
@@ -60,7 +60,7 @@ def inspect(path: Path, *, own_vae: bool = True) -> Checkpoint:
         has_vae = own_vae or any(name.startswith(VAE) for name in shapes)
         written_down = configs(shapes, with_vae=has_vae)
     except KeyError as error:
-        raise JobError(f"{path}: lacks {quote(str(error.args[0]))}: {WANTED}, whole; get the file again") from error
+        raise JobError(f"{path}: lacks {quote(str(error.args[0]))}: {WANTED}; get the file again") from error
     except (IndexError, ValueError) as error:
         raise JobError(f"{path}: a tensor has too few dimensions: {WANTED}; get the file again") from error
     scheduler, origin = prediction.of_file(path, container.metadata, written_down["scheduler"], "v_pred" in shapes)
@@ -71,7 +71,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
     """The checkpoint's models on the CPU: `unet` in `dtype`, `vae` (None if it has none) and `text_encoder` in float32, and
     `scheduler`.
 
-    diffusers' own conversion does the renaming. Raises JobError for a missing or misshapen tensor, before reading any.
+    diffusers' own conversion renames the tensors. Raises JobError for a missing or wrongly shaped tensor, before reading any.
     """
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -110,7 +110,7 @@ def _refuse_others(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         return any(piece in name for name in shapes for piece in pieces)
 
     if named("lora_unet_", "lora_te", ".lora_A.", ".lora.down.", ".lora_down.", ".lora.up.", "lokr_", "hada_w"):
-        refuse("a LoRA, the result of a training, not a base")
+        refuse("a LoRA, not a base")
     if any(name.startswith("conditioner.embedders.") for name in shapes):
         refuse("SDXL")
     if named("cond_stage_model.model."):
@@ -139,14 +139,14 @@ def _refuse_parts(path: Path, shapes: Mapping[str, tuple[int, ...]], own_vae: bo
     alone = ("down_blocks.", "encoder.", "text_model.", "decoder.", "diffusion_model.")
     if any(name.startswith(alone) for name in shapes):
         raise UsageError(f"--base {path}: is one part of a model (a UNet, VAE or text encoder alone); {WANTED}, or the "
-                         "diffusers folder that this part lies in")
+                         "diffusers folder that contains this part")
     if not any(has.values()):
-        example = quote(next(iter(shapes), "no tensor at all"))
+        example = quote(next(iter(shapes), "missing"))
         raise UsageError(f"--base {path}: is not a Stable Diffusion checkpoint (its first tensor is {example}); {WANTED}")
     titles = {UNET: "UNet", VAE: "VAE", TEXT: "text encoder"}
     lacking = " and no ".join(titles[prefix] for prefix, there in has.items() if not there)
     vae = ", or a VAE with --vae" if not has.get(VAE, True) else ""
-    raise UsageError(f"--base {path}: has no {lacking} in it: give the full checkpoint of this model, or its diffusers "
+    raise UsageError(f"--base {path}: has no {lacking}: give the full checkpoint of this model, or its diffusers "
                      f"folder{vae}")
 
 
@@ -154,12 +154,12 @@ def _refuse_dtypes(container: Container, names: Mapping[str, str]) -> None:
     for name, there in names.items():
         tensor = container.tensors[there]
         if name.startswith((UNET, VAE, TEXT)) and tensor.dtype not in FLOATS and not name.endswith("position_ids"):
-            raise UsageError(f"--base {container.path}: {quote(there)} is {quote(tensor.dtype)}: a checkpoint in fp32, "
-                             "fp16 or bf16 was expected, not a quantized one")
+            raise UsageError(f"--base {container.path}: {quote(there)} is {quote(tensor.dtype)}: expected a checkpoint in "
+                             "fp32, fp16 or bf16, not a quantized one")
 
 
 def _verify(checkpoint: Checkpoint) -> None:
-    """Run diffusers' conversion on shapes without memory and compare with the models' own. Raises JobError."""
+    """Run diffusers' conversion on meta tensors and compare the shapes with the models' own. Raises JobError."""
     import torch
 
     container = open_container(checkpoint.path)
@@ -180,7 +180,7 @@ def _verify(checkpoint: Checkpoint) -> None:
 
 
 def _converters(checkpoint: Checkpoint) -> dict[str, tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]]:
-    """For each part's prefix a model without memory and the conversion of its names."""
+    """For each part's prefix, a model on the meta device and the conversion of its names."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.loaders import single_file_utils as ldm
@@ -200,7 +200,7 @@ def _converters(checkpoint: Checkpoint) -> dict[str, tuple[Any, Callable[[dict[s
 
 
 def _read(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors of one part, by their LDM names."""
+    """The tensors of one part by LDM name."""
     from safetensors import safe_open
 
     with safe_open(checkpoint.path, "pt") as file:

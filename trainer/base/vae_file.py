@@ -1,4 +1,4 @@
-"""A VAE in a file of its own (`--vae`), for checkpoints pruned without one: in LDM's or in diffusers' names."""
+"""Loads a VAE from a separate file (`--vae`), for checkpoints without one, with LDM's or diffusers' names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from trainer.base import sd15
 from trainer.base.models import VAE
 from trainer.base.sd15 import VAE_CONFIG
 
-if TYPE_CHECKING:  # a file is judged without torch
+if TYPE_CHECKING:  # inspecting a file does not need torch
     import torch
 
-WANTED = "a VAE of Stable Diffusion 1.5 was expected, .safetensors"
+WANTED = "expected a VAE of Stable Diffusion 1.5, .safetensors"
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""diffusers' names of an attention's projections before 0.18 -> today's."""
+"""diffusers' names of attention projections before 0.18 -> current names."""
 
 
 def check_vae(path: Path) -> None:
@@ -67,5 +67,5 @@ def _today(name: str) -> str:
 
 
 def _shaped(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """1 x 1 convolutions of old attentions as the linear layers they are today."""
+    """Reshape the 1 x 1 convolutions of older attention layers to today's linear layers."""
     return tensor[..., 0, 0] if tensor.ndim == like.ndim + 2 and tensor.shape[2:] == (1, 1) else tensor

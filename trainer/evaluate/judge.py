@@ -136,7 +136,7 @@ def _find(name: str, option: str, kind: str, say: Say) -> tuple[Path, str]:
         if place.is_dir():
             _needed([file.name for file in place.iterdir()])
             return place, ""
-        if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or "/" not in name:
+        if not hub.is_id(name):
             raise UsageError(f"{name}: there is no such folder: give a folder or hub id of a {kind} (transformers form)")
         return hub.download(name, _needed, say, landmark="config.json")
     except UsageError as error:
