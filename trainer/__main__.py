@@ -1,4 +1,4 @@
-"""`python -m trainer`: teach a style, write the LoRA. See trainer/cli.py for the options."""
+"""`python -m trainer`: train a LoRA and write it. See trainer/cli.py for the options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.terminal import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 the job failed, 2 bad usage, 130 stopped by the user (saved; the same command goes on)."""
+    """Exit status: 0 done, 1 the job failed, 2 bad usage, 130 stopped by the user (saved; the same command continues)."""
 
     def work() -> int:
         recipe, job = parse(argv)
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run(recipe, job)
 
-    return command("trainer", work, stopped="stopped; the same command goes on from the last checkpoint")
+    return command("trainer", work, stopped="stopped; run the same command to continue from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ CACHE = Path.home() / ".cache" / "scribble-lora"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """How and where a recipe is run; nothing here changes the result beyond rounding."""
+    """Settings of a run that do not change the result beyond rounding."""
 
     out: Path | None
     run: Path
@@ -70,25 +70,25 @@ class Job:
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints one line for bad usage instead of the whole usage text."""
+    """A parser that reports bad usage in one line instead of printing the whole usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help shows all)")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every option with its default, the recipe's from `Recipe` itself."""
+    """All options with their defaults; the recipe's are generated from `Recipe`."""
     p = Parser(prog="python -m trainer", description="Teach Stable Diffusion 1.5 a style: train a LoRA and write it for "
                "AUTOMATIC1111's web UI and ComfyUI.", epilog=EXAMPLES, allow_abbrev=False,
                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--out", type=Path, metavar="FILE", help="the LoRA to write, .safetensors; its card (.json) and "
                    "picture (.png) come beside it")
-    p.add_argument("--preset", choices=tuple(PRESETS), metavar="NAME", help=f"a recipe that other flags change: "
+    p.add_argument("--preset", choices=tuple(PRESETS), metavar="NAME", help=f"a recipe, which other flags can change: "
                    f"{', '.join(PRESETS)} (default: style for own pictures, paper for drawings)")
     p.add_argument("--demo", action="store_true", help="--preset demo, the embedded default: a miniature Stable Diffusion and "
                    "doodles; no network, no GPU (default --out demo/scribble.safetensors, --run demo/run)")
     p.add_argument("--recipe", type=Path, metavar="FILE", help="repeat a run: a recipe.json or a LoRA made by this program; "
-                   "other flags change it")
+                   "other flags can change it")
     group: argparse._ActionsContainer = p
     for f in dataclasses.fields(Recipe):
         group = p.add_argument_group(GROUPS[f.name]) if f.name in GROUPS else group
@@ -98,16 +98,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_fields(group: argparse._ActionsContainer, settings: type[DataclassInstance]) -> None:
-    """A flag for every field of a dataclass made with `recipe.option`; None if the user does not give it."""
+    """Add a flag for every field of a dataclass made with `recipe.option`; its value is None if it is not given."""
     for f in dataclasses.fields(settings):
         add_field(group, f)
 
 
 def add_field(group: argparse._ActionsContainer, f: dataclasses.Field) -> None:
-    """The flag of one field, unless it is hidden."""
+    """Add the flag of one field, unless it is hidden."""
     if f.metadata["hidden"]:
         return
-    words = f.metadata["shown"] or ("none" if f.default in ("", ()) else "")
+    named: dict[object, str] = {"": "none", (): "none"}
+    named |= {True: "yes", False: "no"} if isinstance(f.default, bool) else {}
+    words = f.metadata["shown"] or named.get(f.default, "")
     default = f"(default: {words})" if words else f"(default {f.default!r})"
     kind, help = type(f.default), f"{f.metadata['help']} {default}"
     if kind is bool:
@@ -121,7 +123,7 @@ def add_field(group: argparse._ActionsContainer, f: dataclasses.Field) -> None:
 
 
 def place_options(group: argparse._ActionsContainer) -> None:
-    """Where a command computes and keeps things."""
+    """Add the options --device and --cache."""
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
     group.add_argument("--cache", type=Path, default=CACHE, metavar="DIR",
                        help="folder for downloads and encodings (default ~/.cache/scribble-lora)")
@@ -133,20 +135,20 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
         "(default: runs/<stem of --out>)")
     place_options(group)
     add("--micro-batch", type=int, default=0, metavar="N", help="pictures computed at once; the result is the same up to "
-        "rounding (default: as many as memory holds, found once and kept in the run)")
-    add("--gradient-checkpointing", choices=("auto", "on", "off"), default="auto", help="compute activations twice instead of "
-        "keeping them, for cards of 4 to 6 GB; the result is the same (default auto: where memory does not hold one picture)")
+        "rounding (default: as many as fit into memory, determined once per run)")
+    add("--gradient-checkpointing", choices=("auto", "on", "off"), default="auto", help="recompute activations instead of "
+        "storing them, for cards of 4 to 6 GB; the result is the same (default auto: if memory is too small for one picture)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile: on a CUDA GPU, anywhere, nowhere "
         "(default auto)")
     add("--attention", choices=ATTENTION, default="auto", help="torch's attention kernel to try first (default auto: by the "
-        "GPU; python -m trainer.benchmark races them)")
-    add("--cuda-graphs", choices=("off", "auto", "on"), default="off", help="launch the UNet's pass as CUDA graphs: never, "
-        "where the host is the limit, always; for few pictures at a time (default off: not measured yet)")
+        "GPU; python -m trainer.benchmark compares them)")
+    add("--cuda-graphs", choices=("off", "auto", "on"), default="off", help="run the UNet as CUDA graphs: never, if the "
+        "host is the bottleneck, always; for small micro-batches (default off: not measured yet)")
     add("--checkpoint-every", type=int, default=500, metavar="N", help="optimizer steps between checkpoints and held-out "
         "losses (default 500)")
     add("--sample-every", type=int, default=0, metavar="N", help="optimizer steps between sample pictures (default 0: none)")
     add("--sample-prompts", type=Path, metavar="FILE", help="a file of prompts for them, one a line, with kohya's --n --w --h "
-        "--d --s --l and --am (LoRA scale); one sheet grows in the run folder, a row a time (default: the preview's prompt)")
+        "--d --s --l and --am (LoRA scale); a sheet in the run folder gets a row each time (default: the preview's prompt)")
     add("--save-every", type=int, default=0, metavar="N", help="optimizer steps between LoRA files for hosts, named after "
         "--out and the step (default 0: none)")
     add("--save-every-epochs", type=int, default=0, metavar="N", help="the same in passes over the pictures (default 0: none)")
@@ -156,15 +158,15 @@ def _job_options(group: argparse._ArgumentGroup) -> None:
         "only that")
     add("--preview", action=argparse.BooleanOptionalAction, default=True, help="draw the picture beside --out (default: yes)")
     add("--overwrite", action="store_true", help="replace an --out, card or picture that exists")
-    add("--decode", action=argparse.BooleanOptionalAction, default=True, help="read every picture whole before training, to "
+    add("--decode", action=argparse.BooleanOptionalAction, default=True, help="decode every picture before training, to "
         "find all damaged files at once (default: yes)")
     add("--max-upscale", type=float, default=MAX_UPSCALE, metavar="X", help=f"list pictures that are enlarged more than this "
         f"(default {MAX_UPSCALE})")
-    add("--dry-run", action="store_true", help="print what would be learnt, recipe, steps, memory and time, and stop")
+    add("--dry-run", action="store_true", help="print the data, recipe, steps, memory and time of the run, and stop")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
-    """The recipe and the job that `argv` asks for. UsageError names a flag that makes no sense."""
+    """The recipe and the job in `argv`. Raises UsageError, with the flag, for invalid options."""
     options = vars(parser().parse_args(argv))
     given = given_fields(options)
     values, note = _values(options, given)
@@ -175,12 +177,12 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
     if options["track"] not in ("", "tensorboard", "wandb"):
         raise UsageError(f"--track {options['track']}: expected tensorboard or wandb")
     if options["gradient_checkpointing"] == "on" and options["cuda_graphs"] != "off":
-        raise UsageError("--gradient-checkpointing on and --cuda-graphs: a graph does not record a pass that is computed "
-                         "twice: give one of them")
+        raise UsageError("--gradient-checkpointing on and --cuda-graphs: a graph cannot record recomputed activations: "
+                         "give only one of them")
     if options["sample_prompts"] and not options["sample_every"]:
         raise UsageError("--sample-prompts: give --sample-every too, the optimizer steps between pictures")
     if options["out"] is None and options["demo"] and not (options["dry_run"] or options["contact_sheet"]):
-        options["out"] = DEMO_OUT  # apart from runs/scribble, which the next command may want
+        options["out"] = DEMO_OUT  # not runs/scribble, which the next command may use
         options["run"] = options["run"] or DEMO_OUT.parent / "run"
     out = options["out"]
     if out is None and not (options["dry_run"] or options["contact_sheet"]):
@@ -193,7 +195,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Recipe, Job]:
 
 
 def given_fields(options: Fields) -> Fields:
-    """The recipe's fields that a command line gives, as `Recipe` has them."""
+    """The recipe's fields that are given on the command line."""
     given = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if options.get(f.name) is not None}
     if "base" in given:
         given["base"] = _bare(given["base"])
@@ -204,7 +206,7 @@ def given_fields(options: Fields) -> Fields:
 
 
 def _values(options: Fields, given: Fields) -> tuple[Fields, str]:
-    """The recipe's fields and a line about their preset, if none was named: `given` over --recipe or a preset."""
+    """The recipe's fields, `given` over --recipe or a preset, and a line about the preset if it was chosen by default."""
     if options["demo"] and options["preset"] not in (None, DEMO):
         raise UsageError(f"--demo and --preset {options['preset']}: give one of them")
     if options["recipe"]:
@@ -223,7 +225,7 @@ def _values(options: Fields, given: Fields) -> tuple[Fields, str]:
 
 
 def _bare(path: str) -> str:
-    """A path without the slash that a shell's completion put at its end; the root and a drive keep theirs."""
+    """A path without a trailing slash, such as shell completion adds; a root or drive keeps its slash."""
     bare = path.rstrip("/\\")
     return bare if bare and not bare.endswith(":") else path
 
@@ -251,7 +253,7 @@ def read_recipe(path: Path) -> Fields:
         if isinstance(f.default, tuple) and isinstance(stored.get(f.name), list):
             stored[f.name] = tuple(stored[f.name])
             if not all(isinstance(word, str) for word in stored[f.name]):
-                raise JobError(f"--recipe {path}: {f.name} holds something other than text")
+                raise JobError(f"--recipe {path}: {f.name} has an entry that is not text")
         kinds = (int, float) if isinstance(f.default, float) else (type(f.default),)
         if f.name in stored and type(stored[f.name]) not in kinds:
             raise JobError(f"--recipe {path}: {f.name} is {stored[f.name]!r}: expected {type(f.default).__name__}")

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would learn, from what, and its cost, without starting it and without loading torch for it."""
+"""`--dry-run`: prints a run's data, recipe and cost without starting it and without loading torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trainer.recipe import Recipe
 from trainer.terminal import say, say_nothing
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Linux has one of these where a driver is loaded: NVIDIA's, AMD's, Windows' under WSL."""
+"""Device files of GPU drivers on Linux: NVIDIA's, AMD's, Windows' under WSL."""
 
 
 def dry_run(recipe: Recipe, job: Job) -> int:
-    """Print it; returns the exit status. Raises JobError and UsageError for what would stop the run."""
+    """Print the report; returns the exit status. Raises JobError and UsageError for errors that would stop the run."""
     tell = say if os.environ.get("RANK", "0") == "0" else say_nothing  # the first of a launcher's processes
     if job.note:
         tell(job.note)
@@ -36,7 +36,7 @@ def dry_run(recipe: Recipe, job: Job) -> int:
 
 
 def _speed(name: str) -> tuple[str, float]:
-    """The kind of device that `--device` stands for and its rate in a matrix product, operations per second."""
+    """The kind of device for `--device`, and its speed in a matrix product in operations per second."""
     if name == "cpu" or (name == "auto" and sys.platform == "linux" and not any(Path(p).exists() for p in GPU_DRIVERS)):
         return "cpu", plan.cpu_flops_per_second()
     from trainer.training import devices

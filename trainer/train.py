@@ -119,14 +119,14 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
         least_passes=0 if job.compile == "on" else LEAST_PASSES,
         forward=training_forward(base.unet, compute.device, compile=job.compile, cuda_graphs=job.cuda_graphs,
                                  cache=job.cache, say=tell))
-    choose_checkpointing(training, job.gradient_checkpointing, tell)
+    _, measured = choose_checkpointing(training, job.gradient_checkpointing, tell)
     record = checkpoints.restore(job.run / "checkpoints", state, identity, tell)
     if processes.all_reduce_min(state.step, compute.device) != state.step:
         raise JobError(f"--run {job.run}: the processes see different checkpoints there: give a folder that all of them share")
     if state.step > training.total:
         raise UsageError(f"--run {job.run}: has {state.step} steps, more than the {training.total} of this command: give more "
                          "--steps, or another --run")
-    state.micro_batch = choose_micro_batch(training, job.micro_batch, record)
+    state.micro_batch = choose_micro_batch(training, job.micro_batch, record, measured)
     if recipe.init and not record:
         start_from(factors, read_lora(home(recipe.init)).fitting(base))
     modules = sum(".lora_A." in name for name, _ in factors)
@@ -143,6 +143,8 @@ def _train(training: Training, state: State, job: Job, base: Base, dataset: Data
                              started=started) if main else []
     metrics = Metrics(folder.metrics, first=state.step, total=training.total,
                       tracker=open_tracker(job.track, job.run, training.recipe.as_dict()), say=tell) if main else None
+    for action in actions:
+        action.resume(state.step)
     with StopRequest(tell) as stop, metrics or nullcontext():
         for step in train(training, state, stop):
             if metrics:

@@ -114,7 +114,7 @@ def test_prodigy_is_the_librarys(tmp_path: Path) -> None:
 def test_gradient_checkpointing_keeps_less_and_changes_no_number(tmp_path: Path) -> None:
     plain, state = training(tmp_path / "a", RECIPE)
     low, low_state = training(tmp_path / "b", RECIPE)
-    assert low_memory.choose_checkpointing(low, "on", print)
+    assert low_memory.choose_checkpointing(low, "on", print).on
     assert 3 * micro_batch.activation_bytes(low) < micro_batch.activation_bytes(plain)
     for t, each in ((plain, state), (low, low_state)):
         run_to_end(t, each)
@@ -123,14 +123,15 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_number(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("free", "on"), [(1 << 40, False), (1 << 10, True)])
-def test_it_is_on_where_memory_does_not_hold_a_picture(free: int, on: bool, tmp_path: Path,
+def test_it_is_on_if_memory_is_too_small_for_a_picture(free: int, on: bool, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(low_memory, "free_bytes", lambda device: free)
     said: list[str] = []
     t, _ = training(tmp_path, RECIPE)
-    assert low_memory.choose_checkpointing(t, "auto", said.append) is on
+    found = low_memory.choose_checkpointing(t, "auto", said.append)
+    assert found == (on, None if on else micro_batch.activation_bytes(t))
     assert t.unet.is_gradient_checkpointing is on and len(said) == on
-    assert low_memory.choose_checkpointing(training(tmp_path, RECIPE)[0], "off", said.append) is False
+    assert low_memory.choose_checkpointing(training(tmp_path, RECIPE)[0], "off", said.append) == (False, None)
 
 
 def test_learning_goes_on_under_every_choice(tmp_path: Path) -> None:

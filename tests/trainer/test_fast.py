@@ -222,6 +222,7 @@ def test_the_micro_batch_is_what_memory_holds_and_is_kept_in_the_run(tmp_path: P
     each = micro_batch.activation_bytes(t)
     assert each > 16 * 16 * 8 * 4
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 3.5 * each / micro_batch.SHARE)
+    assert micro_batch.choose_micro_batch(t, 0, measured=7 * each) == 1  # taken as given, not measured again
     assert micro_batch.choose_micro_batch(t, 0) == 2  # three fit; two parts of two are as few and even
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 1e12)
     record = {"micro_batch": 2, "device": "cpu"}

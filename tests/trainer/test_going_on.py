@@ -77,6 +77,9 @@ def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path, common: list[str],
     straight = trained(tmp_path, common, "b", *more, "--steps", "7")
     digests = [convert.read(path).metadata["sshs_model_hash"] for path in (out, straight)]
     assert digests[0] == digests[1] and out.read_bytes() != first
+    for step in (2, 4, 6):  # the first run ended with step 4 and wrote only --out
+        ours, theirs = (load_file(tmp_path / f"run-{name}/loras/{name}-00000{step}.safetensors") for name in "ab")
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert main([*common, *more, "--out", str(out), "--run", str(tmp_path / "run-a"), "--steps", "5"]) == 2
     assert "has 7 steps, more than the 5" in capsys.readouterr().err
 

@@ -1,1 +1,1 @@
-"""`python -m trainer.benchmark`: how fast training is on this machine, as shares and ratios of what it measures itself."""
+"""`python -m trainer.benchmark`: measures the speed of training on this machine, relative to its own peak and to baselines."""

@@ -1,4 +1,4 @@
-"""`python -m trainer.benchmark`: time training here, beside diffusers' plain step, in alternation. Random weights."""
+"""`python -m trainer.benchmark`: time training steps in alternation with diffusers' plain step. Uses random weights."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch's CPU threads (default: torch's choice)")
     p.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="as in training (default auto)")
     p.add_argument("--cuda-graphs", choices=("off", "auto", "on"), default="off", help="as in training (default off)")
-    p.add_argument("--no-plain", action="store_true", help="leave the VAE and the plain steps out: they need the most memory")
-    p.add_argument("--profile", action="store_true", help="list the operations of one step by the time they take")
+    p.add_argument("--no-plain", action="store_true", help="leave out the VAE and the plain steps, which need the most memory")
+    p.add_argument("--profile", action="store_true", help="list the operations of one step by their time")
     p.add_argument("--cache", type=Path, default=CACHE, metavar="DIR",
                    help="folder of compiled kernels (default ~/.cache/scribble-lora)")
     p.add_argument("--json", action="store_true", help="print one JSON object")

@@ -1,4 +1,4 @@
-"""torch's attention kernels raced at SD1.5's largest self-attention, forward and backward."""
+"""Times torch's attention kernels on SD1.5's largest self-attention, forward and backward."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from trainer.kernels.attention_backend import BACKENDS
 from trainer.training.devices import Compute
 
 HEADS, WIDTH = 8, 40
-"""of SD1.5's first level, where 85 % of attention's operations are at 512 px"""
+"""SD1.5's first level, which has 85 % of attention's operations at 512 px."""
 
 
 def race_attention(compute: Compute, *, pictures: int, tokens: int, rounds: int) -> dict[str, float]:
-    """Seconds (on a CPU, CPU-seconds) of one forward and backward pass by each kernel that works here."""
+    """Seconds (on a CPU, CPU-seconds) of one forward and backward pass with each kernel that works here."""
     dtype = compute.autocast or torch.float32
     qkv = [torch.randn(pictures, HEADS, tokens, WIDTH, device=compute.device, dtype=dtype, requires_grad=True)
            for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Clocks and the measurement: steps in alternation, medians, what the machine could do at best."""
+"""Clocks and measurements: alternating steps, medians, peak memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.training.devices import synchronize
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians over the rounds of one optimizer step: seconds on the wall, and of all CPU threads together."""
+    """Medians over the rounds of one optimizer step: wall-clock seconds, and CPU-seconds of all threads."""
 
     seconds: float
     cpu_seconds: float
@@ -36,7 +36,7 @@ def race(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[s
 
 
 def profile(step: Step, device: torch.device) -> str:
-    """A table of the operations (on a GPU, kernels) on which one `step` spends the most time, after one that warms up."""
+    """A table of the operations (on a GPU, kernels) that take the most time in one `step`, after a warm-up step."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -57,7 +57,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Of a GPU since `reset_peak`; of this process since its start on a CPU; 0 where the system does not say."""
+    """Peak memory: of a GPU since `reset_peak`; of this process since its start on a CPU; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,4 +1,4 @@
-"""Random-weight Stable Diffusions of SD1.5's layout at several widths, and the operations that training one counts."""
+"""Stable Diffusions with random weights and SD1.5's layout at several widths, and their number of operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Size:
 
     divisor: int
     groups: int
-    """of the group norms: 32 do not divide a quarter of 320"""
+    """groups of the group norms: 32 do not divide a quarter of 320"""
     resolution: int
 
 
@@ -60,7 +60,7 @@ def build_encoders(size: Size, device: torch.device, dtype: torch.dtype) -> Enco
 
 
 def _frozen(model: M, dtype: torch.dtype) -> M:
-    for parameter in model.parameters():  # `to` would warn of modules that some other models keep in float32
+    for parameter in model.parameters():  # `to` would warn about modules that some other models keep in float32
         parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False)
 
@@ -82,9 +82,9 @@ def text_width(size: Size) -> int:
 
 
 def counted_flops(size: Size, resolution: int) -> float:
-    """Operations, 2 per multiply-add, of one picture forward and backward with only the LoRA learning, on paper.
+    """Operations, 2 per multiply-add, for one picture forward and backward if only the LoRA is trained.
 
-    Counted by torch's own counter over products and convolutions, without computing any (device `meta`).
+    Counted by torch's own counter over products and convolutions, without computing them (device `meta`).
     """
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
@@ -94,7 +94,7 @@ def counted_flops(size: Size, resolution: int) -> float:
         unet = UNet2DConditionModel(**unet_config(size)).requires_grad_(False)
         x, embedding = torch.empty(1, 4, resolution // 8, resolution // 8), torch.empty(1, 77, text_width(size))
     adapter.attach(unet, Recipe())
-    unet.set_attn_processor(AttnProcessor())  # plain products: the counter knows them on every device
+    unet.set_attn_processor(AttnProcessor())  # plain products, which the counter supports on every device
     with FlopCounterMode(display=False) as counter:
         unet(x, torch.empty(1, device="meta"), embedding).sample.sum().backward()
     return float(counter.get_total_flops())

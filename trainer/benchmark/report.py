@@ -1,4 +1,4 @@
-"""What the benchmark found, as one dictionary and as text."""
+"""The benchmark's results, as one dictionary and as text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from trainer.training import devices
 from trainer.training.state import State, Training
 
 RECIPE_SAMPLES, RECIPE_INPUTS = 140_000, 4_000
-"""The paper's recipe: pictures computed, 70 epochs of 2,000; inputs of the VAE, the 2,000 and their mirror images."""
+"""The paper's recipe: training pictures, 70 epochs of 2,000; inputs of the VAE, the 2,000 and their mirror images."""
 Say = Callable[[str], None]
 Found = dict[str, Any]
 
 
 def measure(options: Namespace, micro_batches: list[int], say: Say) -> Found:
-    """Run what `options` (the command line's) ask for. JobError if memory does not suffice for any micro-batch."""
+    """Run the benchmark with the command line's `options`. JobError if memory is too small for every micro-batch."""
     if options.threads:
         torch.set_num_threads(options.threads)
     compute = devices.choose(options.device)
@@ -64,7 +64,7 @@ def measure(options: Namespace, micro_batches: list[int], say: Say) -> Found:
 
 
 def _time_micro_batches(found: Found, training: Training, state: State, sizes: list[int], started: float, say: Say) -> None:
-    """Fill in what our step takes at each micro-batch, and when the first one was done."""
+    """Add our step's time at each micro-batch, and the time of the first step, to `found`."""
     forward = training.forward.forward if isinstance(training.forward, Graphed) else training.forward
     found["compiled"], found["micro_batches"] = isinstance(forward, Compiled) and bool(forward.blocks), []
     device, whole = training.compute.device, found["pictures_per_step"]
@@ -80,14 +80,14 @@ def _time_micro_batches(found: Found, training: Training, state: State, sizes: l
         if "first_step_seconds" not in found:
             found["first_step_seconds"] = time.perf_counter() - started - found["rounds"] * timing.seconds
         found["micro_batches"].append(_row(state.micro_batch, timing, found, device))
-        if state.micro_batch < micro:  # halved: memory does not hold more
+        if state.micro_batch < micro:  # halved, because memory is too small
             break
     if not found["micro_batches"]:
         raise JobError("no micro-batch fits in memory here: give a smaller --size or --resolution")
 
 
 def _time_others(found: Found, training: Training, state: State, size: Size, say: Say) -> None:
-    """Fill in the encoding's rate and, in alternation with our step, the plain ones."""
+    """Add the speed of encoding, and the plain steps timed in alternation with ours, to `found`."""
     compute, resolution = training.compute, found["resolution"]
     encoders = build_encoders(size, compute.device, compute.base_dtype)
     say("the VAE …")

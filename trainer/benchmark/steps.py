@@ -1,4 +1,4 @@
-"""The optimizer steps that are timed: ours, and those that encode at every step or compute a LoRA module by module."""
+"""The optimizer steps to time: ours, and plain ones that encode at every step or compute a LoRA module by module."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PICTURES = 64
 
 def ours(unet: UNet, recipe: Recipe, compute: Compute, resolution: int, compile: str, cuda_graphs: str, cache: Path,
          say: Callable[[str], None]) -> tuple[Training, State]:  # fmt: skip
-    """A training over made-up encodings of `unet`'s shapes, as trainer/train.py makes one."""
+    """A training over random encodings of `unet`'s shapes, set up as in trainer/train.py."""
     side, dtype, device = resolution // 8, storage_dtype(compute.device), compute.device
     latents = torch.randn(2, PICTURES, 2, 4, side, side, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     embeddings = torch.randn(PICTURES, 77, unet.config.cross_attention_dim, device=device).to(dtype)
@@ -60,10 +60,10 @@ def our_step(t: Training, state: State) -> Step:
 
 
 def plain_steps(unet: UNet, encoders: Encoders, recipe: Recipe, compute: Compute, resolution: int) -> dict[str, Step]:
-    """`plain`: as diffusers' train_text_to_image_lora.py: VAE and CLIP at every micro-batch, peft's modules, torch's AdamW.
+    """`plain`: like diffusers' train_text_to_image_lora.py: VAE and CLIP at every micro-batch, peft's modules, torch's AdamW.
 
-    `plain_cached`: latents are given, only CLIP is computed, as sd-scripts does with `--cache_latents`. Frozen models in
-    the compute's dtype; under autocast on a GPU, as accelerate's mixed precision does.
+    `plain_cached`: latents are cached and only CLIP is computed, like sd-scripts with `--cache_latents`. Frozen models are in
+    the compute's dtype; on a GPU under autocast, like accelerate's mixed precision.
     """
     vae, text_encoder, schedule = encoders.vae, encoders.text_encoder, scheduler()
     parameters = [factor for _, factor in adapter.attach(unet, recipe)]
@@ -94,7 +94,7 @@ def plain_steps(unet: UNet, encoders: Encoders, recipe: Recipe, compute: Compute
 
 
 def encoding(vae: VAE, compute: Compute, resolution: int, say: Callable[[str], None]) -> tuple[Step, int]:
-    """trainer/encoding's work on one batch of pictures and their mirror images; and how many VAE inputs these are."""
+    """Encoding one batch of pictures and their mirror images, and the number of VAE inputs in it."""
     posterior = Posterior(SimpleNamespace(vae=vae), compute.device, resolution, views=2, say=say)  # type: ignore[arg-type]
     pictures = np.random.default_rng(0).integers(0, 256, (posterior.batch, resolution, resolution, 3), dtype=np.uint8)
 

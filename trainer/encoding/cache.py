@@ -1,8 +1,8 @@
 """On-disk cache of VAE and text-encoder outputs, keyed by everything that affects them.
 
-A folder stands for one context (base, resolution, number formats, versions); in it lie shards, each a safetensors file
-with the tensors of up to some dozens of entries. Not one file per set: an interrupted run keeps what it has encoded, and
-one picture more costs one picture. Not one file per picture: thousands of small files are slow to write and to open.
+There is one folder per context (base, resolution, number formats, versions). It contains shards, safetensors files with the
+tensors of up to a few dozen entries. With one file per set, an interrupted run would lose its work and an added picture would
+mean encoding all; with one file per picture, thousands of small files would be slow to write and open.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Entry = dict[str, Tensor]
 
 
 class EncodingCache:
-    """Entries of one context by their digest. `say` gets a line for every damaged shard, which is then removed."""
+    """Entries of one context by digest. `say` receives a line for every damaged shard, which is then removed."""
 
     def __init__(self, root: Path, context: dict[str, object], say: Callable[[str], None]) -> None:
         text = json.dumps(context, sort_keys=True)
@@ -34,7 +34,7 @@ class EncodingCache:
         self.writable = True
 
     def find(self, digests: Sequence[str]) -> Iterator[tuple[str, Entry]]:
-        """Yield each of `digests` that is there, once, with its tensors (without the dimension of entries)."""
+        """Yield each of `digests` that is in the cache, once, with its tensors (without the dimension of entries)."""
         wanted = set(digests)
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
@@ -42,9 +42,9 @@ class EncodingCache:
             except (Damaged, NotSafetensors) as error:
                 self._discard(path, error)
                 continue
-            except FileNotFoundError:  # another command removed it, or the whole cache, meanwhile
+            except FileNotFoundError:  # removed by another command in the meantime
                 continue
-            except (JobError, OSError) as error:  # that it cannot be read now does not make it worthless
+            except (JobError, OSError) as error:  # keep it: it may be readable later
                 self.say(f"{error}; encoding its part again")
                 continue
             for row, name in enumerate(names):
@@ -55,7 +55,7 @@ class EncodingCache:
     def add(self, digests: Sequence[str], tensors: Entry) -> None:
         """Write a shard: `tensors` of (len(digests), ...), row i belonging to digests[i].
 
-        A full or read-only disk costs the cache, not the run: it is said once.
+        If the disk is full or read-only, the run continues without the cache, after one notice.
         """
         if not self.writable:
             return
@@ -67,10 +67,10 @@ class EncodingCache:
             except (OSError, JobError):
                 if self.folder.exists():
                     raise
-                _write(path, names, tensors)  # the cache was deleted meanwhile
+                _write(path, names, tensors)  # the cache was deleted in the meantime
         except (OSError, JobError, SafetensorError) as error:
             self.writable = False
-            self.say(f"encodings are not kept for the next run: {error}")
+            self.say(f"encodings are not cached for the next run: {error}")
 
     def _discard(self, path: Path, error: Exception) -> None:
         self.say(f"{path}: damaged ({str(error).removeprefix(f'{path}: ')}); encoding its part again")
@@ -99,11 +99,11 @@ def _write(path: Path, names: str, tensors: Entry) -> None:
 
 
 def _read(path: Path, wanted: set[str]) -> tuple[list[str], Entry]:
-    """The digests of a shard and its tensors, verified; no tensors where none is wanted.
+    """The digests of a shard and its tensors, verified; without tensors if none is wanted.
 
     Raises:
-        Damaged, NotSafetensors: it is not what was written.
-        FileNotFoundError, OSError, JobError: it is gone, or cannot be read.
+        Damaged, NotSafetensors: its contents have changed.
+        FileNotFoundError, OSError, JobError: it is missing, or cannot be read.
     """
     from safetensors.torch import load
 
@@ -118,7 +118,7 @@ def _read(path: Path, wanted: set[str]) -> tuple[list[str], Entry]:
         raise Damaged(path, "its list of entries is broken") from error
     if wanted.isdisjoint(names):
         return [], {}
-    tensors = load(path.read_bytes())  # into memory, not mapped: Windows would refuse to replace a mapped file
+    tensors = load(path.read_bytes())  # not memory-mapped: Windows would refuse to replace a mapped file
     if _checksum(metadata["digests"], tensors) != metadata["sha256"]:
         raise Damaged(path, "its checksum does not match its bytes")
     return names, tensors

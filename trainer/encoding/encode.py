@@ -1,6 +1,6 @@
-"""Encode once: each picture's VAE posterior and each caption's prompt embedding, so that training needs neither model.
+"""Encodes each picture's VAE posterior and each caption's prompt embedding once, so that training needs neither model.
 
-The posterior's mean and standard deviation are kept, not a sample: each step draws x_0 = mean + std * noise afresh.
+The posterior's mean and standard deviation are stored, not a sample: each step draws a new x_0 = mean + std * noise.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from trainer.recipe import Recipe
 
 Say = Callable[[str], None]
 ROWS_PER_SHARD = 1024
-"""Chunks of captions in one file of the cache: 120 MB in half precision."""
+"""Caption chunks in one file of the cache: 120 MB in half precision."""
 
 
 class Latents(TypedDict):
-    """The pictures' part of an `EncodedSet`'s fields."""
+    """The fields of an `EncodedSet` for pictures."""
 
     mean: Tensor
     std: Tensor
@@ -38,7 +38,7 @@ class Latents(TypedDict):
 
 
 class Captions(TypedDict):
-    """The captions' part."""
+    """The fields for captions."""
 
     embeddings: Tensor
     caption_index: Tensor
@@ -49,7 +49,7 @@ class Captions(TypedDict):
 
 
 class Weights(TypedDict, total=False):
-    """How much pictures count, and how often."""
+    """The fields for weights and repeats."""
 
     mask: Tensor
     weight: Tensor
@@ -59,9 +59,9 @@ class Weights(TypedDict, total=False):
 
 def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, device: torch.device | str, cache: Path,
                    say: Say) -> EncodedSet:  # fmt: skip
-    """Encode `examples` with the base's VAE and text encoder on `device`, which the result lives on (`EncodedSet.to`).
+    """Encode `examples` with the base's VAE and text encoder on `device`; the result is on it too (`EncodedSet.to`).
 
-    Entries of `cache` (a folder) are not encoded again; `say` gets one-line notices. The base keeps its models.
+    Entries in the folder `cache` are not encoded again; `say` receives one-line notices. The base keeps its models.
 
     Raises:
         UsageError: `--resolution` does not suit this base.
@@ -71,7 +71,7 @@ def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, d
     side = recipe.resolution or base.resolution
     down = 2 ** (len(base.vae.config.block_out_channels) - 1)
     if side % (8 * down):  # the UNet halves the latents three times
-        raise UsageError(f"--resolution {side}: a multiple of {8 * down} was expected for this base")
+        raise UsageError(f"--resolution {side}: expected a multiple of {8 * down} for this base")
     store = cache / "encoded"
     latents = _pictures(pictures, base, side, recipe.flip, device, store, say)
     captions = _captions(pictures, base, device, store, say, as_ids=recipe.text_encoder)
@@ -79,7 +79,7 @@ def encode_dataset(examples: Sequence[Example], base: Base, *, recipe: Recipe, d
 
 
 def _weights(examples: list[Example], side: int, down: int, packing: bool) -> Weights:
-    """Masks, weights of the loss, repeats and which pictures are for regularisation; nothing where all count alike."""
+    """Masks, loss weights, repeats and regularisation flags; empty if all pictures are equal in these."""
     fields: Weights = {}
     if any(example.masked for example in examples):
         shapes = [example.shape(side) for example in examples]
@@ -98,7 +98,7 @@ def _weights(examples: list[Example], side: int, down: int, packing: bool) -> We
 
 def _captions(examples: list[Example], base: Base, device: torch.device, cache: Path, say: Say, *,
               as_ids: bool) -> Captions:  # fmt: skip
-    """The captions' part of the `EncodedSet`, on the CPU. as_ids: token ids for a text encoder that learns."""
+    """The `EncodedSet`'s fields for captions, on the CPU. as_ids: token ids, for a text encoder that is trained."""
     distinct = [*dict.fromkeys(text for example in examples for text in example.captions if text), ""] if examples else []
     row = {caption: index for index, caption in enumerate(distinct)}
     ids = chunked(distinct, base.tokenizer)
@@ -118,7 +118,7 @@ def _captions(examples: list[Example], base: Base, device: torch.device, cache: 
 def _embeddings(ids: list[Tensor], base: Base, device: torch.device, cache: Path, say: Say) -> Tensor:
     """Prompt embeddings of all chunks in order, (M, tokens, width) on the CPU, from the cache if it has them."""
     store = EncodingCache(cache, {"of": "captions", "base": base.identity, **skipped(base), **versions(device)}, say)
-    rows = {caption_digest(row): row for some in ids for row in some}  # of token ids: another tokenizer is another entry
+    rows = {caption_digest(row): row for some in ids for row in some}  # keyed by token ids, so tokenizers do not mix
     found = {digest: entry["embedding"] for digest, entry in store.find(list(rows))}
     lacking = [digest for digest in rows if digest not in found]
     for begin in range(0, len(lacking), ROWS_PER_SHARD):
@@ -132,7 +132,7 @@ def _embeddings(ids: list[Tensor], base: Base, device: torch.device, cache: Path
 
 def _pictures(examples: list[Example], base: Base, side: int, flip: bool, device: torch.device, cache: Path,
               say: Say) -> Latents:  # fmt: skip
-    """The pictures' part of the `EncodedSet`, on the CPU: shape by shape."""
+    """The `EncodedSet`'s fields for pictures, on the CPU, encoded shape by shape."""
     by_shape: dict[tuple[int, int], list[int]] = {}
     for index, example in enumerate(examples):
         by_shape.setdefault(example.shape(side), []).append(index)
@@ -183,7 +183,7 @@ def _of_shape(shape: tuple[int, int], side: int) -> str:
 
 
 def _encoded(examples: list[Example], posterior: Posterior, side: int) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
-    """Encode shard by shard; while the VAE works on one batch, threads read the next one's pictures."""
+    """Encode shard by shard; while the VAE computes one batch, threads read the pictures of the next."""
     from tqdm import tqdm
 
     batches = [examples[i : i + posterior.batch] for i in range(0, len(examples), posterior.batch)]
@@ -197,7 +197,7 @@ def _encoded(examples: list[Example], posterior: Posterior, side: int) -> Iterat
             mean, std = posterior(coming.pop(0).result())
             for row, example in enumerate(batch):
                 if not (mean[row].isfinite().all() and std[row].isfinite().all()):
-                    raise JobError(f"{example.source}: the base's VAE gives numbers that are not finite: is it damaged?")
+                    raise JobError(f"{example.source}: the base's VAE gives values that are not finite: is it damaged?")
             rows.append((mean, std))
             bar.update(len(batch))
             if len(rows) == per_shard or number == len(batches) - 1:

@@ -1,4 +1,4 @@
-"""The encoded data set: latents and prompt embeddings, where the loop takes its micro-batches from."""
+"""The encoded data set: latents and prompt embeddings, from which the loop takes its micro-batches."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import torch
 from torch import Tensor
 
 SHARE = 0.25
-"""Of a GPU's free memory an encoded set may fill this much; the rest is for the UNet and its activations."""
+"""Share of a GPU's free memory that an encoded set may use; the rest is for the UNet and its activations."""
 
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """N pictures and C distinct captions, the last of them empty: all that a training loop touches.
+    """N pictures and C distinct captions, the last of them empty: all data that the training loop uses.
 
-    V views of each picture: itself, and its mirror image where the recipe flips. The latents' numbers are multiplied by
-    the VAE's scaling factor, and fp16 for a GPU, fp32 for the CPU. Pictures of several shapes are stored as rows of the
-    longest one's h * w, (1, h * w), filled up with zeros; captions of several chunks as that many rows of `embeddings`.
+    V views of each picture: itself, and its mirror image if the recipe flips. The latents are multiplied by the VAE's scaling
+    factor, in fp16 for a GPU, fp32 for the CPU. Pictures of several shapes are stored as rows (1, h * w), padded with zeros to
+    the largest; captions of several chunks as several rows of `embeddings`.
     """
 
     mean: Tensor
-    """(N, V, 4, h, w), of the VAE's posterior"""
+    """(N, V, 4, h, w), mean of the VAE's posterior"""
     std: Tensor
     """(N, V, 4, h, w)"""
     caption_index: Tensor
-    """(N,) int64, row of the picture's caption; with `captions`, of its first one in that list"""
+    """(N,) int64, row of the picture's caption; with `captions`, index of its first one in that list"""
     embeddings: Tensor
-    """(C, tokens, width), CLIP's last hidden states; if the text encoder learns, its input: (C, tokens) int64"""
+    """(C, tokens, width), CLIP's last hidden states; if the text encoder is trained, its input: (C, tokens) int64"""
     shapes: tuple[tuple[int, int], ...] = ()
-    """latent height and width of each picture; () if all are stored in their shape"""
+    """latent height and width of each picture; () if all have the stored shape"""
     captions: Tensor | None = None
-    """(M,) int64, the captions of all pictures, one picture's after the other's; None if each picture has one"""
+    """(M,) int64, the captions of all pictures, concatenated; None if each picture has one"""
     caption_count: Tensor | None = None
     """(N,) int64"""
     first_chunk: Tensor | None = None
@@ -40,11 +40,11 @@ class EncodedSet:
     chunks: Tensor | None = None
     """(C,) int64 on the CPU"""
     mask: Tensor | None = None
-    """(N, 1, h, w), weights of the loss at each latent, as `mean` stored; None if all are 1"""
+    """(N, 1, h, w), loss weights of each latent, stored like `mean`; None if all are 1"""
     weight: Tensor | None = None
-    """(N,) float32, of each picture's loss; None if all are 1"""
+    """(N,) float32, weight of each picture's loss; None if all are 1"""
     repeats: tuple[int, ...] = ()
-    """how often an epoch holds each picture; () once each"""
+    """how often each picture occurs in an epoch; () for once each"""
     reg: tuple[bool, ...] = ()
     """whether a picture is for regularisation; () if none is"""
 
@@ -56,7 +56,7 @@ class EncodedSet:
         return sum(t.nbytes for t in (self.mean, self.std, self.caption_index, self.embeddings))
 
     def to(self, device: torch.device | str) -> EncodedSet:
-        """On `device`; where a CUDA device has no room, pictures in pinned host memory and the rest on the device."""
+        """Move to `device`; if a CUDA device has too little memory, the pictures stay in pinned host memory."""
         device = torch.device(device)
         small = {name: value.to(device) for name in ("caption_index", "embeddings", "captions", "caption_count", "first_chunk",
                                                      "mask", "weight") if (value := getattr(self, name)) is not None}
@@ -66,7 +66,7 @@ class EncodedSet:
 
     @property
     def uniform(self) -> bool:
-        """Whether all pictures have one shape and all captions one chunk."""
+        """Whether all pictures have the same shape and all captions one chunk."""
         return not self.shapes and self.chunks is None
 
     @property
@@ -76,8 +76,8 @@ class EncodedSet:
         return areas.index(max(areas))
 
     def alike(self, picture: Tensor, dropped: Tensor, choice: Tensor) -> list[tuple[Tensor, tuple[int, ...], int]]:
-        """The rows of a draw, on the CPU, in groups of one shape and one number of chunks: rows (int64), latent shape (() as
-        stored), chunks. The order within a group is the draw's."""
+        """The rows of a draw, on the CPU, grouped by shape and number of chunks: rows (int64), latent shape (() for the stored
+        one), chunks. The order within a group is the draw's."""
         rows = torch.arange(len(picture))
         if self.uniform:
             return [(rows, (), 1)]
@@ -91,8 +91,8 @@ class EncodedSet:
              shape: Sequence[int] = (), chunks: int = 1) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Mean, std (B, 4, h, w), embeddings (B, chunks * tokens, width) for (B,) int64 `picture` and `view`, on the device.
 
-        dropped: (B,) bool, whose caption is the empty one instead. choice: (B,) float, from 0 to below 1, which of a
-        picture's captions. All pictures have this latent `shape` (() as stored) and all captions so many `chunks`.
+        dropped: (B,) bool, replaces the caption by the empty one. choice: (B,) float, from 0 to below 1, selects one of a
+        picture's captions. All pictures must have this latent `shape` (() for the stored one) and all captions `chunks` chunks.
         """
         place = self.mean.device
         stored = picture.to(place), view.to(place)
@@ -104,7 +104,7 @@ class EncodedSet:
         return mean, std, self.embeddings[rows].flatten(1, 2)
 
     def loss_weight(self, picture: Tensor, view: Tensor, shape: Sequence[int] = ()) -> Tensor | None:
-        """The factors of the loss, (B, 1, h, w) or (B, 1, 1, 1), on the device; None if it is 1 everywhere."""
+        """Loss weights, (B, 1, h, w) or (B, 1, 1, 1), on the device; None if all are 1."""
         weight = None if self.weight is None else self.weight[picture.to(self.weight.device)].view(-1, 1, 1, 1)
         if self.mask is None:
             return weight
@@ -125,11 +125,11 @@ class EncodedSet:
 
     @property
     def distinct(self) -> int:
-        """Captions, the empty one included."""
+        """Number of distinct captions, including the empty one."""
         return len(self.embeddings) if self.chunks is None else len(self.chunks)
 
     def _on_cpu(self) -> EncodedSet:
-        """The tables of captions on the CPU, copied once."""
+        """The caption tables on the CPU, copied once."""
         if self.caption_index.device.type == "cpu":
             return self
         if "cpu_tables" not in self.__dict__:
@@ -141,14 +141,14 @@ class EncodedSet:
 
 
 def packed(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors (..., h, w) of several shapes -> (N, ..., 1, n), each filled up with zeros to the largest h * w."""
+    """Tensors (..., h, w) of several shapes -> (N, ..., 1, n), each padded with zeros to the largest h * w."""
     flat = [tensor.flatten(-2).unsqueeze(-2) for tensor in tensors]
     longest = max(tensor.shape[-1] for tensor in flat)
     return torch.stack([torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1])) for tensor in flat])
 
 
 def unpacked(stored: Tensor, shape: Sequence[int]) -> Tensor:
-    """Packed tensors (..., 1, n) -> (..., h, w); as they are for shape ()."""
+    """Packed tensors (..., 1, n) -> (..., h, w); unchanged for shape ()."""
     if not shape:
         return stored
     height, width = shape
@@ -156,5 +156,5 @@ def unpacked(stored: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes of memory that a CUDA device has left."""
+    """Free memory of a CUDA device in bytes."""
     return int(torch.cuda.mem_get_info(device)[0])

@@ -1,4 +1,4 @@
-"""Number formats and versions of encodings, and a copy of a model in another format."""
+"""Number formats and versions of encodings, and conversion of models to other formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ M = TypeVar("M", bound=Model)
 
 
 def storage_dtype(device: torch.device) -> torch.dtype:
-    """Kept in fp16 for a GPU (131 KB a picture with its mirror image at 512 x 512), in fp32 for the CPU."""
+    """fp16 for a GPU (131 KB per picture with its mirror image at 512 x 512), fp32 for the CPU."""
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
@@ -28,7 +28,7 @@ def versions(device: torch.device) -> dict[str, str]:
 
 
 def moved(model: M, device: torch.device, dtype: torch.dtype) -> M:
-    """`model` itself if it is there already in `dtype`, else a copy on `device` in `dtype`."""
+    """`model` itself if it is already on `device` in `dtype`, else a copy that is."""
     here = next(model.parameters())
     if here.device == device and here.dtype == dtype:
         return model

@@ -1,4 +1,4 @@
-"""Captions through CLIP's text encoder, in chunks where they are longer than it reads, as AUTOMATIC1111's web UI does."""
+"""Encodes captions with CLIP's text encoder, in chunks if they are too long for it, like AUTOMATIC1111's web UI."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from trainer.encoding.formats import moved, storage_dtype
 
 CAPTIONS_AT_ONCE = 16
 MOST_CHUNKS = 3
-"""Of 75 tokens each: 225, kohya's longest too."""
+"""Most chunks of 75 tokens: 225 tokens in total, the same as kohya's limit."""
 BACKTRACK = 20
-"""Tokens that move to the next chunk with the comma before them: AUTOMATIC1111's "prompt word wrap length limit"."""
+"""Most tokens after a chunk's last comma that move to the next one: AUTOMATIC1111's "prompt word wrap length limit"."""
 
 
 def encode_captions(captions: Sequence[str], base: Base, device: torch.device | str) -> Tensor:
@@ -33,7 +33,7 @@ def encode_rows(ids: Tensor, base: Base, device: torch.device) -> Tensor:
 
 
 def tokenize(captions: Sequence[str], base: Base) -> Tensor:
-    """Token ids (len(captions), tokens), padded and cut to what the text encoder reads."""
+    """Token ids (len(captions), tokens), padded and cut to the text encoder's length."""
     tokens = base.tokenizer.model_max_length
     if not captions:
         return torch.empty(0, tokens, dtype=torch.int64)
@@ -48,7 +48,7 @@ def skipped(base: Base) -> dict[str, object]:
 
 
 def chunked(captions: Sequence[str], tokenizer: Tokenizer) -> list[Tensor]:
-    """Token ids of each caption, (n, tokens), n from 1 to `MOST_CHUNKS`; what is longer is cut."""
+    """Token ids of each caption, (n, tokens), n from 1 to `MOST_CHUNKS`; longer captions are cut."""
     if not captions:
         return []
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -62,8 +62,8 @@ def chunked(captions: Sequence[str], tokenizer: Tokenizer) -> list[Tensor]:
 
 
 def split(ids: Sequence[int], room: int, comma: int) -> list[list[int]]:
-    """Token ids in parts of at most `room`: a part that is full ends at its last comma if that is at most `BACKTRACK` tokens
-    back, and what follows it begins the next (AUTOMATIC1111, `modules/sd_hijack_clip.py`)."""
+    """Token ids in parts of at most `room`. A full part ends at its last comma if that is at most `BACKTRACK` tokens back, and
+    the tokens after it move to the next part (AUTOMATIC1111, `modules/sd_hijack_clip.py`)."""
     parts: list[list[int]] = []
     part: list[int] = []
     last_comma = -1
@@ -81,10 +81,10 @@ def split(ids: Sequence[int], room: int, comma: int) -> list[list[int]]:
 
 
 def count_tokens(captions: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """Tokens of each caption, without marks."""
+    """Number of tokens of each caption, without start and end."""
     if not captions:
         return []
-    parts = [captions[begin : begin + 1000] for begin in range(0, len(captions), 1000)]  # or 20,000 would need much memory
+    parts = [captions[begin : begin + 1000] for begin in range(0, len(captions), 1000)]  # 20,000 at once would need much memory
     return [len(ids) for part in parts for ids in tokenizer(list(part), add_special_tokens=False, verbose=False).input_ids]
 
 
@@ -94,7 +94,8 @@ def caption_digest(ids: Tensor) -> str:
 
 @torch.no_grad()
 def encode_ids(ids: Tensor, encoder: TextEncoder, batch: int) -> Tensor:
-    """CLIP's last hidden states, float32 (B, tokens, width) where `encoder` is, of at most `batch` rows, filled up."""
+    """CLIP's last hidden states, float32 (B, tokens, width) on the encoder's device, for at most `batch` rows; the input is
+    padded to `batch` rows."""
     whole = torch.cat([ids, ids[-1:].expand(batch - len(ids), -1)]).to(encoder.device)
     states: Tensor = encoder(whole).last_hidden_state
     return states[: len(ids)]

@@ -1,4 +1,4 @@
-"""The encoders at work: pictures through the VAE, captions through CLIP, in batches that do not change the numbers."""
+"""Encodes pictures with the VAE, in batches whose composition does not change the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.encoding.formats import moved, storage_dtype
 from trainer.memory import halving
 
 VIEWS_AT_ONCE = {"cuda": 8, "cpu": 2}
-"""Pictures of 512 x 512 that the VAE takes at a time (about 2 GB on a GPU); fewer of larger, more of smaller ones."""
+"""Batch size for 512 x 512 pictures (about 2 GB on a GPU); smaller for larger pictures, larger for smaller ones."""
 MOST_VIEWS = 16
 
 
@@ -24,15 +24,15 @@ MOST_VIEWS = 16
 
 
 def picture_batch(examples: Sequence[Example], side: int) -> np.ndarray:
-    """uint8 (B, height, width, 3) of pictures that are learnt in one shape: (side, side), or a bucket of that area."""
+    """uint8 (B, height, width, 3) of pictures with the same training shape: (side, side), or a bucket of that area."""
     return np.stack([example.pixels(side) for example in examples])
 
 
 class Posterior:
     """The VAE's posterior of pictures and, if `views` is 2, of their mirror images, times the scaling factor.
 
-    fp16 on CUDA, and fp32 from the first batch on in which fp16 overflows (`say` gets a line); fp32 elsewhere. The base's
-    own VAE is not touched: a copy is moved.
+    Uses fp16 on CUDA, and fp32 after the first batch in which fp16 overflows (`say` receives a line); fp32 elsewhere. The
+    base's own VAE is not changed; a copy is used.
     """
 
     def __init__(self, base: Base, device: torch.device, side: int, *, views: int, say: Callable[[str], None],
@@ -47,13 +47,13 @@ class Posterior:
         self.shape = (views, config.latent_channels, height // down, width // down)
         at_once = VIEWS_AT_ONCE.get(device.type, 2) * 512**2 // side**2
         self.batch = max(min(at_once, MOST_VIEWS) // views, 1)
-        """Pictures per call; powers of two, so that shards hold whole batches."""
-        self._at_once = self.batch * views  # views that the VAE computes at a time; halved when memory runs out
+        """Pictures per call; powers of two, so that shards consist of whole batches."""
+        self._at_once = self.batch * views  # views computed at once; halved if memory runs out
 
     def __call__(self, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
         """uint8 (B, height, width, 3), B at most `batch` -> mean and std, each (B, views, 4, h, w), on the CPU.
 
-        The batch is filled up: kernels are chosen by its size, and a picture's numbers must not depend on its batch.
+        The batch is padded to its full size: kernels depend on it, and a picture's encoding must not depend on its batch.
         """
         count = len(pictures)
         whole = np.concatenate([pictures, np.repeat(pictures[-1:], self.batch - count, axis=0)])
@@ -69,7 +69,7 @@ class Posterior:
 
     @torch.no_grad()
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of pictures (B, 3, height, width), as many at a time as memory holds."""
+        """Mean and std of pictures (B, 3, height, width), in halves if memory runs out."""
 
         def encode(at_once: int) -> list[Gaussian]:
             if self._vae is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,7 +30,7 @@ class SmallJudge(Judge):
     def __init__(self, option: str, say: Say) -> None:
         self.name, self.option, self.say = MINIATURE, option, say
         self.model = read_judge(JUDGE)
-        self.identity = hashlib.sha256(JUDGE.read_bytes()).hexdigest()
+        self.identity = self.model.identity
         self.told: set[str] = set()
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""LoRA files written while a run goes on, in the hosts' form and with the metadata of the file at its end."""
+"""LoRA files written during a run, in the hosts' form and with the same metadata as the final file."""
 
 from __future__ import annotations
 
@@ -27,20 +27,28 @@ class PeriodicSaves:
     total: int
     started: float
 
+    def target(self, step: int) -> Path:
+        return self.folder / f"{self.name}-{step:06d}.safetensors"
+
     def __call__(self, step: int) -> None:
         if step == self.total:
             return  # that is --out
-        from trainer.lora import export  # loads torch, and the check below needs none
+        from trainer.lora import export  # loads torch, which the check below does not need
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / f"{self.name}-{step:06d}.safetensors"
+        target = self.target(step)
         with TemporaryDirectory() as folder:
             export.write_lora(Path(folder), target, self.recipe, self.base, self.dataset, steps=step, total=self.total,
                               started=self.started)
 
+    def resume(self, step: int) -> None:
+        """Write the file of the step that the run continues from, if a shorter run ended there and wrote only --out."""
+        if not self.target(step).exists():
+            self(step)
+
 
 def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
-    """UsageError if files of that name are from another recipe, its length apart: they would be replaced."""
+    """UsageError if there are files of that name from another recipe (other than its length), which would be replaced."""
     mine = apart_from_length(json.loads(json.dumps(recipe.published())))
     for path in sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors")):
         if _recipe_in(path) != mine:
@@ -48,7 +56,7 @@ def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
 
 
 def _recipe_in(path: Path) -> Stored:
-    """The recipe that a file names, apart from its length; empty if it names none."""
+    """The recipe in a file's metadata, without its length; empty if there is none."""
     try:
         return apart_from_length(json.loads(open_container(path).metadata.get(keys.RECIPE, "{}")))
     except (JobError, ValueError, AttributeError):

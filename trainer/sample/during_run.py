@@ -1,4 +1,4 @@
-"""What a run draws and writes on its way, each thing at an interval of optimizer steps."""
+"""Samples and LoRA files during a run, each at an interval of optimizer steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.training.devices import Compute
 
 @dataclass(frozen=True)
 class Every:
-    """Calls `act` with the number of steps done, every so many `steps`."""
+    """Calls `act` with the number of steps done, every `steps` steps."""
 
     steps: int
     act: Callable[[int], None]
@@ -28,10 +28,15 @@ class Every:
         if done % self.steps == 0:
             self.act(done)
 
+    def resume(self, done: int) -> None:
+        """Called with the steps done when a run starts or continues."""
+        if done and done % self.steps == 0 and isinstance(self.act, PeriodicSaves):
+            self.act.resume(done)
+
 
 @dataclass(frozen=True)
 class Samples:
-    """Draws the preview's grid, or a person's own prompts, with the LoRA as it is. The networks stay at full scale."""
+    """Draws the preview's grid, or the user's own prompts, with the current LoRA, and restores full scale afterwards."""
 
     base: Base
     draw: Callable[[int], None]
@@ -46,7 +51,7 @@ class Samples:
 
 def choose_actions(recipe: Recipe, job: Job, base: Base, dataset: Dataset, compute: Compute, *, total: int,
                    started: float) -> list[Every]:  # fmt: skip
-    """What `job` asks for while the run goes on. In the first process only."""
+    """The periodic actions of `job`, for the first process only."""
     actions = []
     save_every = job.save_every or job.save_every_epochs * recipe.steps_per_epoch(dataset.per_epoch)
     if save_every:

@@ -1,4 +1,4 @@
-"""A run's checkpoint as a LoRA file of its own."""
+"""Writes a run's checkpoint as a LoRA file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the factors of every one, the optimizer's state of the newest two, each a folder made whole.
+"""Checkpoints of a run, each a folder written atomically. All keep the LoRA's factors, the newest two the optimizer's state.
 
-`step.json` records the step, the run it belongs to and the sha256 of the other files: what is read is what was written, or
-it is damaged, and the run goes on from the checkpoint before.
+`step.json` records the step, the run and the sha256 of the other files. If a file does not match, the checkpoint is damaged,
+and the run resumes from the one before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OF_THE_DEVICE = {"params", "fused", "foreach", "capturable"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, read and verified, in memory of its own: its files may be deleted."""
+    """A checkpoint that was read and verified. It is copied into memory, so its files may be deleted."""
 
     record: Record
     factors: dict[str, torch.Tensor]
@@ -41,7 +41,7 @@ class Checkpoint:
 def save(folder: Path, state: State, run: Record, device: str) -> Path:
     """Write `folder`/step-NNNNNN: factors, optimizer state, and the record. Then drop older optimizer states.
 
-    run: the recipe, data and base, as recipe.json has them. device: that the micro-batch was chosen for.
+    run: the recipe, data and base, as in recipe.json. device: the one for which the micro-batch was chosen.
     """
     final = folder / f"step-{state.step:06d}"
     part = folder / f".{final.name}.part"
@@ -49,12 +49,12 @@ def save(folder: Path, state: State, run: Record, device: str) -> Path:
     try:
         part.mkdir(parents=True)
         _fill(part, state, run, device)
-        shutil.rmtree(final, ignore_errors=True)  # there only if it was damaged: this run went on from one before it
+        shutil.rmtree(final, ignore_errors=True)  # exists only if it was damaged and this run resumed from an earlier one
         os.replace(part, final)
     except (OSError, SafetensorError, JobError) as error:
         shutil.rmtree(part, ignore_errors=True)
         why = getattr(error, "strerror", None) or error
-        raise JobError(f"{final}: cannot be written ({why}): make room on this disk; the same command goes on from the "
+        raise JobError(f"{final}: cannot be written ({why}): free some disk space; the same command then continues from the "
                        "checkpoint before") from error
     flush_folder(folder)
     for older in [path for path in resumable(folder) if path.name <= final.name][:-2]:
@@ -76,20 +76,20 @@ def _fill(part: Path, state: State, run: Record, device: str) -> None:
 
 
 def resumable(folder: Path) -> list[Path]:
-    """Checkpoints that a run can go on from, if they are sound, oldest first."""
+    """Checkpoints with an optimizer state, oldest first; not yet verified."""
     return sorted(path.parent for path in folder.glob(f"step-*/{OPTIMIZER}"))
 
 
 def restore(folder: Path, state: State, run: Record, say: Say) -> Record | None:
-    """Put the newest sound checkpoint of `run` into `state`; returns its record, None if there is none.
+    """Load the newest sound checkpoint of `run` into `state`; returns its record, None if there is none.
 
-    say: gets a line for every damaged one.
+    say: receives a line for every damaged one.
 
     Raises:
-        JobError: a file cannot be read, or the only checkpoints are of a version of this program that kept no checksums.
+        JobError: a file cannot be read, or all checkpoints are from an earlier version without checksums.
     """
     for part in folder.glob(".step-*.part"):
-        shutil.rmtree(part, ignore_errors=True)  # of a command that was killed: this one has the run folder to itself
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed command; this one holds the run folder's lock
     damaged: list[Damaged] = []
     for place in reversed(resumable(folder)):
         try:
@@ -98,7 +98,7 @@ def restore(folder: Path, state: State, run: Record, say: Say) -> Record | None:
             damaged.append(error)
             continue
         for each in damaged:
-            say(f"{each}; going on from {place.name}")
+            say(f"{each}; resuming from {place.name}")
         load_factors(list(state.factors), checkpoint.factors, place)
         _load_optimizer(state, checkpoint)
         if checkpoint.record["scaler"]:
@@ -106,18 +106,18 @@ def restore(folder: Path, state: State, run: Record, say: Say) -> Record | None:
         state.step = checkpoint.record["step"]
         return checkpoint.record
     if damaged and damaged[0].problem == NO_CHECKSUM:
-        raise JobError(f"{damaged[0].path}: was saved without checksums, by an earlier version of this program: go on with "
+        raise JobError(f"{damaged[0].path}: was saved without checksums, by an earlier version of this program: continue with "
                        "that version, or give --run another folder to start again")
     for each in damaged:
-        say(f"{each}; there is no other checkpoint to go on from: training starts at its first step")
+        say(f"{each}; there is no other checkpoint to resume from: training starts at its first step")
     return None
 
 
 def read(place: Path, run: Record | None = None) -> Checkpoint:
-    """Read and verify a checkpoint; `run` None: of any run.
+    """Read and verify a checkpoint. `run`: the run it must belong to; None for any.
 
     Raises:
-        Damaged: its files are not those that were written there.
+        Damaged: its files have changed since they were written.
         FileError: a file cannot be read.
     """
     record = _read_record(place)
@@ -153,8 +153,8 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise Damaged(path, "its bytes are not those that were written")
-    return load(data)  # not mapped: Windows would refuse to delete it
+        raise Damaged(path, "its bytes do not match its checksum")
+    return load(data)  # not memory-mapped: Windows would refuse to delete it
 
 
 def _optimizer_state(factors: Named, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], Record]:

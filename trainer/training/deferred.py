@@ -1,4 +1,4 @@
-"""Numbers of a step, read from the device one step late, so that the host never waits for it."""
+"""Reads a step's numbers from the device one step late, so that the host does not wait for it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Report:
     loss: float
     learning_rate: float
     grad_norm: float | None
-    """before clipping; None where loss scaling overflowed and the step was skipped"""
+    """before clipping; None if loss scaling overflowed and the step was skipped"""
     pictures: int
     seconds: float
     stop_asked: bool
-    """a process was asked to stop"""
+    """whether any process was asked to stop"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Pending:
     learning_rate: float
     pictures: int
     numbers: Tensor
-    """(3,) float32, on the host once the device is done: loss, processes asked to stop, gradient norm"""
+    """(3,) float32, valid on the host once the device is done: loss, processes asked to stop, gradient norm"""
     start: Instant
     end: Instant
     """CUDA events, or times of `time.perf_counter()`"""
@@ -69,7 +69,7 @@ class DeferredMetrics:
         self._pending: list[_Pending] = []
 
     def now(self) -> Instant:
-        """A point in the device's time, for `push`."""
+        """A timestamp on the device, for `push`."""
         if not self._on_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

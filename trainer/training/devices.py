@@ -1,4 +1,4 @@
-"""Where and in which number format a run computes."""
+"""Chooses the device and number format of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Compute:
 
 
 def choose(name: str, local_rank: int = 0) -> Compute:
-    """`auto`, `cuda`, `cuda:1`, `mps` or `cpu`. On a GPU bf16, fp16 with loss scaling where bf16 is missing; else float32.
+    """`auto`, `cuda`, `cuda:1`, `mps` or `cpu`. Uses bf16 on a GPU, or fp16 with loss scaling if it lacks bf16; else float32.
 
     Raises:
         UsageError: this torch cannot use that device.
@@ -53,9 +53,9 @@ def choose(name: str, local_rank: int = 0) -> Compute:
 
 
 def flops_per_second(compute: Compute) -> float:
-    """The rate of one large matrix product here, operations per second, measured in a fraction of a second.
+    """The speed of a large matrix product on this device, in operations per second; takes a fraction of a second.
 
-    On a CPU by the time that it works, not by the clock on the wall: other programs may be busy.
+    On a CPU it uses process time, not wall-clock time, because other programs may be busy.
     """
     import time
 

@@ -1,7 +1,7 @@
-"""Every random draw of training, by optimizer step: from (seed, step) alone, for the whole batch at once.
+"""Every random draw of training, by optimizer step: depends only on (seed, step), and covers the whole batch.
 
-So a resumed run is the run, and micro-batches and processes, which take slices, do not change it. Drawn on the CPU,
-where torch's generator gives the same numbers on every machine.
+So a resumed run equals an uninterrupted one, and micro-batches and processes, which take slices, do not change the result.
+Drawn on the CPU, where torch's generator gives the same numbers on every machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Draw:
     posterior: Tensor
     """(B, 4, h, w) float32, standard normal: the VAE's sample; (B, 4, 1, n) for pictures of several shapes"""
     eps: Tensor
-    """as `posterior`: the noise to be predicted"""
+    """shaped like `posterior`: the noise to predict"""
     timestep: Tensor
     """(B,) int64"""
     dropped: Tensor
@@ -38,16 +38,16 @@ class Draw:
     choice: Tensor
     """(B,) float32, from 0 to below 1: which of a picture's captions"""
     shape: tuple[int, ...] = ()
-    """of a micro-batch: latent height and width; (): as the encoded set stores them"""
+    """of a micro-batch: latent height and width; () for those stored in the encoded set"""
     chunks: int = 1
-    """of a micro-batch: each caption's"""
+    """of a micro-batch: chunks of each caption"""
 
     def __len__(self) -> int:
         return len(self.picture)
 
     @property
     def kind(self) -> tuple[int, tuple[int, ...], int]:
-        """Of a micro-batch: how many pictures, latent shape, chunks; kernels are compiled for each by itself."""
+        """Of a micro-batch: number of pictures, latent shape, chunks. Kernels are compiled separately for each kind."""
         return len(self), tuple(self.shape), self.chunks
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Draw:
@@ -64,9 +64,9 @@ class Draw:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def micro_batches(self, alike: list[tuple[Tensor, tuple[int, ...], int]], size: int) -> Iterator[Draw]:
-        """Parts of at most `size` pictures, each of one shape and length of caption, from `EncodedSet.alike` of this draw.
+        """Parts of at most `size` pictures, each with one shape and caption length, from `EncodedSet.alike` of this draw.
 
-        Which pictures are computed together does not change a gradient that is the mean over all of them.
+        The grouping does not change the gradient, which is the mean over all pictures.
         """
         for rows, shape, chunks in alike:
             for begin in range(0, len(rows), size):
@@ -76,10 +76,10 @@ class Draw:
 
 
 class EpochOrder:
-    """The rows of an epoch in the order of their drawing: each picture as often as its repeats say.
+    """The shuffled rows of an epoch, each picture as often as its repeats.
 
-    Pictures for regularisation are drawn as often as all the others together, in turns that go on from epoch to epoch, so
-    that all of them are seen alike (DreamBooth's prior preservation, Ruiz et al. 2022, section 4.2).
+    Pictures for regularisation are drawn as often as all the others together, in rotation across epochs, so that all of them
+    are used equally (DreamBooth's prior preservation, Ruiz et al. 2022, section 4.2).
     """
 
     def __init__(self, seed: int, pictures: int, repeats: Sequence[int] = (), reg: Sequence[bool] = ()) -> None:
@@ -112,9 +112,9 @@ def draw_step(recipe: Recipe, step: int, *, order: EpochOrder, views: int, laten
 
 
 class Prefetcher:
-    """Draws of steps in order, each made by a thread while the step before runs, in memory that a GPU copies from.
+    """Makes each step's draw in a thread while the step before runs, in pinned memory if requested.
 
-    draw: a step's draw, by its number; the steps are `first` … `last` - 1.
+    draw: returns a step's draw by its number; the steps are `first` … `last` - 1.
     """
 
     def __init__(self, draw: Callable[[int], Draw], first: int, last: int, *, pinned: bool) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: an optimizer step is fetched, computed, applied, reported, evaluated and saved, in this order."""
+"""The training loop: each optimizer step is fetched, computed, applied, reported, evaluated and saved, in this order."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from trainer.training.state import State, Training
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step that is computed, evaluated and saved. Equal in all processes."""
+    """A completed optimizer step, after any evaluation and checkpoint. Equal in all processes."""
 
     done: int
-    """optimizer steps done, this one included"""
+    """optimizer steps done, including this one"""
     reports: list[Report]
-    """of steps whose numbers have arrived since the last `Step`: usually of the one before"""
+    """reports that have arrived since the last `Step`, usually of the step before"""
     held_out: float | None
     """the held-out loss, if it was due"""
     saved: bool
     stopped: bool
-    """the last step, because a stop was asked for"""
+    """whether this is the last step because a stop was requested"""
 
 
 def train(t: Training, state: State, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
     """Run optimizer steps `state.step` … `t.total` - 1, yielding after each.
 
-    stop: True once this process is asked to stop; all processes then end after the same step, saved.
+    stop: returns True once this process is asked to stop; all processes then end after the same step, which is saved.
 
     Raises:
-        JobError: a loss, a gradient or a factor is not finite, or memory does not hold a micro-batch of 1. That step is
+        JobError: a loss, a gradient or a factor is not finite, or memory is too small for a micro-batch of 1. That step is
             not saved.
     """
     deferred = DeferredMetrics(t.recipe, t.compute.device, scaled=t.compute.scaled)
@@ -52,13 +52,13 @@ def train(t: Training, state: State, stop: Callable[[], bool] = lambda: False) -
         norm = update(t, state, step)
         state.step = step + 1
 
-        # report: the numbers of the step before have arrived by now
+        # report: by now the numbers of the step before have arrived
         deferred.push(step=state.step, learning_rate=effective_rate(state.optimizer), pictures=len(draw),
                       loss_and_stop=state.loss_and_stop, norm=norm, start=start)
         reports = deferred.read(keep=1)
         stopping = any(report.stop_asked for report in reports) if t.processes.count > 1 else stop()
 
-        # evaluate and save; a stop saves first, and waits for no held-out loss that is not due
+        # evaluate and save; after a stop save first, and evaluate only if due
         due = state.step % t.checkpoint_every == 0 or state.step == t.total
         held_out = None
         if due or stopping:
@@ -72,7 +72,7 @@ def train(t: Training, state: State, stop: Callable[[], bool] = lambda: False) -
 
 
 def backward(t: Training, state: State, draw: Draw, *, stop_asked: bool = False) -> None:
-    """Leave the gradient of the mean loss over `draw` (all processes' pictures) in `state.gradient`, the loss beside it."""
+    """Compute the gradient of the mean loss over `draw` (all processes' pictures) into `state.gradient`, with the loss."""
     here = draw.take(t.processes.slice_of(len(draw)))
     alike = t.encoded.alike(here.picture, here.dropped, here.choice)
     mine = here.to(t.compute.device)
@@ -94,7 +94,7 @@ def backward(t: Training, state: State, draw: Draw, *, stop_asked: bool = False)
 
 
 def update(t: Training, state: State, step: int) -> Tensor:
-    """Clip the gradient and step at the rates of `step`; returns its norm before clipping, a scalar on the device."""
+    """Clip the gradient and take an optimizer step at the rates of `step`; returns the norm before clipping, on the device."""
     for group, schedule in zip(state.optimizer.param_groups, t.schedules, strict=True):
         group["lr"] = schedule(step)
     state.scaler.unscale_(state.optimizer)
@@ -108,7 +108,7 @@ def update(t: Training, state: State, step: int) -> Tensor:
 def evaluate_and_save(t: Training, state: State, *, evaluate: bool, save_first: bool = False) -> float | None:
     """Measure the held-out loss if `evaluate`, and write a checkpoint. JobError if a number is not finite.
 
-    save_first: whoever asked for a stop may not wait for the evaluation.
+    save_first: save before evaluating, because after a stop the process may soon be killed.
     """
     if not state.factors_are_finite():
         raise not_finite(t.recipe, state.step, "the LoRA's numbers are not all finite")

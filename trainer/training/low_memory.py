@@ -1,9 +1,11 @@
-"""Gradient checkpointing if memory is short: activations are computed again in the backward pass instead of kept.
+"""Gradient checkpointing if memory is short: activations are recomputed in the backward pass instead of stored.
 
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". The numbers are the same; a step takes about a third longer.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
@@ -15,26 +17,36 @@ from trainer.training.state import Training
 CHOICES = ("auto", "on", "off")
 
 
-def choose_checkpointing(t: Training, wish: str, say: Say) -> bool:
-    """Turn gradient checkpointing on for the UNet if `wish` is on, or auto and memory does not hold one picture without.
+class Choice(NamedTuple):
+    """Whether checkpointing is on, the same in all processes."""
 
-    Returns whether it is on, the same in all processes. `say`: gets a line if memory decided it.
+    on: bool
+    measured: int | None
+    """activation bytes per picture as they were measured, if they are still valid"""
+
+
+def choose_checkpointing(t: Training, wish: str, say: Say) -> Choice:
+    """Turn gradient checkpointing on for the UNet if `wish` is on, or auto and memory is too small for one picture.
+
+    say: receives a line if it was turned on automatically.
     """
-    needed = wish == "on" or (wish == "auto" and not _fits(t))
+    measured = _measure(t) if wish == "auto" else None
+    needed = wish == "on" or (wish == "auto" and (measured is None or measured > SHARE * free_bytes(t.compute.device)))
     on = not t.processes.all_reduce_min(int(not needed), t.compute.device)
     if on:
         t.unet.enable_gradient_checkpointing()
     if on and wish == "auto":
-        say("memory does not hold a picture's activations: they are computed twice (--gradient-checkpointing off: try without)")
-    return on
+        say("memory is too small for a picture's activations: they are recomputed (--gradient-checkpointing off avoids that)")
+    return Choice(on, None if on else measured)
 
 
-def _fits(t: Training) -> bool:
+def _measure(t: Training) -> int | None:
+    """Activation bytes per picture; None if memory runs out."""
     try:
-        return activation_bytes(t) <= SHARE * free_bytes(t.compute.device)
+        return activation_bytes(t)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
     if t.compute.device.type == "cuda":
         torch.cuda.empty_cache()
-    return False
+    return None

@@ -1,4 +1,4 @@
-"""A run's numbers as they come: JSON lines in the run folder, a progress bar, a tracker if one was named."""
+"""Reports a run's numbers: JSON lines in the run folder, a progress bar, and a tracker if one is given."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from trainer.plan import in_words
 from trainer.recipe import Stored
 from trainer.terminal import Say, say_nothing
 
-if TYPE_CHECKING:  # metrics are read without torch
+if TYPE_CHECKING:  # reading metrics does not need torch
     from accelerate.tracking import GeneralTracker
 
     from trainer.training.deferred import Report
 
 CHECKSUM = "crc32"
 Line = dict[str, Any]
-"""The numbers of a line; `step` is always there."""
+"""The numbers of a line; `step` is always among them."""
 Values = Mapping[str, float | None]
 KEYS = {"step", "loss", "learning_rate", "grad_norm", "pictures_per_second", "held_out_loss"}
 
 
 class Metrics:
-    """Writes `metrics.jsonl`, a line a step: step, loss, learning_rate, grad_norm, pictures_per_second; and held_out.
+    """Writes `metrics.jsonl`, one line per step: step, loss, learning_rate, grad_norm, pictures_per_second; and held_out.
 
-    On resume, lines of steps that were not kept are dropped first, so the file reads as one run; `say` gets a line about
-    damaged ones.
+    On resume, lines of steps after the checkpoint are dropped first, so that the file has every step once. `say` receives a
+    line about damaged ones.
     """
 
     every = 30.0
-    """seconds between lines of progress where there is no terminal for a bar"""
+    """seconds between progress lines if there is no terminal for a bar"""
 
     def __init__(self, path: Path, *, first: int, total: int, tracker: GeneralTracker | None = None,
                  say: Say = say_nothing) -> None:  # fmt: skip
@@ -83,12 +83,12 @@ class Metrics:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """A full disk as a JobError that names the file."""
+        """Turn an OSError, such as a full disk, into a JobError that names the file."""
         try:
             yield
         except OSError as error:
-            raise JobError(f"{self.path}: cannot be written ({error.strerror or error}): make room on this disk; the same "
-                           "command goes on from the last checkpoint") from error
+            raise JobError(f"{self.path}: cannot be written ({error.strerror or error}): free some disk space; the same "
+                           "command then continues from the last checkpoint") from error
 
     def _write(self, values: Values) -> None:
         with self._told():
@@ -98,9 +98,9 @@ class Metrics:
 
 
 def check_tracker(name: str) -> None:
-    """JobError if the tracker is not installed: known before the data is fetched, not after the encoding."""
+    """JobError if the tracker is not installed, so that this is known before any download or encoding."""
     if name and not importlib.util.find_spec(name):
-        raise JobError(f"--track {name}: {name} is not installed: pip install {name}, or leave --track out")
+        raise JobError(f"--track {name}: {name} is not installed: pip install {name}, or leave out --track")
 
 
 def open_tracker(name: str, run: Path, config: Stored) -> GeneralTracker | None:
@@ -110,7 +110,7 @@ def open_tracker(name: str, run: Path, config: Stored) -> GeneralTracker | None:
     from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-    PartialState()  # the trackers' log lines ask it which process this is
+    PartialState()  # required by the trackers' logging
     kinds = {"tensorboard": lambda: TensorBoardTracker("scribble", logging_dir=run),
              "wandb": lambda: WandBTracker("scribble", dir=str(run))}
     tracker = kinds[name]()
@@ -120,14 +120,14 @@ def open_tracker(name: str, run: Path, config: Stored) -> GeneralTracker | None:
 
 
 def read_lines(path: Path, say: Say = say_nothing) -> list[Line]:
-    """The sound lines of a metrics file. `say` gets the number of others; a last line that a crash cut short is not counted."""
+    """The sound lines of a metrics file. `say` receives the number of damaged ones, except a truncated last line."""
     if not path.exists():
         return []
     texts = path.read_bytes().split(b"\n")
     lines = [_decode(text) for text in texts[:-1] if text]
     damaged = lines.count(None)
     if damaged:
-        say(f"{path}: {damaged} of its {len(lines)} lines are damaged, and are dropped; the run itself does not need them")
+        say(f"{path}: {damaged} of its {len(lines)} lines are damaged and are dropped; resuming does not need them")
     return [line for line in lines if line is not None]
 
 

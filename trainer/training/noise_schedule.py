@@ -10,10 +10,10 @@ from trainer.recipe import Recipe
 
 
 class NoiseSchedule:
-    """alpha-bar of Ho et al. 2020 for T timesteps: how much of the picture and of the noise x_t holds.
+    """alpha-bar of Ho et al. 2020 for T timesteps: the proportions of picture and noise in x_t.
 
-    alphas_cumprod: (T,) float32 on the training device. Timesteps are int64, 0 (almost no noise) to T - 1; those from
-    `first` to before `last` (0: T) are trained.
+    alphas_cumprod: (T,) float32 on the training device. Timesteps are int64, 0 (almost no noise) to T - 1; training uses
+    those in [`first`, `last`) (0: T).
     """
 
     def __init__(self, alphas_cumprod: Tensor, first: int = 0, last: int = 0) -> None:
@@ -25,7 +25,7 @@ class NoiseSchedule:
 
     @classmethod
     def of(cls, recipe: Recipe, scheduler: Scheduler, device: torch.device) -> NoiseSchedule:
-        """The betas of `scheduler` (diffusers' DDPMScheduler of the base), or those that `--noise-schedule` names."""
+        """The betas of `scheduler` (diffusers' DDPMScheduler of the base), or those of `--noise-schedule`."""
         from diffusers import DDPMScheduler
 
         overrides: dict[str, str | bool] = {} if recipe.noise_schedule == "base" else {"beta_schedule": recipe.noise_schedule}
@@ -39,7 +39,7 @@ class NoiseSchedule:
         return torch.randint(self.first, self.last, (count,), generator=generator)
 
     def grid(self, count: int) -> Tensor:
-        """(count,) timesteps spread evenly over those that are trained, for the held-out loss."""
+        """(count,) timesteps spread evenly over the trained ones, for the held-out loss."""
         return self.first + ((torch.arange(count) + 0.5) * (self.last - self.first) / max(count, 1)).long()
 
     def alpha_bar(self, timestep: Tensor) -> Tensor:

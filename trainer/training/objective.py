@@ -1,6 +1,6 @@
-"""The objective: what the UNet is asked to predict, how an error counts, and how noise levels are weighed.
+"""The objective: the UNet's prediction target, the error function, and the weights of noise levels.
 
-Each choice is a small object, picked once by `choose_objective`; to add one, write it here and name it there.
+Each choice is a small object, selected once by `choose_objective`; to add one, write it here and add it there.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trainer.training.draws import Draw
 from trainer.training.noise_schedule import NoiseSchedule
 
 Target = Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]
-"""(schedule, x_0, eps, timestep) -> what the UNet is to predict, (B, 4, h, w)."""
+"""(schedule, x_0, eps, timestep) -> the UNet's target, (B, 4, h, w)."""
 Weighting = Callable[[NoiseSchedule, Tensor], Tensor]
 """(schedule, timestep) -> the weight of each picture's loss, (B,) float32."""
 Distance = Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]
-"""(schedule, predicted, wanted, timestep) -> how wrong each number is, (B, 4, h, w) float32."""
+"""(schedule, predicted, wanted, timestep) -> the error of each element, (B, 4, h, w) float32."""
 
 
 def epsilon(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Huber:
     Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss")."""
 
     c: float
-    """where it turns linear, at the noisiest timestep; 1 at the least noisy"""
+    """the error at which it becomes linear, at the noisiest timestep; 1 at the least noisy"""
 
     def __call__(self, schedule: NoiseSchedule, predicted: Tensor, wanted: Tensor, timestep: Tensor) -> Tensor:
         alpha_bar = schedule.alpha_bar(timestep)
@@ -89,7 +89,7 @@ class Huber:
 
 
 class Encoded:
-    """Prompt embeddings of a text encoder that does not learn: they are in the encoded set."""
+    """Prompt embeddings with a frozen text encoder: stored in the encoded set."""
 
     def __call__(self, embedding: Tensor) -> Tensor:
         return embedding
@@ -97,12 +97,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Prompt embeddings of a text encoder that learns: computed in each step, from the token ids in the encoded set."""
+    """Prompt embeddings with a trained text encoder: computed in each step, from the token ids in the encoded set."""
 
     network: models.TextEncoder
     """transformers' CLIPTextModel with peft's LoRA, on the training device"""
     tokens: int
-    """of a chunk"""
+    """tokens of a chunk"""
 
     def __call__(self, ids: Tensor) -> Tensor:
         """(B, chunks * tokens) int64 -> (B, chunks * tokens, width)."""
@@ -112,23 +112,23 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Objective:
-    """Adds noise to the latents, asks the UNet and weighs the error (section 3.2.1 of the paper)."""
+    """Adds noise to the latents, runs the UNet and weights the error (section 3.2.1 of the paper)."""
 
     schedule: NoiseSchedule
     target: Target
     weighting: Weighting
     distance: Distance
     embed: Callable[[Tensor], Tensor]
-    """from what the encoded set has of a caption to its prompt embedding"""
+    """turns the encoded set's entry for a caption into its prompt embedding"""
 
     def loss(self, unet: Predictor, encoded: EncodedSet, draw: Draw) -> Tensor:
-        """Each picture's loss, (B,) float32, for `draw` on the device. `unet`: diffusers' UNet, or it compiled."""
+        """Each picture's loss, (B,) float32, for `draw` on the device. `unet`: diffusers' UNet, plain or compiled."""
         mean, std, embedding = encoded.take(draw.picture, draw.view, draw.dropped, draw.choice, shape=draw.shape,
                                             chunks=draw.chunks)
         eps = unpacked(draw.eps, draw.shape)
         x_0 = mean.float() + std.float() * unpacked(draw.posterior, draw.shape)
         x_t = self.schedule.add_noise(x_0, eps, draw.timestep)
-        dtype = unet.dtype  # diffusers looks through all modules for it
+        dtype = unet.dtype  # read once: diffusers searches all modules for it
         prompt = self.embed(embedding).to(dtype)
         predicted = unet(x_t.to(dtype), draw.timestep, prompt, return_dict=False)[0].float()
         error = self.distance(self.schedule, predicted, self.target(self.schedule, x_0, eps, draw.timestep), draw.timestep)
@@ -141,7 +141,7 @@ def choose_objective(recipe: Recipe, scheduler: Scheduler, device: torch.device,
                      text_encoder: models.TextEncoder | None = None) -> Objective:  # fmt: skip
     """The recipe's objective for a base with `scheduler` (diffusers' DDPMScheduler).
 
-    text_encoder: the base's, on `device`, if it learns: the encoded set then has token ids for it.
+    text_encoder: the base's, on `device`, if it is trained; the encoded set then contains token ids.
 
     Raises:
         JobError: the base predicts neither eps nor v.
@@ -150,7 +150,7 @@ def choose_objective(recipe: Recipe, scheduler: Scheduler, device: torch.device,
     if predicts not in TARGETS:
         raise JobError(f"the base predicts {predicts!r}; expected {' or '.join(TARGETS)}")
     if recipe.zero_snr and predicts == "epsilon":
-        raise JobError("--zero-snr: at zero SNR a picture is noise alone, and a base that predicts noise learns nothing there: "
+        raise JobError("--zero-snr: at zero SNR the input is only noise, so a base that predicts noise learns nothing there: "
                        "leave it out, or give --prediction v if the base predicts v")
     weighting = (MinSNR(recipe.min_snr_gamma, predicts) if recipe.min_snr_gamma else Debiased(predicts) if recipe.debiased
                  else uniform)

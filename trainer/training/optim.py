@@ -1,7 +1,7 @@
-"""The optimizer and its learning-rate schedules, each picked once from the recipe.
+"""The optimizer and its learning-rate schedules, each selected once from the recipe.
 
-A schedule is a small frozen object with its peak; to add one, write it here and name it in `SCHEDULES`. The same for an
-optimizer and `OPTIMIZERS`.
+A schedule is a small frozen object with its peak; to add one, write it here and add it to `SCHEDULES`. The same applies to
+optimizers and `OPTIMIZERS`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from trainer.recipe import Recipe
 Schedule = Callable[[int], float]
 """Learning rate of an optimizer step, counted from 0."""
 Groups = list[dict[str, float | list[torch.nn.Parameter]]]
-"""torch's parameter groups: the UNet's factors, then, if the text encoder learns, its own."""
+"""torch's parameter groups: the UNet's factors, then, if the text encoder is trained, its own."""
 
 
 @dataclass(frozen=True)
 class Warmed:
-    """Linear warm-up from 0 to `peak` in `warmup` steps, then `shape` of the share of the other steps that is done."""
+    """Linear warm-up from 0 to `peak` in `warmup` steps, then `shape` of the progress through the remaining steps."""
 
     peak: float
     warmup: int
@@ -51,7 +51,7 @@ class Cosine(Warmed):
 
 @dataclass(frozen=True)
 class Constant(Warmed):
-    """The peak to the end (diffusers' `constant_with_warmup`)."""
+    """Constant at the peak (diffusers' `constant_with_warmup`)."""
 
     def shape(self, progress: float) -> float:
         return 1.0
@@ -71,7 +71,7 @@ class CosineWithRestarts(Warmed):
 
 @dataclass(frozen=True)
 class Until:
-    """`schedule` for the first `last` steps, then 0: the parameters stay as they are."""
+    """`schedule` for the first `last` steps, then 0, which freezes the parameters."""
 
     schedule: Schedule
     last: int
@@ -105,12 +105,12 @@ def adamw(groups: Groups, recipe: Recipe, device: torch.device) -> torch.optim.O
 
 
 def prodigy(groups: Groups, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """Mishchenko & Defazio 2024: finds the size of AdamW's step by itself; the learning rate is a factor of it, usually 1."""
+    """Mishchenko & Defazio 2024: estimates AdamW's step size; the learning rate is a factor of it, usually 1."""
     if not find_spec("prodigyopt"):
         raise JobError("--optimizer prodigy: prodigyopt is not installed: pip install prodigyopt")
     from prodigyopt import Prodigy
 
-    # the weight decay in the groups, not as an argument, for which Prodigy prints a line
+    # weight decay is set in the groups, because Prodigy prints a line if it is an argument
     decayed = [group | {"weight_decay": recipe.weight_decay} for group in groups]
     warms_up = bool(recipe.warmup or recipe.warmup_share)
     return Prodigy(decayed, lr=recipe.learning_rate, use_bias_correction=True, safeguard_warmup=warms_up)
@@ -128,6 +128,6 @@ def choose_optimizer(recipe: Recipe, factors: Sequence[tuple[str, torch.nn.Param
 
 
 def effective_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of the last step on the UNet, with Prodigy's own estimate in it."""
+    """The UNet's learning rate in the last step, multiplied by Prodigy's estimate if it has one."""
     group = optimizer.param_groups[0]
     return float(group["lr"] * group.get("d", 1.0))

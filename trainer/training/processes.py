@@ -1,4 +1,4 @@
-"""Several processes, one run: `accelerate launch -m trainer ...`.
+"""A run in several processes: `accelerate launch -m trainer ...`.
 
 Each process takes its slice of every step's batch; gradients are summed once per optimizer step, in one flat buffer.
 """
@@ -31,11 +31,11 @@ class Processes:
         return self.rank == 0
 
     def slice_of(self, length: int) -> slice:
-        """This process's rows of a batch of `length`: contiguous, sizes differing by one at most."""
+        """This process's rows of a batch of `length`: contiguous, with sizes that differ by at most one."""
         return slice(self.rank * length // self.count, (self.rank + 1) * length // self.count)
 
     def all_reduce_sum(self, flat: torch.Tensor) -> None:
-        """Add up `flat` over the processes, in place: one all-reduce."""
+        """Sum `flat` over the processes in place, with one all-reduce."""
         if self.count > 1:
             distributed.all_reduce(flat)
 
@@ -49,7 +49,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first process runs the body while the others wait, then they do: it fills a cache that they read."""
+        """The first process runs the body, then all others, which can read a cache that it has filled."""
         if not self.main:
             self.wait()
         yield
@@ -66,23 +66,24 @@ LONGEST_WAIT = timedelta(days=1)
 
 
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
-"""Set by torchrun and by `accelerate launch`; not in a process that was started by hand, whose shell may end."""
+"""Set by torchrun and by `accelerate launch`, but not in a process started by hand, whose shell may end first."""
 POLL = 5.0  # seconds
 
 
 def _stop_without(launcher: int) -> None:
-    """Ask this process to stop, as SIGTERM does, once its launcher has ended: a killed one (-9) cannot do so itself, and
-    its processes would go on training unnoticed."""
-    while os.getppid() == launcher:  # an orphan gets another parent
+    """Stop this process, as SIGTERM does, once its launcher has ended: a launcher killed with -9 cannot do so itself, and its
+    processes would continue unnoticed."""
+    while os.getppid() == launcher:  # an orphan is reparented
         time.sleep(POLL)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def join(device: str) -> Processes:
-    """Join the processes that a launcher (accelerate, torchrun) started; alone without one. `device`: as `devices.choose`.
+    """Join the processes started by a launcher (accelerate, torchrun); a single process without one. `device`: as in
+    `devices.choose`.
 
     Raises:
-        JobError: the launcher's processes do not find each other.
+        JobError: the launcher's processes cannot connect to each other.
     """
     if os.name == "posix" and not os.environ.keys().isdisjoint(LAUNCHED):
         Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()

@@ -24,7 +24,7 @@ from trainer.training.optim import Schedule, choose_optimizer, choose_schedules
 from trainer.training.processes import Processes
 
 COUNTED_STEPS = 64
-"""of which micro-batches are counted, to find the commonest"""
+"""Steps over which micro-batches are counted to find the most common kinds."""
 Kind = tuple[int, tuple[int, ...], int]
 """A micro-batch's number of pictures, latent shape and chunks of a caption."""
 Named = Sequence[tuple[str, torch.nn.Parameter]]
@@ -39,22 +39,22 @@ class Training:
     unet: UNet
     """diffusers' UNet2DConditionModel with peft's LoRA on it"""
     forward: Predictor
-    """called instead of `unet` on the commonest micro-batches: `unet` itself, or it compiled"""
+    """called instead of `unet` for the most common kinds of micro-batches: `unet` itself, or compiled"""
     least_passes: int = 0
-    """micro-batches of a kind that a run must have for `forward` to be called on them, if there are several kinds"""
+    """how many micro-batches of a kind a run must have before `forward` is used for it, if there are several kinds"""
     kernels: AbstractContextManager[object]
-    """entered around every forward and backward pass, again and again"""
+    """reusable context manager around every forward and backward pass"""
     encoded: EncodedSet
     held_out: EncodedSet | None
     """None: no held-out loss"""
     objective: Objective
     schedules: tuple[Schedule, ...]
-    """of the learning rate, one for each of the optimizer's groups: the UNet's first"""
+    """learning-rate schedules, one for each of the optimizer's groups, the UNet's first"""
     compute: Compute
     processes: Processes
     run: Path
     identity: Record = field(default_factory=dict)
-    """the run's recipe, data and base as recipe.json has them: every checkpoint records which run it belongs to"""
+    """the run's recipe, data and base as in recipe.json, recorded in every checkpoint"""
     total: int
     """optimizer steps of the whole run"""
     checkpoint_every: int
@@ -75,12 +75,12 @@ class Training:
         return EpochOrder(self.recipe.seed, len(self.encoded), self.encoded.repeats, self.encoded.reg)
 
     def common_kinds(self, size: int) -> frozenset[Kind]:
-        """The kinds of micro-batches, of at most `size` pictures each, that `forward` computes: the whole ones, or the
-        commonest where shapes or lengths of captions differ.
+        """The kinds of micro-batches, of at most `size` pictures each, for which `forward` is used: the full ones, or the
+        most common if shapes or caption lengths differ.
 
-        Counted over the first steps' draws, wherever a run goes on, so that it computes as one that was never interrupted.
+        Always counted over the first steps' draws, so that a resumed run equals an uninterrupted one.
         """
-        if self.encoded.uniform:  # a smaller rest, at the end of an epoch, is not worth compiling for
+        if self.encoded.uniform:  # the smaller rest at the end of an epoch is not worth compiling for
             return frozenset({(size, (), 1)})
         if size not in self._common:
             steps = min(self.total, COUNTED_STEPS)
