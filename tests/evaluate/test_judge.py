@@ -133,6 +133,6 @@ def test_the_hub_s_cache_is_enough_and_without_it_there_is_one_line(clip: Path, 
     failed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True,
                             env=os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"})
     assert failed.stdout == "c0ffee\n"
-    assert failed.stderr.startswith("JobError: --clip someone/another: cannot be had from the hub (")
+    assert failed.stderr.startswith("JobError: --clip someone/another: cannot be downloaded from the hub (")
     assert failed.stderr.endswith("go online, or give a folder of a CLIP in transformers form\n")
     assert failed.stderr.count("\n") == 1

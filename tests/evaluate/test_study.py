@@ -140,7 +140,7 @@ def test_a_study_of_checkpoints_from_start_to_end(
     before = (tmp_path / "out" / "table.md").read_bytes()
     assert main(arguments) == 0 and (tmp_path / "out" / "table.md").read_bytes() == before  # again: nothing is done anew
     capsys.readouterr()
-    assert main([*arguments, "--seed", "3"]) == 2 and "holds a study with other rows" in capsys.readouterr().err
+    assert main([*arguments, "--seed", "3"]) == 2 and "contains a study with other rows" in capsys.readouterr().err
 
 
 def test_a_row_that_fails_is_a_line_of_the_table(
@@ -215,7 +215,7 @@ def test_seeds_are_taken_together_and_rows_compared_paired(tmp_path: Path) -> No
 
 def test_a_row_over_the_command_line_is_said() -> None:
     assert read_table("rank-and-targets", {}, {"rank": 2}).notes[0] == (
-        "row 'rank 1, attention' has a rank of its own, 1: --rank 2 does not count there")
+        "row 'rank 1, attention' has its own rank, 1, which overrides --rank 2")
     assert read_table("rank-and-targets", {}, {"seed": 2}).notes == []
 
 

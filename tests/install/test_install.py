@@ -51,7 +51,7 @@ def test_a_newer_lora_replaces_what_was_placed_and_only_that(webui, lora) -> Non
     lora.with_suffix(".json").write_text('{"notes": "theirs"}')
     before = tree(webui)
     refused = install("--webui", webui, "--lora", lora)
-    assert refused.returncode == 2 and "scribble.json: is another file" in refused.stderr and tree(webui) == before
+    assert refused.returncode == 2 and "scribble.json: differs from" in refused.stderr and tree(webui) == before
     assert "scribble.json was changed after installation: kept" in install("--webui", webui, "--uninstall").stdout
     assert sorted(p.name for p in (webui / "models/Lora").iterdir()) == ["mine.safetensors", "scribble.json"]
 
@@ -193,7 +193,7 @@ def test_a_record_is_data(webui, lora, tmp_path, name) -> None:
 def test_a_damaged_record_is_one_line(webui, content) -> None:
     (webui / "models/Lora" / RECORD).write_text(content)
     result = install("--webui", webui, "--uninstall")
-    assert result.returncode == 2 and "delete it; files that it named then stay" in result.stderr
+    assert result.returncode == 2 and "delete it; its files are then kept" in result.stderr
     assert result.stderr.count("\n") == 1 and len(result.stderr) < 500
 
 

@@ -109,7 +109,7 @@ def test_a_single_file_is_the_folder_it_was_made_of(folder, tmp_path, dtype, no_
         assert base.unet.dtype == base.vae.dtype == base.text_encoder.dtype == torch.float32
         assert not any(p.requires_grad or p.is_meta for m in (base.unet, base.vae, base.text_encoder) for p in m.parameters())
     assert torch.equal(single.scheduler.alphas_cumprod, parts.scheduler.alphas_cumprod)
-    assert "fits this base only" in said[0]
+    assert "fits only this base" in said[0]
     ours, theirs = single.unet.config, parts.unet.config
     assert {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in theirs.items() if k[0] != "_"}
 
@@ -338,7 +338,7 @@ def test_parts_that_do_not_belong_together(folder, tmp_path) -> None:
     shutil.rmtree(mixed / "unet")
     UNet2DConditionModel.from_config(
         UNET_CONFIG | {"block_out_channels": [32, 32, 64, 64], "cross_attention_dim": 32}).save_pretrained(mixed / "unet")
-    with pytest.raises(JobError, match="do not belong together"):
+    with pytest.raises(JobError, match="do not fit together"):
         load(mixed)
 
 

@@ -140,7 +140,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path, environment) -> None:
     result = fetch("stable-diffusion-v1-5/stable-diffusion-v1-5", tmp_path, **environment)
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert result.stderr.startswith("JobError: --base stable-diffusion-v1-5/stable-diffusion-v1-5: cannot be had")
+    assert result.stderr.startswith("JobError: --base stable-diffusion-v1-5/stable-diffusion-v1-5: cannot be downloaded")
     assert "give --base a .safetensors file" in result.stderr
 
 

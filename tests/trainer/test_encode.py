@@ -226,7 +226,7 @@ def test_a_vae_that_makes_nonsense_is_named(base, tmp_path) -> None:
     broken = load_base(Recipe(base=base.name), dtype=torch.float32, say=print)
     with torch.no_grad():
         broken.vae.quant_conv.weight.fill_(float("nan"))
-    with pytest.raises(JobError, match="apple.npy row 0: the base's VAE gives numbers that are not finite"):
+    with pytest.raises(JobError, match="apple.npy row 0: the base's VAE gives values that are not finite"):
         encoded(drawings(2), broken, tmp_path)
     assert not shards(tmp_path / "encoded")
 

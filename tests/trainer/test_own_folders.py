@@ -218,7 +218,7 @@ def test_accents_and_case_are_matched_if_one_file_fits(tmp_path: Path) -> None:
     save(tmp_path / "x" / "same.png")
     save(tmp_path / "y" / "same.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "/old/same.png", "text": "z"}')
-    with pytest.raises(JobError, match="fit no picture of this folder, or several.*same.png"):
+    with pytest.raises(JobError, match="match no picture in this folder, or several.*same.png"):
         refuse_problems(load(tmp_path))
 
 

@@ -200,7 +200,7 @@ FIRST = '{"file_name": "a.png", "text": "x"}\n'
     ("metadata.jsonl", FIRST + '{"file_name": "a.png"\n', "line 2: is not JSON"),
     ("metadata.jsonl", FIRST + '{"file_name": "a.png"}\n', "line 2: expected"),
     ("metadata.jsonl", FIRST + "[1]\n", "line 2: expected"),
-    ("metadata.csv", "file_name,text\na.png,one, two\n", "line 2: has 3 fields and the first line 2"),
+    ("metadata.csv", "file_name,text\na.png,one, two\n", "line 2: has 3 fields, but the first line has 2"),
     ("metadata.csv", "file_name,text\na.png\n", "line 2: has 1 fields"),
     ("metadata.csv", "picture,caption\na.png,x\n", 'line 2: expected "file_name" and "text"'),
     ("metadata.csv", 'file_name,text\na.png,"x\n', "is not CSV"),
@@ -260,13 +260,13 @@ def test_cut_off_jpeg_is_named_when_it_is_read(tmp_path: Path) -> None:
 def test_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a.png", Image.new("RGB", (100, 100)))
     monkeypatch.setattr(images, "MOST_PIXELS", 1000)
-    with pytest.raises(JobError, match=r"a\.png.*100 x 100 pixels, at most"):
+    with pytest.raises(JobError, match=r"a\.png.*100 x 100 pixels, the limit"):
         load_pictures(tmp_path, Recipe())
 
 
 def test_folder_without_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a cat")
-    with pytest.raises(UsageError, match=r"holds no pictures to learn; expected .*\.png.*metadata\.jsonl"):
+    with pytest.raises(UsageError, match=r"has no training pictures; expected .*\.png.*metadata\.jsonl"):
         load_pictures(tmp_path, Recipe())
 
 

@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, run: Run, whole: Run, 
     DAMAGE[damage](run.checkpoint(4), run)
     assert main(run.command) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "step-000004" in line]
-    assert len(said) == 1 and said[0].endswith("; going on from step-000003") and run.hash == whole.hash
+    assert len(said) == 1 and said[0].endswith("; resuming from step-000003") and run.hash == whole.hash
     assert read_record(run.checkpoint(4) / "step.json") == read_record(whole.checkpoint(4) / "step.json")  # saved again
 
 

@@ -112,7 +112,7 @@ def test_the_length_is_clamped_and_the_padding_is_the_end_mark(tmp_path) -> None
     assert own_tokenizer(tmp_path, 77).model_max_length == 77
     assert own_tokenizer(tmp_path, 32).model_max_length == 32
     assert own_tokenizer(tmp_path, 248).model_max_length == 77
-    with pytest.raises(UsageError, match="has 607 tokens and the base's text encoder 49408"):
+    with pytest.raises(UsageError, match="has 607 tokens, but the base's text encoder 49408"):
         clip_tokenizer(str(tmp_path), max_positions=77, vocabulary=49408)
     tokenizer = clip_tokenizer(str(tmp_path), max_positions=77, vocabulary=700)
     ids = tokenizer("apple", padding="max_length", max_length=77).input_ids
@@ -125,7 +125,7 @@ def test_what_is_no_tokenizer(tmp_path, made_up) -> None:
     (tmp_path / "other.txt").write_text("hello")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/tokenizer.json").write_text("{")
-    for name, message in [("none", "no such file or folder"), ("empty", "holds no tokenizer"), ("cut.gz", "cannot be read"),
+    for name, message in [("none", "no such file or folder"), ("empty", "contains no tokenizer"), ("cut.gz", "cannot be read"),
                           ("other.txt", "byte pairs"), ("bad", "cannot be read")]:  # fmt: skip
         with pytest.raises(UsageError, match=f"--tokenizer .*{name}.*{message}") as caught:
             read_tokenizer(tmp_path / name)
