@@ -70,7 +70,7 @@ def test_what_is_no_clip_is_one_line(clip: Path, base: Path, tmp_path: Path) -> 
     assert "\n" not in str(error.value)
     with open(cut / "model.safetensors", "rb+") as file:
         file.truncate(1000)
-    with pytest.raises(JobError, match="is not a whole CLIP"):
+    with pytest.raises(JobError, match="is not a complete CLIP"):
         Judge(str(cut), "--clip", CPU, print)
 
 

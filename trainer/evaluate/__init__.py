@@ -1,1 +1,1 @@
-"""What an adapter does at every scale: the paper's figures 5 to 11, and the scale to use. `python -m trainer.evaluate`."""
+"""Measures an adapter at every scale: the paper's figures 5 to 11, and the recommended scale. `python -m trainer.evaluate`."""

@@ -1,4 +1,4 @@
-"""`python -m trainer.evaluate`: what a LoRA does at every scale. See cli.py for the options."""
+"""`python -m trainer.evaluate`: measure a LoRA at every scale. See cli.py for the options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.terminal import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 the job failed, 2 bad usage, 130 stopped by the user (the same command goes on)."""
+    """Exit status: 0 done, 1 the job failed, 2 bad usage, 130 stopped by the user (the same command continues)."""
 
     def work() -> int:
         settings, job = parse(argv)
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run(settings, job)
 
-    return command("trainer.evaluate", work, stopped="stopped; the same command goes on with the pictures that are there")
+    return command("trainer.evaluate", work, stopped="stopped; run the same command to continue with the finished pictures")
 
 
 if __name__ == "__main__":

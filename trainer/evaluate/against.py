@@ -1,4 +1,4 @@
-"""Two reports side by side: the same prompts, seeds and noise drawn with two LoRAs, compared in pairs."""
+"""Compares two reports: the same prompts, seeds and noise drawn with two LoRAs, compared in pairs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def compare(ours: Report, out: Path, other: Path) -> str:
     """Write against.html and against.csv into `out`; returns the comparison of the two recommended scales in a sentence.
 
     Raises:
-        UsageError: `other` holds no finished report, or one of other prompts, seeds or settings.
+        UsageError: `other` has no finished report, or one with other prompts, seeds or settings.
     """
     theirs = finished(other)
     if theirs is None:

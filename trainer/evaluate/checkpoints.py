@@ -41,7 +41,7 @@ def is_run(path: Path) -> bool:
 
 
 def finished_lora(run: Path) -> Path:
-    """The LoRA that run folder `run` wrote. JobError if it is not finished, or the file has gone."""
+    """The LoRA written by run folder `run`. JobError if the run is not finished, or the file is missing."""
     try:
         out = Path(str(read_object(run / EXPORT)["out"]))
     except (FileNotFoundError, KeyError) as error:
@@ -52,7 +52,7 @@ def finished_lora(run: Path) -> Path:
 
 
 def steps_of(run: Path) -> list[int]:
-    """The optimizer steps whose factors the run has kept, ascending."""
+    """The optimizer steps of the run's checkpoints, ascending."""
     return sorted(int(path.parent.name.removeprefix("step-")) for path in (run / "checkpoints").glob(f"step-*/{FACTORS}"))
 
 
@@ -94,7 +94,7 @@ def _trained(run: Path) -> Recipe:
 
 
 def _share_base(first: Path, folder: Path) -> None:
-    """The base's pictures are the same for every checkpoint: they are copied, not drawn again."""
+    """Copy the base's pictures, which are the same for every checkpoint, instead of drawing them again."""
     (folder / "pictures").mkdir(exist_ok=True)
     for picture in (first / "pictures").glob("*-scale0.png"):
         if not (folder / "pictures" / picture.name).exists():

@@ -1,4 +1,4 @@
-"""Whose folder a report's is: the settings, data and weights that its pictures were drawn with."""
+"""Binds a report's folder to the settings, data and weights that its pictures were drawn with."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CLAIM, IDENTITIES, REPORT, PAGE = "settings.json", "identities.json", "report.js
 
 
 def check_claim(out: Path, settings: Settings, recipe: Recipe, digest: str) -> None:
-    """Make sure that folder `out` is free or this evaluation's: other settings would mix two. Writes nothing.
+    """Check that folder `out` is free or belongs to this evaluation, so that two are never mixed. Writes nothing.
 
     Raises:
-        UsageError: it holds another evaluation, or is a file; the message says what differs.
+        UsageError: it contains another evaluation, or is a file; the message lists the differences.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; name a folder for the report")
@@ -36,7 +36,7 @@ def check_claim(out: Path, settings: Settings, recipe: Recipe, digest: str) -> N
 
 
 def claim(out: Path, settings: Settings, recipe: Recipe, digest: str) -> None:
-    """Make `out` this evaluation's. `settings`: as they were asked for, without the base's defaults."""
+    """Reserve `out` for this evaluation. `settings`: as given by the user, without the base's defaults."""
     place = out / CLAIM
     if not place.exists():
         write_json(place, _claimed(settings, recipe, digest))
@@ -50,7 +50,7 @@ def _claimed(settings: Settings, recipe: Recipe, digest: str) -> dict[str, Json]
 
 
 def bind(out: Path, found: dict[str, str]) -> None:
-    """Note which base, drawings and judges the folder's numbers come from. JobError if they have changed since."""
+    """Record the base, drawings and judges behind the folder's numbers. JobError if they have changed since."""
     place = out / IDENTITIES
     known = read(place) if place.exists() else {}
     changed = [key for key in found if known.get(key, found[key]) != found[key]]

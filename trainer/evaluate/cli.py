@@ -16,7 +16,7 @@ from trainer.recipe import Fields, Recipe, flag
 DATA_FLAGS = ("base", "tokenizer", "data", "data_url", "categories", "trigger", "held_out", "resolution")
 EXAMPLES = """examples:
   python -m trainer.evaluate scribble.safetensors --out report/            base and data from its metadata
-  python -m trainer.evaluate scribble.safetensors --out report/ --write    and put the best scale where hosts look
+  python -m trainer.evaluate scribble.safetensors --out report/ --write    also write the best scale for the hosts
   python -m trainer.evaluate scribble.safetensors --base v1-5-pruned-emaonly.safetensors --out report/
   python -m trainer.evaluate runs/scribble --out steps/ --write            every checkpoint at every scale
 """
@@ -24,7 +24,7 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """How and where: nothing here changes a number beyond rounding."""
+    """Settings that do not change a number beyond rounding."""
 
     lora: Path
     out: Path
@@ -34,7 +34,7 @@ class Job:
     write: bool
     against: Path | None
     changed: Fields
-    """fields of the LoRA's recipe that the command line gives anew"""
+    """fields of the LoRA's recipe that the command line overrides"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("lora", type=Path, metavar="LORA", help="the LoRA, .safetensors of any form or a peft folder; or a run's "
                    "folder (runs/scribble): every checkpoint is measured, and the best step and scale found")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for index.html, report.json and pictures; "
-                   "the same command goes on with what is there")
+                   "the same command continues an interrupted report")
     p.add_argument("--write", action="store_true", help="put the recommended scale into the LoRA's metadata and its card's "
                    "preferred weight, where the web UI and ComfyUI read it; of a run, put the best checkpoint in place")
     p.add_argument("--against", type=Path, metavar="DIR", help="another report: compare the two in pairs")
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Settings, Job]:
-    """The settings and the job that `argv` asks for. UsageError names a flag that makes no sense."""
+    """The settings and the job in `argv`. Raises UsageError, with the flag, for invalid options."""
     options = vars(parser().parse_args(argv))
     values = {f.name: options[f.name] for f in dataclasses.fields(Settings) if options[f.name] is not None}
     if "complex" in values:

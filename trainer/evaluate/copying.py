@@ -1,4 +1,4 @@
-"""Does the LoRA draw, or does it return training pictures? Nearest training pictures, and how much seeds differ."""
+"""Detects LoRAs that reproduce training pictures: nearest training pictures, and diversity over seeds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trainer.evaluate.results import Curve, Nearest, Report
 from trainer.evaluate.statistics import by_category, interval
 
 COLLAPSED = 0.5
-"""Below this share of the real pictures' own diversity a report warns."""
+"""Share of the real pictures' own diversity below which a report warns."""
 
 
 def nearest(features: Tensor, others: Tensor, count: int) -> np.ndarray:
     """The expected largest cosine, (...,), of unit features (..., W) with `count` of `others`, (N, W), drawn at random.
 
-    So sets of different sizes can be compared: the nearest of twenty is nearer than the nearest of ten.
+    This makes sets of different sizes comparable, because the nearest of twenty is nearer than the nearest of ten.
     """
     cosines = np.sort((features @ others.T).double().numpy(), axis=-1)[..., ::-1]
     total = cosines.shape[-1]
@@ -35,9 +35,9 @@ def copying(drawn: Tensor, names: Sequence[str], train: dict[str, Tensor], held_
 
     Returns `curve`'s fields of the cosine with the nearest training picture, and
     drawings: the same mean of the held-out pictures.
-    copies: of each scale, whether the pictures are nearer to training pictures than held-out pictures are, and nearer to
-    training pictures than to as many held-out ones, both beyond the 95 % interval over categories. The second is asked
-    because what a LoRA draws is nearer to everything than a drawing with its accidents.
+    copies: for each scale, whether the pictures are nearer to training pictures than held-out pictures are, and nearer to
+    training pictures than to as many held-out ones, both beyond the 95 % interval over categories. The second condition is
+    needed because a LoRA's pictures are nearer to all drawings than a real drawing with its irregularities.
     """
     closest, excess = [], []
     for row, name in zip(drawn, names, strict=True):
@@ -72,7 +72,7 @@ def among(features: Tensor) -> float:
 
 
 def warnings(report: Report) -> list[str]:
-    """Warnings beside the verdict, one line each."""
+    """Warnings next to the verdict, one line each."""
     scales, found = report["scales"], report["recommended"]
     lines = list(report["told"])
     for kind, group in report["groups"].items():

@@ -28,5 +28,5 @@ def _ends(means: np.ndarray, seed: int) -> Interval:
 
 
 def numbers(values: np.ndarray) -> Numbers:
-    """To six decimals; NaN, which JSON does not have, as None."""
+    """Rounded to six decimals; NaN, which JSON does not have, becomes None."""
     return [round(float(value), 6) if math.isfinite(value) else None for value in values]

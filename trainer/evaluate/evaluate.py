@@ -1,4 +1,4 @@
-"""One LoRA measured, from start to end: plan, pictures, losses, judgement. Each stage is another module's."""
+"""Measures one LoRA: plan, pictures, losses, judgement. Each stage is in another module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LOSS_BATCH = 16
 
 @dataclass(frozen=True)
 class Judges:
-    """The models that judge. dino: None for none, then `without` gives the reason."""
+    """The models that judge. dino: None if there is none; `without` then gives the reason."""
 
     clip: Judge
     image_clip: Judge
@@ -56,7 +56,7 @@ class Judges:
 
 
 def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: Path) -> Report:
-    """Measure `lora` into folder `out`; returns the report. Raises JobError and UsageError for what the user can mend."""
+    """Measure `lora` into folder `out`; returns the report. Raises JobError and UsageError for errors that the user can fix."""
     compute = devices.choose(job.device)
     base = load_base(recipe, dtype=compute.base_dtype, say=say)
     if compute.device.type == "cpu" and job.device == "auto" and base.family != SCRIBBLE_NARROW:
@@ -70,7 +70,7 @@ def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: 
     told = [*plan.notes, *_trained_on(lora, recipe, plan)]
     for note in told:
         say(note)
-    claim(out, asked, recipe, lora.digest)  # only now: a start that fails leaves the folder free
+    claim(out, asked, recipe, lora.digest)  # not before: a failed start must leave the folder free
     bind(out, {"base": base.identity, "drawings": plan.fingerprint(),
                **{key: next(reversed(found.values())) for key, found in judges.described().items()}})
     sampler = Sampler(base, compute, size=plan.shape[::-1], steps=settings.sampling_steps, guidance=settings.guidance)

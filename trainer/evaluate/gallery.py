@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, each a PNG in a folder: one that is there is not drawn again."""
+"""The pictures of an evaluation, each a PNG in a folder; existing ones are not drawn again."""
 
 from __future__ import annotations
 

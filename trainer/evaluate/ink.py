@@ -1,10 +1,10 @@
-"""Ink distance: how far a picture's strokes are from those of real drawings, whatever is drawn.
+"""Ink distance: how far a picture's strokes are from those of real drawings, regardless of the subject.
 
-The paper finds that CLIP score cannot judge scribbles, and CLIP's similarity mixes what is drawn with how. This
-measure looks at the how alone: six statistics of strokes. A picture's distance is the root mean square of its deviations
-from the held-out drawings' means, each in units of the drawings' own spread, but not less than `LEAST`, which an eye would
-notice. The drawings are measured as the base's VAE decodes them, because nothing that the base draws can be nearer: so
-measured they lie around 0.6, and the raw bitmaps, which are sharper, around 1.9. No network is trained or asked.
+The paper finds that CLIP score cannot judge scribbles, and CLIP's similarity mixes subject and style. This measure depends only
+on style: six statistics of strokes. A picture's distance is the root mean square of its deviations from the held-out drawings'
+means, each in units of the drawings' own spread, but at least `LEAST`, the smallest visible difference. The drawings are first
+encoded and decoded by the base's VAE, because the base cannot draw anything nearer: then their distance is around 0.6, while
+the raw bitmaps, which are sharper, have around 1.9. No network is trained or used.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class ImageJudge:
     name: a folder or an id of the hub; option: the flag that named it, for messages.
 
     Raises:
-        UsageError: `name` is nothing, or not such a model in safetensors.
+        UsageError: `name` does not exist, or is not such a model in safetensors form.
         JobError: it is damaged, or the hub cannot be reached.
     """
 
@@ -55,7 +55,7 @@ class ImageJudge:
             with quiet():
                 self._load(folder)
         except (OSError, ValueError, SafetensorError) as error:
-            raise JobError(f"{option} {name}: is not a whole {self.kind} in transformers form ({_line(error)})") from error
+            raise JobError(f"{option} {name}: is not a complete {self.kind} in transformers form ({_line(error)})") from error
         self.model.eval().requires_grad_(False).to(device)
         self.identity = commit or _digest(folder)
 
@@ -81,7 +81,7 @@ class ImageJudge:
 
 
 class Judge(ImageJudge):
-    """A CLIP image/text pair. Texts are cut to what the text encoder reads."""
+    """A CLIP image/text pair. Texts are cut to the text encoder's length."""
 
     kind = "CLIP"
     types = ("clip",)
@@ -113,7 +113,7 @@ class Judge(ImageJudge):
 def clip_score(images: Tensor, texts: Tensor) -> Tensor:
     """CLIP scores (N,) of unit features (N, width): 100 max(cos, 0).
 
-    That is what the paper's library computes (torchmetrics); Hessel et al. 2021, whom it cites, have 2.5 max(cos, 0).
+    This is the formula of the paper's library (torchmetrics); Hessel et al. 2021, which it cites, use 2.5 max(cos, 0).
     """
     return 100 * (images * texts).sum(dim=-1).clamp(min=0)
 
@@ -130,7 +130,7 @@ def _unit(output: Tensor | Pooled) -> Tensor:
 
 
 def _find(name: str, option: str, kind: str, say: Say) -> tuple[Path, str]:
-    """The folder of model `name`, and which weights they are: the hub's commit, or "" if the files must tell."""
+    """The folder of model `name`, and the hub's commit, or "" for a local folder."""
     place = home(name)
     try:
         if place.is_dir():
@@ -147,7 +147,7 @@ def _find(name: str, option: str, kind: str, say: Say) -> tuple[Path, str]:
 
 
 def _needed(names: list[str]) -> list[str]:
-    """Of a repository's files those that a judge needs. UsageError if weights or configuration are missing.
+    """The files of a repository that a judge needs. UsageError if weights or configuration are missing.
 
     Only safetensors: a pickle (pytorch_model.bin) can run code when it is loaded.
     """

@@ -1,4 +1,4 @@
-"""The denoising loss on held-out drawings at every scale: does the adapter predict the noise on drawings it never saw?"""
+"""The denoising loss on held-out drawings at every scale: how well the adapter predicts the noise on unseen drawings."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from trainer.training.devices import Compute
 from trainer.training.draws import Draw, draw_held_out
 from trainer.training.objective import choose_objective
 
-DRAWINGS = 40  # at most, of seen and of unseen categories each
+DRAWINGS = 40  # most drawings of seen, and of unseen categories
 
 
 def round_robin(references: dict[str, list[Example]]) -> list[Example]:
-    """At most `DRAWINGS` of the references, as evenly over the categories as they allow."""
+    """At most `DRAWINGS` of the references, spread over the categories as evenly as possible."""
     longest = max(map(len, references.values()))
     rounds = [examples[k] for k in range(longest) for examples in references.values() if k < len(examples)]
     return rounds[:DRAWINGS]

@@ -1,4 +1,4 @@
-"""From pictures to numbers: each measure per picture and as a curve."""
+"""Computes each measure per picture and as a curve."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Features = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Measure:
-    """What measures every group alike. `side`: of a real picture in pixels; `ink`: from the held-out drawings."""
+    """The same measurement for every group. `side`: of a real picture in pixels; `ink`: from the held-out drawings."""
 
     settings: Settings
     scales: list[float]
@@ -73,8 +73,8 @@ class Measure:
     def complex(self, plan: Plan) -> dict[str, Complex]:
         """Figures 8 and 9 in numbers: complex prompts with and without the trigger words, against all held-out pictures.
 
-        By "with" and "without": curves of similarity, ink distance and prompt score, and half_way: the smallest scale at
-        which half of the way from the base's ink distance to the real drawings' own is gone, null if none.
+        For "with" and "without": curves of similarity, ink distance and prompt score, and half_way: the smallest scale
+        whose ink distance is at least half way from the base's to the real drawings' own, null if there is none.
         """
         references = [example for group in plan.groups for part in group.references.values() for example in part]
         real = self._real(references)[self.image_clip.identity]

@@ -1,4 +1,4 @@
-"""The scale to use: four rules over the measured curves, a sentence for people, and putting it where hosts look."""
+"""The recommended scale: four rules over the measured curves, a sentence about it, and writing it for the hosts."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ def in_words(found: Verdict) -> str:
 
 
 def check_writable(lora: Path) -> None:
-    """Before any work: can `write` do its part? UsageError or JobError if not."""
+    """Check before any work that `write` will succeed. Raises UsageError or JobError."""
     if lora.is_dir() or lora.suffix != ".safetensors":
-        raise UsageError(f"--write: {lora} is not a .safetensors file, which is what has metadata and a card")
+        raise UsageError(f"--write: {lora} is not a .safetensors file, so it has no metadata and no card")
     read_card(lora)
 
 
 def write(lora: Path, found: Verdict, trigger: str) -> list[Path]:
-    """Put the scale into the file's metadata and its card's `preferred weight`; all else stays. Returns the files written.
+    """Write the scale into the file's metadata and its card's `preferred weight`, and nothing else. Returns the files written.
 
     Raises:
         JobError: nothing is recommended, or a file cannot be written.

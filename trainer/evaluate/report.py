@@ -20,7 +20,7 @@ MEASURES: tuple[Measured, ...] = ("similarity", "prompt_score", "clip_score", "i
 
 
 def write_report(report: Report, plots: dict[str, bytes], grids: dict[str, Grid], out: Path) -> None:
-    """Write the three files into `out`; report.json last: it is what makes a report finished."""
+    """Write the three files into `out`, report.json last, because its existence marks the report as finished."""
     report["grids"] = {name: {"file": grid["file"], "rows": grid["rows"]} for name, grid in grids.items()}
     write_text(out / TABLE, as_csv(report))
     write_text(out / PAGE, page(report, plots, grids))
@@ -62,7 +62,7 @@ def own_prompt_scores(report: Report) -> np.ndarray:
 
 
 def category_means(report: Report, key: Measured) -> np.ndarray:
-    """A measure's means (categories, scales), float, of all groups: what intervals and rules take."""
+    """A measure's means (categories, scales), float, of all groups: the input of intervals and rules."""
     parts = []
     for group in report["groups"].values():
         subjects = judged(group, report)

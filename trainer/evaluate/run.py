@@ -1,4 +1,4 @@
-"""`python -m trainer.evaluate` as a whole: checking the folder, measuring, the verdict, and writing it where hosts look."""
+"""Runs `python -m trainer.evaluate`: checks the folder, measures, finds the verdict, and writes it for the hosts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.terminal import say
 
 
 def run(settings: Settings, job: Job) -> int:
-    """Do the job; returns the exit status. Raises JobError and UsageError for what the user can mend."""
+    """Do the job; returns the exit status. Raises JobError and UsageError for errors that the user can fix."""
     if job.out.exists() and not job.out.is_dir():
         raise UsageError(f"--out {job.out}: is a file; name a folder for the report")
     return _run_folder(settings, job) if checkpoints.is_run(job.lora) else _one_lora(settings, job)

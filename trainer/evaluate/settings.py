@@ -1,4 +1,4 @@
-"""What an evaluation measures and with what, in one frozen object; the command line is generated from its fields."""
+"""The settings of an evaluation in one frozen object; the command line is generated from its fields."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CLIP, IMAGE_CLIP = "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch1
 DINO, NONE = "facebook/dinov2-base", "none"
 COMPLEX = ("Cabin in the woods with the forest fire in the background and smoke",  # the paper's, section 4.2.2
            "A castle on a hill under a full moon with birds in the sky", "A fisherman in a small boat on a stormy sea")
-# of the miniature's world; with grounds that few of its pictures have
+# words that the miniature knows, with grounds that are rare in its training pictures
 MINIATURE_COMPLEX = ("house on a green background", "a drawing of fish on a yellow background",
                      "an icon of star on a blue background")
 SCALES, MINIATURE_SCALES = "0:1:0.1", "0:1:0.2"
-"""The miniature is measured on CPUs, where five more scales would take as long again, and six leave the interval as narrow."""
+"""Defaults; the miniature is measured on CPUs, where all eleven scales would double the time without narrowing the interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Settings:
 
     @property
     def scale_list(self) -> list[float]:
-        """Ascending, 0 first: what is recommended is tested against the base."""
+        """Ascending, starting with 0, because scales are tested against the base."""
         return sorted({0.0, *parse_scales(self.scales or SCALES)})
 
     def as_dict(self) -> dict[str, Json]:

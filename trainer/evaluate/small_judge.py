@@ -1,4 +1,4 @@
-"""The miniature's own judge, a CLIP in shape: what measures LoRAs of the embedded miniature."""
+"""The miniature's own judge, with a CLIP's interface, for LoRAs of the embedded miniature."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def find_judge(name: str, option: str, device: torch.device, say: Say) -> Judge:
 
 
 class SmallJudge(Judge):
-    """The judge that ships. It runs on the CPU, whatever the base runs on: a picture takes it two milliseconds.
+    """The judge that ships. It always runs on the CPU, because a picture takes only two milliseconds.
 
-    Words that it does not know are left out of a text, and told to the user once. JobError if its file is damaged.
+    Unknown words are left out of a text and reported once. JobError if its file is damaged.
     """
 
     def __init__(self, option: str, say: Say) -> None:

@@ -1,8 +1,8 @@
-"""Intervals and rules behind a report's numbers. Pure numpy; each method names its source.
+"""Intervals and rules behind a report's numbers. Pure numpy; each method cites its source.
 
-The unit is the category, or the caption of a person's own pictures: pictures of one category resemble each other, so
-twenty pictures of five categories are nearer to five observations than to twenty. Every function takes category means,
-float (K categories, S scales), in which a category's scales belong together: they share prompts, seeds and noise.
+The unit is the category, or the caption for a user's own pictures: pictures of one category resemble each other, so twenty
+pictures of five categories are closer to five observations than to twenty. Every function takes category means, float
+(K categories, S scales), where a category's scales are paired: they share prompts, seeds and noise.
 
 Intervals need `FEWEST` categories; below `MANY` they are Student's, from there on bootstrapped. The bootstrap resamples
 categories whole: drawing pictures within them as well counts the spread within a category twice (Davison & Hinkley 1997,
@@ -30,7 +30,7 @@ def by_category(values: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, l
 
 
 def standard_error(values: np.ndarray) -> np.ndarray:
-    """Of the means over axis 0, (S,); NaN for a single row."""
+    """Standard error of the means over axis 0, (S,); NaN for a single row."""
     if len(values) < 2:
         return np.full(values.shape[1:], np.nan)
     return np.asarray(values.std(axis=0, ddof=1) / math.sqrt(len(values)))
@@ -39,7 +39,7 @@ def standard_error(values: np.ndarray) -> np.ndarray:
 def interval(values: np.ndarray, seed: int, *, together: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Low and high ends, (S,) each, of the 95 % intervals of the means of `values`, float (K, S); NaN below `FEWEST`.
 
-    together: all S intervals hold at once with 95 %, not each for itself.
+    together: all S intervals hold simultaneously with 95 %, not each individually.
     """
     if len(values) < FEWEST:
         nothing = np.full(values.shape[1:], np.nan)
@@ -50,7 +50,7 @@ def interval(values: np.ndarray, seed: int, *, together: bool = False) -> tuple[
 
 
 def _critical(values: np.ndarray, seed: int, together: bool) -> np.ndarray | float:
-    """How many standard errors an interval reaches to either side.
+    """The half-width of an interval in standard errors.
 
     Below `MANY` rows: Student's t; together: with Bonferroni's correction (Dunn 1961), which needs no estimate of the
     correlations that so few rows could not give. From `MANY` on: the symmetric bootstrap-t (Hall 1988); together: the
@@ -99,7 +99,7 @@ def _between(t: float, freedom: int) -> float:
 
 
 def equals(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Which of the `allowed` columns, bool (S,), are as good as the best of them: the one-standard-error rule.
+    """The `allowed` columns, bool (S,), that are as good as the best of them: the one-standard-error rule.
 
     A column is equal if it falls short of the best by at most one standard error of their paired difference (Breiman,
     Friedman, Olshen & Stone 1984, section 3.4.3, who take the best's own error: ours are paired). At least one must be allowed.

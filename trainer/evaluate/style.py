@@ -1,4 +1,4 @@
-"""The looks of the report's pages: light and dark, from 390 to 1280 pixels and more."""
+"""CSS of the report's pages: light and dark, for screens from 390 to 1280 pixels and more."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d22; --soft: #62626c; --paper: #fff; --card: #f5f5f2; --line: #ddd;
