@@ -156,7 +156,7 @@ def test_header_versions_and_shapes(server, tmp_path, version) -> None:
 
 def test_missing_and_wrong_addresses(server, tmp_path) -> None:
     del server.files["alarm clock.npy"]
-    with pytest.raises(JobError, match="'alarm clock.npy' is not there"):
+    with pytest.raises(JobError, match="'alarm clock.npy' does not exist there"):
         load_quickdraw(recipe(server), cache=tmp_path, say=print)
     with pytest.raises(UsageError, match="--data-url"):
         load_quickdraw(Recipe(data_url="ftp://somewhere"), cache=tmp_path, say=print)
