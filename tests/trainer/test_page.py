@@ -117,7 +117,7 @@ def test_a_caption_written_by_the_page_is_the_one_that_is_learnt(pictures) -> No
 def test_a_caption_that_was_changed_meanwhile_is_kept(pictures) -> None:
     a = own(pictures)[0]
     (pictures / "a.txt").write_text("another's")
-    with pytest.raises(JobError, match="changed meanwhile"):
+    with pytest.raises(JobError, match="changed in the meantime"):
         write_caption(a.path, "mine", before="a cat")
     assert own_text(a.path) == "another's"
 
@@ -261,7 +261,7 @@ def test_one_command_runs_at_a_time_in_the_order_given(tmp_path, commands) -> No
     wait(lambda: commands.exists())
     queue.tick()
     assert [queue.state(job) for job in (first, second, third)] == [State.RUNNING, State.WAITING, State.WAITING]
-    with pytest.raises(UsageError, match="in the queue already"):
+    with pytest.raises(UsageError, match="already in the queue"):
         put(queue, "quick", commands, "x", 0, out="a")
     with pytest.raises(UsageError, match="stop it first"):
         queue.remove(first)

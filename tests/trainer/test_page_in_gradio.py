@@ -79,7 +79,7 @@ def test_captions_are_shown_as_text_and_saved_beside_the_picture(page, tmp_path)
     assert "1 caption written" in said and (tmp_path / "pictures/<b>.txt").read_text() == "a dog\n"
     (tmp_path / "pictures/a.txt").write_text("another tab's")
     said, _ = handlers.save(shown, "a dog", "mine", *[""] * 6)
-    assert "0 captions" in said and "changed meanwhile" in said
+    assert "0 captions" in said and "changed in the meantime" in said
 
 
 def test_a_tab_is_sent_only_what_changed(page, tmp_path) -> None:

@@ -1,1 +1,1 @@
-"""The page: pictures, recipe, training and result in a browser. A door on the command line, which does all the work."""
+"""The page: pictures, recipe, training and result in a browser. A front end of the command line, which does all the work."""

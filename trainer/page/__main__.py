@@ -1,4 +1,4 @@
-"""`python -m trainer.page`: pictures, recipe, training and result in a browser. It starts the same commands as a terminal."""
+"""`python -m trainer.page`: pictures, recipe, training and result in a browser. It runs the command-line programs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from trainer.page.context import Context
 
 EXAMPLES = """examples:
-  python -m trainer.page --folder ~/Pictures                  offers the folders in there
-  python -m trainer.page --demo                               and puts the demo's training into the queue
+  python -m trainer.page --folder ~/Pictures                  offers the folders inside it
+  python -m trainer.page --demo                               also queues the demo's training
 """
 PORT = 7870
 KEEP = ".page"
@@ -87,7 +87,7 @@ def _context(options: argparse.Namespace, work: Path, keep: Path) -> Context:
 
 
 def _queue_demo(context: Context) -> None:
-    """A demo that is in the queue, or done, is not started twice."""
+    """Queue the demo unless it is in the queue or done."""
     from trainer.page.training import DEMO_WISH, start_training
 
     out = context.places.out(DEMO_WISH.name)

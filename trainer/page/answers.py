@@ -1,4 +1,4 @@
-"""How a button's work answers."""
+"""The messages of the page's buttons."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trainer.page.markup import bad
 
 
 def answer() -> gr.HTML:
-    """Where a button's work answers. Screen readers announce it: see `page.ANNOUNCE`."""
+    """The place for a button's message. Screen readers announce it: see `page.ANNOUNCE`."""
     return gr.HTML(elem_classes=["said"])
 
 
 def answering(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For a handler whose first output is an `answer`: what the user can mend is said there, and the other outputs stay."""
+    """Wrap a handler whose first output is an `answer`: user errors are shown there, and the other outputs do not change."""
 
     def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(handler)

@@ -11,9 +11,9 @@ from trainer.page.folders import Folders
 from trainer.recipe import DEFAULT_BASE, MINIATURE, home
 
 PLACES = {"models/Stable-diffusion": "--webui", "models/checkpoints": "--comfyui"}
-"""Where hosts keep checkpoints, and the flag of install.py for such a host."""
+"""Checkpoint folders of the hosts, and the flag of install.py for each host."""
 INNER = ("", "webui", "ComfyUI")
-"""In which all-in-one packages keep the host."""
+"""Subfolders that contain the host in all-in-one packages."""
 CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 SD15 = (320, 768)  # its shape: SD2's has 1024 columns, and SDXL has no such layer
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")
@@ -21,7 +21,7 @@ MOST = 500
 
 
 def host_flag(folder: Path) -> str:
-    """install.py's flag for the host in `folder`; "" where it is none."""
+    """install.py's flag for the host in `folder`; "" if it is not a host."""
     return next((flag for inner in INNER for place, flag in PLACES.items() if (folder / inner / place).is_dir()), "")
 
 
@@ -33,11 +33,11 @@ def hosts(folders: Folders) -> list[str]:
 def checkpoints(folder: Path) -> list[Path]:
     """Single-file checkpoints of SD1.5 in the host in `folder`, by name, at most 500; inpainting ones are left out.
 
-    Only headers are read. UsageError where `folder` is no host's.
+    Only headers are read. UsageError if `folder` is not a host's.
     """
     places = [folder / inner / place for inner in INNER for place in PLACES if (folder / inner / place).is_dir()]
     if not places:
-        raise UsageError(f"{folder}: is no folder of a web UI or a ComfyUI (it has no {' and no '.join(PLACES)})")
+        raise UsageError(f"{folder}: is not the folder of a web UI or ComfyUI (it has no {' and no '.join(PLACES)})")
     files = sorted(path for place in places for path in place.rglob("*.safetensors"))
     return [path for path in files[:MOST] if is_sd15(path)]
 
@@ -54,7 +54,7 @@ def is_sd15(path: Path) -> bool:
 
 
 def checked_base(text: str, folders: Folders) -> str:
-    """What `--base` gets for what the browser sent: the two names, a hub id, or a path in the user's folders. UsageError."""
+    """The value of `--base` for the browser's text: one of the two names, a hub id, or a path in the user's folders."""
     text = text.strip() or DEFAULT_BASE
     if text in (DEFAULT_BASE, MINIATURE):
         return text

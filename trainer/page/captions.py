@@ -1,4 +1,4 @@
-"""Captions edited in place: the text file beside a picture, read and written whole."""
+"""Edits captions: reads and atomically writes the text file beside a picture."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from trainer.data.picture import Picture
 from trainer.data.texts import read_text
 
 SUFFIX = ".txt"
-"""The first of the kinds of caption files: what it says goes before all others."""
+"""The kind of caption file that takes precedence over all others."""
 
 
 def caption_file(picture: Path) -> Path:
-    """The .txt beside `picture` that training reads, in whatever case it is written; where there is none, its name."""
+    """The .txt beside `picture` that training reads, in any case; if there is none, the path for a new one."""
     names = [plain(picture.with_suffix(SUFFIX).name), plain(picture.name + SUFFIX)]
     beside = {plain(path.name): path for path in picture.parent.iterdir() if path.suffix.lower() == SUFFIX}
     return next((beside[name] for name in names if name in beside), picture.with_suffix(SUFFIX))
 
 
 def own_text(picture: Path) -> str:
-    """What the picture's own .txt says; "" where there is none. JobError where it cannot be read."""
+    """The text of the picture's own .txt; "" if there is none. JobError if it cannot be read."""
     file = caption_file(picture)
     return read_text(file).strip() if file.exists() else ""
 
 
 def caption_of(picture: Picture) -> str:
-    """The text to edit: the picture's own, or the caption that another file or its folder gives it, a line each."""
+    """The text to edit: the picture's own, or its captions from another file or its folder, one per line."""
     return own_text(picture.path) or "\n".join(caption for caption in picture.captions if caption)
 
 
 def write_caption(picture: Path, text: str, *, before: str) -> bool:
-    """Write `text` beside `picture`, whole or not at all; False if it says so already.
+    """Write `text` beside `picture` atomically; False if the text is the same already.
 
     before: the picture's own text when the user began to edit. JobError where it is another by now: somebody else, or another
     tab, has written it.
@@ -44,13 +44,13 @@ def write_caption(picture: Path, text: str, *, before: str) -> bool:
     if text == now:
         return False
     if now != before.strip():
-        raise JobError(f"{caption_file(picture).name}: was changed meanwhile, and is kept: show the pictures again")
+        raise JobError(f"{caption_file(picture).name}: was changed in the meantime and is kept: show the pictures again")
     write_text(caption_file(picture), text + "\n")
     return True
 
 
 def add_trigger(pictures: Sequence[Picture], trigger: str) -> int:
-    """Put `trigger` into the .txt of every picture whose captions lack it, as --trigger does while training.
+    """Add `trigger` to the .txt of every picture whose captions lack it, as --trigger does during training.
 
     Returns how many were written. Captions of several lines get it in each. Pictures for regularisation are left out.
     """

@@ -1,4 +1,4 @@
-"""What all steps of the page share."""
+"""Shared by all steps of the page."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ MOST_LISTED, DEPTH = 200, 2
 
 
 class Folders:
-    """Named folders, kept in `<keep>/folders.json` so that a restarted page knows them.
+    """Named folders, stored in `<keep>/folders.json` for the next start.
 
     more: whether the page itself may name others. It may where only this machine reaches it; otherwise anybody who reaches it
     could name the whole disk.
@@ -29,7 +29,7 @@ class Folders:
             self.named += [folder for folder in self._kept() if folder not in self.named]
 
     def name(self, text: str) -> Path:
-        """The folder `text`, one of those named from here on. UsageError where there is none, or it may not be named."""
+        """Add the folder `text` to the named ones. UsageError if it does not exist, or may not be named."""
         path = _resolved(text)
         if not path.is_dir():
             raise UsageError(f"{text}: there is no such folder")
@@ -44,14 +44,14 @@ class Folders:
         return path
 
     def inside(self, text: str | Path) -> Path:
-        """The path `text` with its links followed. UsageError where it is in none of the folders."""
+        """The path `text` with links resolved. UsageError if it is outside the folders."""
         path = _resolved(str(text))
         if not self._holds(path):
             raise UsageError(f"{text}: is outside the folders that you named: name its folder first")
         return path
 
     def choices(self) -> list[str]:
-        """The folders and those in them, two levels deep, as a list to choose from: not hidden ones, and at most 200."""
+        """The folders and their subfolders, two levels deep, without hidden ones, at most 200."""
         found: list[str] = []
         for folder in self.named:
             _list(folder, DEPTH, found)
@@ -70,8 +70,8 @@ class Folders:
 
 
 def _resolved(text: str) -> Path:
-    """An absolute path without links. UsageError where `text` is no path."""
-    text = text.strip().strip('"')  # as Windows' "Copy as path" gives it
+    """An absolute path with links resolved. UsageError if `text` is not a path."""
+    text = text.strip().strip('"')  # Windows' "Copy as path" adds quotes
     if not text or "\0" in text:
         raise UsageError("a folder or file is expected, and nothing is given" if not text else f"{text!r}: no file has a NUL")
     try:
@@ -87,7 +87,7 @@ def _list(folder: Path, depth: int, found: list[str]) -> None:
     try:
         inner = sorted(Path(entry.path) for entry in os.scandir(folder)
                        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False))
-    except OSError:  # a folder that cannot be read has nothing to choose
+    except OSError:  # an unreadable folder is left out
         return
     for place in inner:
         if len(found) < MOST_LISTED:

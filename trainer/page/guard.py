@@ -1,4 +1,4 @@
-"""Who may talk to the page: its own pages alone, and they to nobody else."""
+"""Access control: only the server's own page may send requests, and it may load nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
           "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
           "frame-ancestors 'self'")  # fmt: skip
-"""Whatever a library's page would fetch from elsewhere, the browser does not."""
+"""Keeps the browser from loading anything from other servers."""
 
 
 HEADERS = ((b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer"),
@@ -17,7 +17,7 @@ HEADERS = ((b"content-security-policy", POLICY.encode()), (b"referrer-policy", b
 
 
 class OwnPagesOnly:
-    """Refuses requests that another web page makes, or that come under a foreign name (DNS rebinding)."""
+    """Refuses requests from other web pages, or with a foreign host name (DNS rebinding)."""
 
     def __init__(self, app: Any, hosts: tuple[str, ...]) -> None:
         self.app, self.hosts = app, hosts

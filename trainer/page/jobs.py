@@ -1,8 +1,8 @@
-"""A command on disk: what it is, whether it waits, runs or has ended, and what it has said. A folder each.
+"""A queued command as a folder on disk: the command, its state, and its output.
 
 `job.json` is written once; the keeper (keeper.py) holds `.lock` while the command runs and writes `exit.json` at its end;
-`turn.json` is there where it was put at the end of the queue again; `started` and `stop` are empty. So the state is what lies
-there, whoever looks, and whatever was killed.
+`turn.json` exists if it was put at the end of the queue again; `started` and `stop` are empty. So the state depends only on the
+files, for every process, and after any kill.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TAIL = 16_384  # bytes of the log that are shown
 
 
 class State(Enum):
-    """Of a job; the value is what the page says."""
+    """A job's state; the value is shown on the page."""
 
     WAITING = "waits"
     RUNNING = "runs"
@@ -84,12 +84,12 @@ class Job:
 
     @property
     def command(self) -> str:
-        """The line that does the same in a terminal."""
+        """The equivalent command line."""
         words = ["python", "-m", self.module, *self.argv]
         return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
     def state(self) -> State:
-        """Probes the lock, so it must not be asked of a job that another process is just starting."""
+        """Probes the lock, so it must not be called for a job that another process is just starting."""
         status = self.status()
         if status is not None:
             return State.DONE if status == 0 else State.STOPPED if self.stopped(status) else State.FAILED
@@ -100,7 +100,7 @@ class Job:
         return State.STOPPING if (self.folder / STOP).exists() else State.RUNNING
 
     def status(self) -> int | None:
-        """The command's exit status; None where it has not ended by itself."""
+        """The command's exit status; None if it has not ended by itself."""
         try:
             return int(read_object(self.folder / EXIT)["status"])
         except (FileNotFoundError, KeyError, TypeError, ValueError, JobError):
@@ -124,25 +124,25 @@ class Job:
 
 
 def write_job(folder: Path, fields: dict[str, Any]) -> Job:
-    """Make a job's folder. JobError where it cannot be written."""
+    """Create a job's folder. JobError if it cannot be written."""
     folder.mkdir(parents=True)
     write_json(folder / JOB, fields)
     return read_job(folder)
 
 
 def read_job(folder: Path) -> Job:
-    """Raises JobError or OSError where there is none that can be read."""
+    """Raises JobError or OSError if it is missing or cannot be read."""
     fields = read_object(folder / JOB)
     try:
         return Job(folder=folder, kind=str(fields["kind"]), name=str(fields["name"]), module=str(fields["module"]),
                    argv=tuple(map(str, fields["argv"])), out=Path(fields["out"]), run=Path(fields["run"]),
                    total=int(fields["total"]), per_step=int(fields["per_step"]), wish=dict(fields.get("wish", {})))
     except (KeyError, TypeError, ValueError) as error:
-        raise JobError(f"{folder / JOB}: is no job of this page ({error}): delete its folder") from error
+        raise JobError(f"{folder / JOB}: is not a job of this page ({error}): delete its folder") from error
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether the keeper is at work. It is taken and given back in a moment, for which the keeper waits."""
+    """Whether the keeper is running. Takes the lock for a moment, which the keeper waits for."""
     try:
         with lock(folder, ""):
             return False

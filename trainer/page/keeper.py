@@ -1,6 +1,6 @@
-"""`python -m trainer.page.keeper JOB`: runs the command of a job folder to its end, whatever becomes of the page.
+"""`python -m trainer.page.keeper JOB`: runs the command of a job folder to its end, even if the page is closed.
 
-It holds the folder's lock, passes on a request to stop, and notes the exit status, which only a parent can know.
+It holds the folder's lock, passes on a request to stop, and records the exit status, which only a parent process receives.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from convert.files import write_json
 from trainer.page.jobs import EXIT, STOP, read_job
 from trainer.runs.lock import lock
 
-LOOK = 0.3  # seconds between looks at the stop file
+LOOK = 0.3  # seconds between checks of the stop file
 TRIES, PAUSE = 40, 0.05  # seconds
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: that of the command."""
+    """Returns the command's exit status."""
     folder = Path(argv[0])
     with _locked(folder):
         job = read_job(folder)

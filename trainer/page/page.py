@@ -1,4 +1,4 @@
-"""The page: four steps, one below the other."""
+"""The page: four steps below one another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A look at a folder of pictures: the table of what is learnt, and each picture as it is cropped."""
+"""Shows a folder of pictures: the data table, and each picture as cropped for training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THUMBNAIL = 192  # longest side in pixels
 
 @dataclass(frozen=True)
 class Look:
-    """What a folder holds."""
+    """The contents of a folder."""
 
     pictures: list[Picture]
     """own pictures with the captions of their files, without the recipe's trigger; none for drawings"""
@@ -53,7 +53,7 @@ def own_pictures(dataset: Dataset) -> list[Picture]:
 
 
 def thumbnail(picture: Picture, resolution: int) -> str:
-    """A data URI of the picture as it is cropped for training. JobError where it cannot be read."""
+    """A data URI of the picture as cropped for training. JobError if it cannot be read."""
     image = Image.fromarray(picture.pixels(resolution))
     return data_uri(image, THUMBNAIL)
 
@@ -77,5 +77,5 @@ def picture_uri(path: Path, longest: int = 1400) -> str:
 
 
 def prompts_from(pictures: Sequence[str], most: int = 3) -> list[str]:
-    """A few of the captions as sample prompts, the shortest first: they say what the pictures have in common."""
+    """A few captions as sample prompts, the shortest first, because these describe what the pictures have in common."""
     return sorted(dict.fromkeys(caption.replace("--", "-") for caption in pictures if caption), key=len)[:most]

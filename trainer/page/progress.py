@@ -39,7 +39,7 @@ class Progress:
 
 
 class MetricsFiles:
-    """The lines of runs' metrics, each file read again when it has changed."""
+    """The lines of runs' metrics; each file is reread when it has changed."""
 
     def __init__(self) -> None:
         self._read: dict[Path, tuple[tuple[int, int], list[dict[str, Any]]]] = {}

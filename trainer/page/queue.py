@@ -1,4 +1,4 @@
-"""The queue: commands in folders on disk, one at work at a time, in the order in which they were given."""
+"""The queue: commands in folders on disk, run one at a time in the order in which they were added."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ UNBUFFERED = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
 
 
 ID = re.compile(r"[0-9]{20}-[0-9a-f]{4}")
-"""A job's folder is called by its time in nanoseconds and four random digits."""
+"""A job's folder is named after its time in nanoseconds and four random digits."""
 
 
 class Queue:
-    """Jobs under `folder`. One process has it, see `trainer.runs.lock`; its threads may all call it."""
+    """Jobs under `folder`. Only one process uses it (see `trainer.runs.lock`); it is safe for threads."""
 
     def __init__(self, folder: Path, tell: Say = say) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,16 +38,16 @@ class Queue:
         self._unread: set[str] = set()
 
     def add(self, **fields: Any) -> Job:
-        """Put a command at the end; `fields` are `Job`'s. UsageError where the same one is waiting or at work."""
+        """Add a command at the end; `fields` are `Job`'s. UsageError if the same one is waiting or running."""
         with self._mutex:
             same = [job for job in self.jobs() if job.out == Path(fields["out"]) and job.kind == fields["kind"]]
             if busy := [job for job in same if self.state(job) in (State.WAITING, *UNDER_WAY)]:
-                raise UsageError(f"{busy[0].title}: is in the queue already: wait for it, or take it out first")
+                raise UsageError(f"{busy[0].title}: is already in the queue: wait for it, or remove it first")
             written = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
             return write_job(self.folder / f"{time.time_ns():020d}-{secrets.token_hex(2)}", written)
 
     def jobs(self) -> list[Job]:
-        """All of them, the first given first. A folder that cannot be read is told once and left alone."""
+        """All jobs, the oldest first. An unreadable folder is reported once and skipped."""
         found = []
         for folder in (path for path in self.folder.iterdir() if ID.fullmatch(path.name)):
             try:
@@ -63,7 +63,7 @@ class Queue:
         return next((job for job in self.jobs() if job.id == id), None)
 
     def state(self, job: Job) -> State:
-        """A job that this process started is known by its process: its lock is not taken yet in the first moments."""
+        """Checks the process of a job that this process started, because at first its lock is not taken yet."""
         keeper = self._started.get(job.id)
         if keeper and keeper.poll() is None and job.status() is None:
             return State.STOPPING if (job.folder / STOP).exists() else State.RUNNING
@@ -73,10 +73,10 @@ class Queue:
         return next((job for job in self.jobs() if self.state(job) in UNDER_WAY), None)
 
     def tick(self) -> None:
-        """Start the first that waits, unless one is at work."""
+        """Start the first waiting job, unless one is running."""
         with self._mutex:
             for keeper in self._started.values():
-                keeper.poll()  # else it stays a zombie
+                keeper.poll()  # avoid a zombie process
             if self.current():
                 return
             waiting = next((job for job in self.jobs() if self.state(job) is State.WAITING), None)
@@ -84,7 +84,7 @@ class Queue:
                 self._start(waiting)
 
     def _start(self, job: Job) -> None:
-        """In a session of its own: it outlives the page, and Ctrl-C in the page's terminal does not reach it."""
+        """Start it in a new session, so that it outlives the page, and Ctrl-C in the page's terminal does not reach it."""
         (job.folder / STARTED).touch()
         flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
         with open(job.log, "ab") as log:
@@ -93,7 +93,7 @@ class Queue:
                 stderr=log, start_new_session=True, creationflags=flags, env=os.environ | UNBUFFERED)
 
     def stop(self, job: Job) -> None:
-        """Ask the command to finish its step and save; one that waits is taken out, and can go on later."""
+        """Ask the command to finish its step and save; a waiting one is taken out of the queue, and can be resumed later."""
         with self._mutex:
             state = self.state(job)
             if state is State.WAITING:
@@ -104,18 +104,18 @@ class Queue:
                 raise UsageError(f"{job.title}: {state.value}: there is nothing to stop")
 
     def again(self, job: Job) -> None:
-        """Put the same command at the end of the queue: it goes on from its last checkpoint."""
+        """Put the same command at the end of the queue; it resumes from its last checkpoint."""
         with self._mutex:
             state = self.state(job)
             if state not in GOES_ON:
-                raise UsageError(f"{job.title}: {state.value}: only what was stopped, cut off or failed can go on")
+                raise UsageError(f"{job.title}: {state.value}: only a stopped, interrupted or failed job can be resumed")
             self._started.pop(job.id, None)
             write_json(job.folder / TURN, {"turn": time.time_ns()})
             for name in (STOP, STARTED, EXIT):  # without the last it waits
                 (job.folder / name).unlink(missing_ok=True)
 
     def remove(self, job: Job) -> None:
-        """Take a job off the list. Its run folder and files stay."""
+        """Remove a job from the list. Its run folder and files are kept."""
         with self._mutex:
             if self.state(job) in UNDER_WAY:
                 raise UsageError(f"{job.title}: runs: stop it first")

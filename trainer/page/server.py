@@ -1,4 +1,4 @@
-"""The server: loopback unless told, no telemetry, no share link, no foreign page or host let in."""
+"""The server: loopback by default, no telemetry, no share link, no access for other pages or hosts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.page.page import build  # noqa: E402
 from trainer.page.reports import Reports  # noqa: E402
 from trainer.terminal import say  # noqa: E402
 
-TICK = 1.0  # seconds between looks at the queue
+TICK = 1.0  # seconds between checks of the queue
 USER = "scribble"
 
 
@@ -29,7 +29,7 @@ def theme() -> gr.themes.Default:
 
 
 def serve(page: Context, *, host: str, port: int, browser: bool, stop: threading.Event) -> None:
-    """Serve until `stop` is set. On an address that others reach it asks for a password, which is printed."""
+    """Serve until `stop` is set. On an address that other machines can reach it requires a password, which is printed."""
     from starlette.middleware import Middleware
 
     local = host in LOOPBACK

@@ -1,4 +1,4 @@
-"""Step 2, Recipe: preset, base, name, a few knobs, every other option of the command line, and what it all will cost."""
+"""Step 2, Recipe: preset, base, name, the main settings, every other option of the command line, and the cost."""
 
 from __future__ import annotations
 

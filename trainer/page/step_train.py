@@ -1,4 +1,4 @@
-"""Step 3, Train: start, stop, go on; the queue, progress, loss and samples, read from disk again and again."""
+"""Step 3, Train: start, stop, resume; shows the queue, progress, loss and samples, polled from disk."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from trainer.page.jobs import Job, State
 from trainer.page.progress import MetricsFiles, curve, newest_sheet, progress_of
 from trainer.page.training import start_training
 
-EVERY = 2.0  # seconds between looks
+EVERY = 2.0  # seconds between polls
 
 
 @dataclass(frozen=True)
 class TrainStep:
-    """What the result step needs of this one."""
+    """The controls that the result step reads."""
 
     timer: gr.Timer
 
@@ -74,7 +74,7 @@ def build(page: Context, wish_of: Callable[..., Wish], inputs: list[Any]) -> Tra
 
 
 class Watcher:
-    """Reads the queue and the chosen run, and sends a tab only what has changed since it was sent last."""
+    """Reads the queue and the chosen run, and sends a tab only the changes."""
 
     def __init__(self, page: Context) -> None:
         self.page, self._metrics = page, MetricsFiles()

@@ -1,4 +1,4 @@
-"""Putting a training into the queue."""
+"""Queues a training."""
 
 from __future__ import annotations
 
