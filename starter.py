@@ -80,7 +80,7 @@ def install(machine: Machine) -> None:
     else:
         done = False
     if not done:
-        machine.say("uv could not do it: trying pip, whose own build of torch does not use the graphics card on Windows")
+        machine.say("uv failed: trying pip, whose own build of torch does not use the graphics card on Windows")
         if machine.run([python, "-c", "import pip"]):  # an environment of uv's has none
             machine.run([python, "-m", "ensurepip"])
         if machine.run([python, "-m", "pip", "install", *WHAT]):

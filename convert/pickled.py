@@ -104,9 +104,9 @@ def _rebuild_tensor(storage: object, offset: object, shape: object, stride: obje
     if not isinstance(storage, _Storage) or not isinstance(offset, int):
         raise ValueError("a tensor without a storage")
     if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) > 8:
-        raise ValueError("a tensor with a strange shape")
+        raise ValueError("a tensor with an invalid shape")
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in (*shape, offset)):
-        raise ValueError("a tensor with a strange shape")
+        raise ValueError("a tensor with an invalid shape")
     expected, step = [], 1
     for length in reversed(shape):
         expected.append(step)

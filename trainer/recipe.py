@@ -1,6 +1,6 @@
-"""The recipe: everything that decides a run, in one frozen object. (Its presets: presets.py.)
+"""The recipe: everything that affects a run's result, in one frozen object. (Its presets: presets.py.)
 
-The command line is generated from the fields of `Recipe`: each field's help, unit and flag stand here and nowhere else.
+The command line is generated from the fields of `Recipe`: each field's help, unit and flag are defined only here.
 The defaults are the paper's (sections 2.1 to 3.2.2), except the noise schedule: the paper's section 4.4 calls its cosine
 scheduler the noise schedule; ours is the base's own, because that is what the hosts sample with.
 """
@@ -20,7 +20,7 @@ from convert.files.json_file import Json
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MINIATURE = "miniature"
-PAPER_LEARNING_RATE = 1e-4  # the diffusers recipe that the paper cites; the paper names none
+PAPER_LEARNING_RATE = 1e-4  # from the diffusers recipe that the paper cites; the paper gives none
 NOISE_SCHEDULES = ("base", "linear", "scaled_linear", "squaredcos_cap_v2")
 LR_SCHEDULES = ("cosine", "constant", "cosine_with_restarts")
 OPTIMIZERS = ("adamw", "prodigy")
@@ -28,9 +28,9 @@ LOSSES = ("l2", "huber")
 PREDICTIONS = ("base", "epsilon", "v")
 DTYPES = ("fp32", "fp16", "bf16")
 LENGTH = ("steps", "epochs", "samples")
-"""Fields that each decide how long a run is. A run can go on with other values of them."""
+"""Fields that set the length of a run. A run can be resumed with other values of them."""
 LEAST_PASSES = 10
-"""over the pictures where `samples` decides: otherwise a large folder's pictures would be seen too seldom"""
+"""Least passes over the pictures with `samples`, because otherwise each picture of a large folder would be used too rarely."""
 T = TypeVar("T")
 Fields = dict[str, Any]
 """Some of a recipe's fields, by name, for `Recipe` to check."""
@@ -40,7 +40,7 @@ _ATTENTION, _FEED_FORWARD = r".*\.attn[12]\.to_(q|k|v|out\.0)", r".*\.ff\.net\.(
 _TRANSFORMERS = rf"{_ATTENTION}|{_FEED_FORWARD}|.*\.proj_(in|out)"
 _RESNETS = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj)|.*\.(down|up)samplers\.0\.conv"
 TARGETS: dict[str, str] = {
-    # name: regular expression over the UNet's module names, which it must match whole
+    # name: regular expression that must match a UNet module's full name
     "attention": _ATTENTION,
     "attention+ff": f"{_ATTENTION}|{_FEED_FORWARD}",
     "kohya": _TRANSFORMERS,
@@ -56,8 +56,8 @@ def option(default: T, help: str, *, choices: tuple[str, ...] = (), metavar: str
 
     later: added after recipes were first stored; left out of the stored form at its default, so that older runs resume
     and files that do not use it keep their bytes. Every new field is one. hidden: has no flag of its own. rest: the flag may be
-    given several times, and this field takes the values after the first. shown: the default as --help has it, where the value
-    itself would not tell a reader anything.
+    given several times, and this field takes the values after the first. shown: the default as text for --help, if the value
+    itself is not informative.
     """
     metadata = {"help": help, "choices": choices, "metavar": metavar, "later": later, "hidden": hidden, "rest": rest,
                 "shown": shown}
@@ -66,89 +66,89 @@ def option(default: T, help: str, *, choices: tuple[str, ...] = (), metavar: str
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run, decided. Equal recipes on equal data give equal LoRAs. Raises UsageError, naming the flag."""
+    """The settings of a training run. Equal recipes on equal data give equal LoRAs. Raises UsageError with the flag."""
 
-    # where from
+    # base and data
     base: str = option(DEFAULT_BASE, "hub id (or id@revision), diffusers folder or single .safetensors checkpoint of SD1.5, or "
                                      "'miniature'")
-    tokenizer: str = option("", "tokenizer folder or bpe_simple_vocab_16e6.txt.gz, for a base that has none", shown="CLIP's")
-    vae: str = option("", "VAE in place of the base's own, .safetensors, for checkpoints pruned without one", later=True)
-    prediction: str = option("base", "what the base predicts, if its files do not tell", choices=PREDICTIONS, later=True)
-    zero_snr: bool = option(False, "zero terminal SNR for the training noise, for bases that were made with it", later=True)
+    tokenizer: str = option("", "tokenizer folder or bpe_simple_vocab_16e6.txt.gz, for a base without one", shown="CLIP's")
+    vae: str = option("", "VAE instead of the base's own, .safetensors, for checkpoints without one", later=True)
+    prediction: str = option("base", "the base's prediction type, if its files do not give it", choices=PREDICTIONS, later=True)
+    zero_snr: bool = option(False, "zero terminal SNR for the training noise, for bases trained with it", later=True)
     data: str = option("quickdraw", "'quickdraw' (downloaded), 'doodles' (of the miniature's words), or a folder of .npy "
                        "drawings or pictures; of pictures several, with settings: \"dir, repeats=10, trigger=sks dog, "
                        "reg=yes, masks=dir\"", rest="more_data")
-    more_data: tuple[str, ...] = option((), "the second --data and those that follow", later=True, hidden=True)
+    more_data: tuple[str, ...] = option((), "the second and further --data", later=True, hidden=True)
     follow_links: bool = option(False, "follow links that leave the folders of --data", later=True)
     data_url: str = option("https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap",
                            "where <category>.npy files are served, for --data quickdraw")
-    # what is learnt
-    categories: str = option("100", "how many QuickDraw categories, drawn by the seed, or their names with commas")
-    per_category: int = option(20, "training drawings per category, drawn from its 70%% part")
-    trigger: str = option("", "words put before own pictures' captions and into the card (drawings: 'a scribble of')")
-    held_out: float = option(0.0, "share of own pictures kept from training for the held-out loss (drawings: always 0.3)")
-    caption_dropout: float = option(0.0, "share of captions left out at random, so that pictures drawn without one, and with "
-                                         "them guidance, learn the style too; 0.1 is usual")
+    # training data
+    categories: str = option("100", "number of QuickDraw categories, chosen by the seed, or their names with commas")
+    per_category: int = option(20, "training drawings per category, chosen from its 70%% part")
+    trigger: str = option("", "trigger words, put before pictures' captions and into the card (drawings: 'a scribble of')")
+    held_out: float = option(0.0, "share of pictures held out from training for the held-out loss (drawings: always 0.3)")
+    caption_dropout: float = option(0.0, "share of captions left out at random, so that unconditional pictures, and so "
+                                         "guidance, learn the style too; 0.1 is usual")
     caption_lines: str = option("each", "several lines of a caption: each is a caption, one of which is drawn each time, or "
-                                        "join makes one of them", choices=("each", "join"), later=True)
-    shuffle_tags: bool = option(False, "put captions' tags, joined by commas, in another order each time", later=True)
-    keep_tokens: int = option(0, "tags at the beginning that --shuffle-tags and --tag-dropout leave alone", later=True)
+                                        "join them into one", choices=("each", "join"), later=True)
+    shuffle_tags: bool = option(False, "shuffle captions' tags, which are separated by commas, each time", later=True)
+    keep_tokens: int = option(0, "tags at the beginning that --shuffle-tags and --tag-dropout do not change", later=True)
     tag_dropout: float = option(0.0, "share of tags left out at random", later=True)
-    reg: bool = option(True, "learn regularisation pictures (folders called reg, or reg=yes) to keep what the base knows; "
-                             "without, they are left out", later=True)
+    reg: bool = option(True, "train on regularisation pictures (folders called reg, or reg=yes) to keep the base's knowledge; "
+                             "otherwise they are left out", later=True)
     prior_weight: float = option(1.0, "weight of the loss of regularisation pictures", later=True)
-    masks: bool = option(True, "weigh the loss by masks found beside own pictures", later=True)
-    alpha_mask: bool = option(False, "weigh the loss by pictures' alpha channels", later=True)
-    crop: str = option("bucket", "own pictures are learnt in the nearest of several shapes, or all as squares",
+    masks: bool = option(True, "weight the loss by masks found beside pictures", later=True)
+    alpha_mask: bool = option(False, "weight the loss by pictures' alpha channels", later=True)
+    crop: str = option("bucket", "use pictures in the nearest of several shapes, or all as squares",
                        choices=("bucket", "square"), later=True)
-    bucket_max_aspect: float = option(4.0, "long side over short side of the longest bucket", later=True)
+    bucket_max_aspect: float = option(4.0, "largest aspect ratio of a bucket, long side / short side", later=True)
     flip: bool = option(True, "mirror half of the pictures at random")
     resolution: int = option(0, "side of a training picture in pixels, a multiple of 64; 0: the base's own (SD1.5: 512)")
     # the adapter
-    init: str = option("", "LoRA to go on from, in any form; it decides rank, alpha and layers", later=True)
+    init: str = option("", "LoRA to continue from, in any form; it determines rank, alpha and layers", later=True)
     rank: int = option(4, "rank of the LoRA")
     alpha: float = option(0.0, "LoRA alpha, the update is alpha / rank * B A; 0: equal to the rank")
-    targets: str = option("attention", "layers that learn: attention (128), attention+ff (160), kohya (192), locon (278, with "
+    targets: str = option("attention", "layers to train: attention (128), attention+ff (160), kohya (192), locon (278, with "
                                        "the convolutions), cross-attention, decoder-cross-attention, or a regular expression "
                                        "over the UNet's module names")
     conv_rank: int = option(0, "rank of 3 x 3 convolutions; 0: --rank", later=True)
     conv_alpha: float = option(0.0, "their alpha; 0: --alpha, or with --conv-rank equal to it", later=True)
-    dora: bool = option(False, "DoRA: learn a magnitude for each input column too, as web UIs and ComfyUI apply it; steps take "
+    dora: bool = option(False, "DoRA: also train a magnitude per input column, as web UIs and ComfyUI apply it; steps take "
                                "longer", later=True)
-    clip_skip: int = option(1, "layer of the text encoder, from its end, whose output is the prompt embedding; anime bases: 2. "
-                               "Set the same in your web UI", later=True)
-    text_encoder: bool = option(False, "the text encoder learns too, 72 modules: helps with a character's name, and costs time",
+    clip_skip: int = option(1, "layer of the text encoder, counted from its end, whose output is used; anime bases: 2. "
+                               "Set the same value in your web UI", later=True)
+    text_encoder: bool = option(False, "also train the text encoder, 72 modules: helps with a character's name, but costs time",
                                 later=True)
     text_encoder_rate: float = option(0.0, "peak learning rate of the text encoder; 0: --learning-rate", later=True)
-    text_encoder_until: float = option(1.0, "share of the steps after which the text encoder stays as it is", later=True)
+    text_encoder_until: float = option(1.0, "share of the steps after which the text encoder is frozen", later=True)
     # the schedule
     epochs: int = option(70, "passes over the pictures")
-    steps: int = option(0, "optimizer steps; 0: epochs decide")
-    samples: int = option(0, "pictures seen in all, in whole passes and at least 10 of them; 0: epochs decide", later=True)
+    steps: int = option(0, "optimizer steps; 0: set by epochs")
+    samples: int = option(0, "total training pictures, in whole passes and at least 10 of them; 0: set by epochs", later=True)
     batch: int = option(8, "pictures per micro-batch of the recipe")
     accumulation: int = option(4, "micro-batches per optimizer step")
-    optimizer: str = option("adamw", "AdamW, or Prodigy, which finds the step's size by itself", choices=OPTIMIZERS, later=True)
-    learning_rate: float = option(PAPER_LEARNING_RATE, "peak learning rate; with Prodigy a factor of its own, 1 unless given")
-    lr_schedule: str = option("cosine", "learning rate after the warm-up: falls to 0, stays, or falls to 0 several times",
+    optimizer: str = option("adamw", "AdamW, or Prodigy, which estimates the step size", choices=OPTIMIZERS, later=True)
+    learning_rate: float = option(PAPER_LEARNING_RATE, "peak learning rate; with Prodigy a factor, 1 by default")
+    lr_schedule: str = option("cosine", "learning rate after the warm-up: decays to 0, is constant, or decays several times",
                               choices=LR_SCHEDULES, later=True)
-    lr_cycles: int = option(3, "how often the learning rate falls to 0 with cosine_with_restarts", later=True)
+    lr_cycles: int = option(3, "how often the learning rate decays to 0 with cosine_with_restarts", later=True)
     warmup: int = option(0, "optimizer steps of linear warm-up at the start")
-    warmup_share: float = option(0.0, "the same as a share of all steps, where --warmup is 0", later=True)
+    warmup_share: float = option(0.0, "the same as a share of all steps, if --warmup is 0", later=True)
     weight_decay: float = option(1e-2, "the optimizer's weight decay")
     clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down")
     # the objective
     noise_schedule: str = option("base", "betas of the training noise", choices=NOISE_SCHEDULES)
-    loss: str = option("l2", "squared error, or pseudo-Huber, which outliers in the data move less", choices=LOSSES, later=True)
-    huber_c: float = option(0.1, "where the Huber loss turns linear at the noisiest timestep, from above 0 to 1", later=True)
+    loss: str = option("l2", "squared error, or pseudo-Huber, which is less sensitive to outliers", choices=LOSSES, later=True)
+    huber_c: float = option(0.1, "error at which the Huber loss becomes linear at the noisiest timestep, 0 to 1", later=True)
     min_snr_gamma: float = option(0.0, "min-SNR loss weighting, 5 is usual; 0: off")
-    debiased: bool = option(False, "debiased-estimation loss weighting, 1 / sqrt(SNR), in place of min-SNR", later=True)
-    min_timestep: int = option(0, "least noisy timestep that is trained, of 1000", later=True)
-    max_timestep: int = option(1000, "first timestep that is too noisy to be trained, of 1000", later=True)
+    debiased: bool = option(False, "debiased-estimation loss weighting, 1 / sqrt(SNR), instead of min-SNR", later=True)
+    min_timestep: int = option(0, "lowest trained timestep, of 1000", later=True)
+    max_timestep: int = option(1000, "end of the trained timesteps (exclusive), of 1000", later=True)
     noise_offset: float = option(0.0, "standard deviation of a per-channel offset added to the noise; 0: off")
     seed: int = option(0, "seed of every random draw")
-    data_seed: int = option(-1, "seed of the choice of categories, drawings and held-out pictures; with it, runs of other "
-                                "seeds learn from the same data; -1: as --seed", later=True)
-    # what comes out
+    data_seed: int = option(-1, "seed for choosing categories, drawings and held-out pictures, so that runs with other "
+                                "seeds can use the same data; -1: as --seed", later=True)
+    # output
     dtype: str = option("fp32", "number format of the factors in --out", choices=DTYPES)
     scale: float = option(0.8, "recommended scale, the card's preferred weight (the paper's best)")
 
@@ -181,9 +181,9 @@ class Recipe:
         _require(0 <= self.min_timestep < self.max_timestep <= 1000, "min_timestep",
                  f"from 0 to below --max-timestep ({self.max_timestep}), which is at most 1000", self.min_timestep)
         if self.dora and self.init:
-            raise UsageError("--dora and --init: a run goes on from plain LoRAs only: give one of them")
+            raise UsageError("--dora and --init: a run can only continue from plain LoRAs: give one of them")
         if self.debiased and self.min_snr_gamma:
-            raise UsageError("--debiased and --min-snr-gamma both weigh the loss: give one of them")
+            raise UsageError("--debiased and --min-snr-gamma both weight the loss: give one of them")
         _require(0 < self.scale <= 2, "scale", "above 0, at most 2", self.scale)
         _require(self.resolution % 64 == 0 and self.resolution >= 0, "resolution", "a multiple of 64", self.resolution)
         for f in dataclasses.fields(self):

@@ -285,7 +285,7 @@ def test_a_stop_is_passed_on_and_the_same_command_goes_on_later(tmp_path, comman
     assert queue.jobs() == [other, job]  # it has lost its turn
     settle(queue, job, State.DONE)
     assert commands.read_text() == "<2<>"
-    with pytest.raises(UsageError, match="can go on"):
+    with pytest.raises(UsageError, match="can be resumed"):
         queue.again(job)
     queue.remove(job)
     queue.remove(other)

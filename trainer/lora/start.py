@@ -1,4 +1,4 @@
-"""`--init`: training goes on from a LoRA file, which decides rank, alpha and the layers. Reads headers; imports no torch."""
+"""`--init`: training continues from a LoRA file, which determines rank, alpha and layers. Reads only headers, without torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from convert.sd15 import TEXT_ENCODER, UNET, modules
 from trainer.recipe import TARGETS, Fields, flag
 
 DECIDED = ("rank", "alpha", "conv_rank", "conv_alpha", "targets")
-"""Fields of the recipe that the file decides."""
+"""Fields of the recipe that the file determines."""
 
 
 def recipe_of(path: Path, given: Fields) -> Fields:
-    """The recipe's fields that the LoRA at `path`, in any form that `convert` reads, decides.
+    """The recipe's fields determined by the LoRA at `path`, in any form that `convert` reads.
 
-    given: fields that the user named. Raises UsageError if they contradict the file, JobError if it is not a plain LoRA
+    given: fields set by the user. Raises UsageError if they contradict the file, JobError if it is not a plain LoRA
     of one rank and alpha (and another one for its 3 x 3 convolutions).
     """
     lora = read(path)

@@ -123,7 +123,7 @@ def run_command(words: Sequence[str]) -> Ended:
 
 
 def dry_run(argv: Sequence[str]) -> Ended:
-    """`python -m trainer … --dry-run`: what would be learnt, and what it will cost."""
+    """`python -m trainer … --dry-run`: prints the training data and the cost."""
     return run_command(["-m", "trainer", *argv, "--dry-run"])
 
 

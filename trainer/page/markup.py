@@ -56,7 +56,7 @@ def ended(command: Ended) -> str:
 def facts(rows: Sequence[Row], notes: Iterable[str], problems: Iterable[str]) -> str:
     """The table of what is learnt: rows that are likely to be mistakes begin with `!`, as in a terminal."""
     cells = "".join(_fact(row) for row in rows)
-    table = f'<table class="facts"><caption>What is learnt</caption>{cells}</table>' if rows else ""
+    table = f'<table class="facts"><caption>Training data</caption>{cells}</table>' if rows else ""
     listed = "".join(f"<li>{escape(text)}</li>" for text in problems)
     cannot = f"<p><strong>These files cannot be used:</strong></p><ul>{listed}</ul>" if listed else ""
     return "".join(f"<p>{escape(note)}</p>" for note in notes) + cannot + table

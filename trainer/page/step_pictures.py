@@ -152,7 +152,7 @@ class Handlers:
         for picture in shown.look.pictures:
             self.page.folders.inside(picture.path)
         written = add_trigger(shown.look.pictures, trigger)
-        return self._outputs(shown, markup.good(f"{trigger.strip()!r} was written into {written} captions; the others have it"))
+        return self._outputs(shown, markup.good(f"{trigger.strip()!r} was added to {written} captions; the others have it"))
 
 
 def _thumbnail(picture: Picture, resolution: int) -> str:
