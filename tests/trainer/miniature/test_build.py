@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
 
-from trainer.miniature.build import denoiser, latents, pictures, prompts
+from trainer.miniature.build import denoiser, latents, pictures, prompts, remembered
 from trainer.miniature.build.decoder import train_decoder
 from trainer.miniature.build.icons import STYLES, Icons
 from trainer.miniature.build.ship import ship
@@ -189,3 +189,11 @@ def test_the_loss_weights_favour_noise_and_have_mean_one() -> None:
 def test_icons_of_some_words_keep_their_order() -> None:
     icons = Icons(rgba=np.zeros((3, 1, 1, 4), np.uint8), words=np.array(["a", "b", "a"]), sets=np.array(["x", "x", "y"]))
     assert icons.of({"a"}).sets.tolist() == ["x", "y"]
+
+
+def test_distances_of_pictures_are_root_mean_squares() -> None:
+    pictures = [np.random.default_rng(k).integers(0, 256, (128, 128, 3), dtype=np.uint8) for k in range(3)]
+    small = remembered._small(pictures)
+    expected = [[np.sqrt(((a - b) ** 2).mean()) for b in small] for a in small]
+    np.testing.assert_allclose(remembered._distances(small, small), expected, atol=0.05)
+    assert remembered._small([np.full((128, 128, 3), 7, np.uint8)]).tolist() == [[7.0] * 32 * 32 * 3]

@@ -1,8 +1,9 @@
 """Build the miniature Stable Diffusion: `python -m trainer.miniature.build STAGE [STAGE ...] --work DIR`.
 
 Stages, each using the files of the earlier ones in DIR: `icons`, `vae`, `latents`, `unet`, `decoder`, `drawings`, `ship`; and
-`judge`. `sheet` samples pictures from the saved state; `judged` prints the accuracy of the judge in DIR. The long stages save
-their state every ten minutes and on SIGTERM; run the same command to continue.
+`judge`. `sheet` samples pictures from the saved state; `judged` prints the accuracy of the judge in DIR; `remembered` shows
+samples of the shipped networks beside the nearest training pictures. The long stages save their state every ten minutes and on
+SIGTERM; run the same command to continue.
 """
 
 from __future__ import annotations
@@ -133,6 +134,12 @@ def _judged(options: argparse.Namespace) -> None:
     check_judge(read_judge(options.work / "judge.safetensors"), _read_icons(options), options.drawings, list(STYLES))
 
 
+def _remembered(options: argparse.Namespace) -> None:
+    from trainer.miniature.build.remembered import draw_remembered
+
+    draw_remembered(_read_icons(options), options.work / "remembered.png")
+
+
 def _read_icons(options: argparse.Namespace) -> Icons:
     from trainer.miniature.build.icons import Icons
 
@@ -151,6 +158,7 @@ def _tokens(options: argparse.Namespace) -> tuple[Any, list[int]]:
 STAGES: dict[str, Callable[[argparse.Namespace], bool | None]] = {
     "icons": _icons, "drawings": _drawings, "vae": _vae, "latents": _latents, "unet": _unet,
     "decoder": _decoder, "sheet": _sheet, "ship": _ship, "judge": _judge, "judged": _judged,
+    "remembered": _remembered,
 }
 
 
