@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import SchedulerType, get_scheduler
 
 from tests.trainer.test_training import RECIPE, run_to_end, training
+from trainer.presets import PRESETS, settled
 from trainer.recipe import LR_SCHEDULES, OPTIMIZERS, Recipe
 from trainer.training import checkpoints, low_memory, micro_batch, objective, optim
 from trainer.training.loop import train
@@ -142,3 +143,9 @@ def test_learning_goes_on_under_every_choice(tmp_path: Path) -> None:
     before = [factor.detach().clone() for factor in state.parameters]
     run_to_end(t, state)
     assert state.step == 10 and any(not torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_weighting_of_the_loss_replaces_the_presets(preset: str) -> None:
+    snr, debiased = (Recipe(**settled(preset, given)) for given in ({"min_snr_gamma": 3.0}, {"debiased": True}))
+    assert (snr.min_snr_gamma, snr.debiased, debiased.min_snr_gamma, debiased.debiased) == (3.0, False, 0.0, True)

@@ -12,6 +12,7 @@ import tomllib
 
 from convert.errors import JobError, UsageError
 from trainer.evaluate.settings import Settings
+from trainer.presets import over
 from trainer.recipe import Fields, Recipe, flag
 
 TABLES = Path(__file__).parent / "tables"
@@ -117,7 +118,7 @@ def read_table(name: str, preset: Fields, changed: Fields, *, equal: str = "", r
     """
     path = TABLES / f"{name}.toml" if name in known_tables() else Path(name)
     loaded = _load(path, name)
-    shared = {**preset, **loaded.get("recipe", {}), **changed}
+    shared = over(over(preset, loaded.get("recipe", {})), changed)
     rows = [_row(entry, shared, f"{path} row {number}") for number, entry in enumerate(loaded.get("row") or [{}], 1)]
     checkpoints, repeats = loaded.get("checkpoints", 0), repeats or loaded.get("repeats", 0) or 1
     if checkpoints < 0 or repeats < 1:
@@ -166,7 +167,7 @@ def _row(entry: Fields, shared: Fields, where: str) -> Row:
     own = {key: value for key, value in entry.items() if key not in ("name", "on")}
     name = entry.get("name") or ", ".join(f"{key} {value}" for key, value in own.items()) or entry.get("on") or "run"
     try:
-        return Row(name, Recipe(**{**shared, **own}), entry.get("on", ""))
+        return Row(name, Recipe(**over(shared, own)), entry.get("on", ""))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
 
