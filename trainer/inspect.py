@@ -1,4 +1,4 @@
-"""What a job would do, looked at once for the dry run, the contact sheet and the run alike: data, base, places, disk room."""
+"""Checks of a job, shared by the dry run, the contact sheet and the run: data, base, paths, disk space."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from trainer.training.metrics import check_tracker
 
 
 def check_job(recipe: Recipe, job: Job, say: Say) -> int | None:
-    """Look for all mistakes that show before anything is fetched or computed. Raises UsageError and JobError.
+    """Check for all errors that can be found before anything is downloaded or computed. Raises UsageError and JobError.
 
-    Returns the number of pictures in an epoch if the recipe alone decides it; None for a folder.
+    Returns the number of pictures in an epoch if it follows from the recipe; None for a folder.
     """
     folder = RunFolder(job.run)
     if job.contact_sheet:
@@ -65,7 +65,7 @@ def inspect(recipe: Recipe, job: Job, say: Say, *, decoding: bool = True) -> Dat
     for note in dataset.notes:
         say(note)
     if dataset.table:
-        say(f"what is learnt from {', '.join((recipe.data, *recipe.more_data))}:")
+        say(f"training data from {', '.join((recipe.data, *recipe.more_data))}:")
     say(format_table([*dataset.table, *_long_captions(dataset, base),
                       *_places(recipe, job, base, dataset.per_epoch, len(dataset.train) + len(dataset.held_out))]))
     if dataset.table and not job.decode:

@@ -1,4 +1,4 @@
-"""When memory runs out: the work is done again in parts of half the size."""
+"""Retries work in parts of half the size if memory runs out."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            if isinstance(f.default, tuple):  # as JSON has it
+            if isinstance(f.default, tuple):  # a list in JSON
                 object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
         for name in ("per_category", "rank", "epochs", "batch", "accumulation", "lr_cycles", "clip_skip"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -198,7 +198,7 @@ class Recipe:
 
     @property
     def target_pattern(self) -> str:
-        """The regular expression over the UNet's module names that says which learn."""
+        """The regular expression for the names of the UNet's trained modules."""
         return TARGETS.get(self.targets, self.targets)
 
     @property
@@ -286,7 +286,7 @@ def apart_from_length(stored: Mapping[str, Json]) -> Stored:
 
 
 def home(path: str) -> Path:
-    """`path` with `~` and `~user` put in; as it is where there is no such user."""
+    """`path` with `~` and `~user` expanded; unchanged if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Where every random draw comes from: a generator per purpose and step, keyed by the recipe's seed. No two share one."""
+"""The source of every random draw: a separate generator per purpose and step, keyed by the recipe's seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed for the user, and silence for the libraries' own bars and warnings while a base is loaded."""
+"""Output for the user, and silencing of the libraries' own progress bars and warnings while a base is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Say = Callable[[str], None]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold diffusers and transformers to errors, without progress bars, and restore both afterwards."""
+    """Limit diffusers and transformers to errors, without progress bars, and restore both afterwards."""
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers
 
@@ -34,7 +34,7 @@ def quiet() -> Iterator[None]:
 
 PACKAGES = {"accelerate", "diffusers", "huggingface_hub", "matplotlib", "numpy", "peft", "PIL", "safetensors", "tokenizers",
             "torch", "tqdm", "transformers"}  # fmt: skip
-"""What the project installs, by the names that Python imports."""
+"""The project's dependencies, by import name."""
 
 
 def command(name: str, work: Callable[[], int], *, stopped: str = "stopped") -> int:
@@ -65,9 +65,9 @@ def say_nothing(text: str) -> None:
 
 @contextmanager
 def progress(total: int, done: int, doing: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; elsewhere, as in a log, a line for every tenth. The body calls what it gets with each advance.
+    """A progress bar on a terminal; otherwise, as in a log, a line for every tenth. The body calls the result to advance it.
 
-    total, done: how many `unit`s there are, and how many of them were there before.
+    total, done: the number of `unit`s, and how many of them were done before.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm

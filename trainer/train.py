@@ -1,4 +1,4 @@
-"""One job from start to end: data, base, encoding, training, files. Each stage is a function of another module."""
+"""Runs a whole job: data, base, encoding, training, files. Each stage is a function of another module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STOPPED = 130
 
 
 def run(recipe: Recipe, job: Job) -> int:
-    """Do the job; returns the exit status. Raises JobError and UsageError for what the user can mend."""
+    """Do the job; returns the exit status. Raises JobError and UsageError for errors that the user can fix."""
     processes = join(job.device)
     tell = say if processes.main else say_nothing
     if job.note:
@@ -86,7 +86,7 @@ def _work(recipe: Recipe, job: Job, pictures: int | None, compute: Compute, proc
 
 
 def _nothing_to_do(recipe: Recipe, job: Job, tell: Say) -> int:
-    tell(f"{job.out} is finished (run {job.run}): nothing to do. Another --out or --run starts a new one")
+    tell(f"{job.out} is finished (run {job.run}): nothing to do. Give another --out or --run to start a new run")
     return _contact_sheet(recipe, job, tell) if job.contact_sheet else 0
 
 

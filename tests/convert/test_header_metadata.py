@@ -146,7 +146,7 @@ def test_metadata_that_no_header_can_hold(mapping, said, source, tmp_path):
 
 
 def test_a_long_header_is_read_and_written_with_a_word_on_its_longest_key(source, tmp_path):
-    """ComfyUI loads such a file and does not show its metadata; what others write is no reason to refuse theirs."""
+    """ComfyUI loads such a file but does not show its metadata; other programs' long headers are not refused."""
     big = {"modelspec.thumbnail": "x" * (2 << 20)}
     report = convert.convert_file(source, tmp_path / "long.safetensors", metadata=big)
     assert any("--drop modelspec.thumbnail" in str(note) for note in report.notes)

@@ -1,4 +1,4 @@
-"""A batch may mix scales: each picture is what it is alone, scale 0 is the base, and seeds decide the noise."""
+"""A batch may mix scales: each picture equals the one drawn alone, scale 0 is the base, and seeds determine the noise."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_seeds_and_guidance_decide_the_picture(recipe: Recipe, lora: Path) -> No
     assert np.abs(first.astype(int) - ours(["sun"], [0], scale=0.5)[0]).max() > 5
 
 
-def test_memory_that_runs_out_is_halved_whatever_the_device_calls_it(
+def test_batches_are_halved_for_every_kind_of_out_of_memory_error(
     recipe: Recipe, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = sampler(recipe, lora)

@@ -124,7 +124,7 @@ for name in sys.argv[1:]:
 
 
 def test_the_hub_s_cache_is_enough_and_without_it_there_is_one_line(clip: Path, tmp_path: Path) -> None:
-    """In a process of its own, whose hub is an address where nobody answers."""
+    """In a subprocess, with an unreachable hub."""
     model = tmp_path / "hub" / "models--someone--a-clip"
     shutil.copytree(clip, model / "snapshots" / "c0ffee")
     (model / "refs").mkdir()

@@ -1,4 +1,4 @@
-"""Studies: tables are read strictly, checkpoints are the run's own factors, rows end in one table whatever fails."""
+"""Studies: tables are read strictly, checkpoints are the run's own factors, and failed rows are in the table too."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_without_the_lora_extension_the_page_still_opens(webui, monkeypatch, cap
     assert script.ui(False) == [] and "SD.Next is not supported: write <lora:name:scale>" in capsys.readouterr().err
 
 
-def test_a_failure_that_nobody_foresaw_is_one_line_and_one_panel(webui, monkeypatch, capsys) -> None:
+def test_an_unexpected_error_is_one_line_and_one_panel(webui, monkeypatch, capsys) -> None:
     extension, script = script_of(webui)
     monkeypatch.setattr(extension.generation, "begin", lambda *a: (_ for _ in ()).throw(ValueError("two\nlines")))
     p = webui.generate(script, True, "scribble", 0.8, False)

@@ -172,7 +172,7 @@ def test_a_copy_whose_host_has_run_is_renewed_and_removed(webui, repository) -> 
     "../mine.txt", "../../../mine.txt", "{outside}", "link/mine.txt", "a/../../mine.txt", "", ".", "C:mine.txt", "..\\mine.txt",
 ])  # fmt: skip
 def test_a_record_is_data(webui, lora, tmp_path, name) -> None:
-    """A name that leads out of the folder is nobody's placed file, whatever its hash says."""
+    """A name that leads out of the folder is never an installed file, even if its hash matches."""
     install("--webui", webui, "--lora", lora)
     folder = webui / "models/Lora"
     for place in (tmp_path, webui, webui / "models"):

@@ -103,6 +103,6 @@ class Forked:
 
 
 def data_hash(lora: Path) -> str:
-    """Of the tensors as they are, not as the metadata has it."""
+    """Computed from the tensors, not read from the metadata."""
     found = convert.check(lora)
     return found.hash or ""

@@ -1,4 +1,4 @@
-"""A base loads the same from a folder and from one file, without any network, and whatever is no SD1.5 is refused by name."""
+"""A base loads equally from a folder and from one file, without the network, and anything but SD1.5 is refused by name."""
 
 from __future__ import annotations
 

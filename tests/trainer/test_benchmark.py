@@ -1,4 +1,4 @@
-"""The benchmark runs as its command and says what it is asked for; its counts are the paper's model's."""
+"""The benchmark runs as a command and reports the requested numbers; its counts are those of the paper's model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card that a training writes: the user's text stays, whatever program saved it."""
+"""The card written by training: the user's text is kept, regardless of the program that saved it."""
 
 import json
 from pathlib import Path

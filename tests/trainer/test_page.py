@@ -357,7 +357,7 @@ def test_time_left_is_pictures_left_over_their_pace(tmp_path) -> None:
 
 
 def evaluated(tmp_path: Path, queue: Queue, *argv: str, name: str = "mine") -> Job:
-    """A job that evaluates, and has not begun."""
+    """An evaluation job that has not started."""
     lora = Job(tmp_path, "train", name, "trainer", argv, tmp_path / f"{name}.safetensors", tmp_path, 1, 1)
     words = evaluation.arguments(lora, " 0,1 ", 3)
     out = evaluation.report_folder(Places(tmp_path), queue, name, words)

@@ -1,4 +1,4 @@
-"""What is on disk is checked before it is believed; whatever is damaged or killed, the same command ends with the same LoRA."""
+"""Files are verified before use; after any damage or kill, the same command ends with the same LoRA."""
 
 from __future__ import annotations
 

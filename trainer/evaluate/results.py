@@ -186,7 +186,7 @@ class Name(TypedDict):
 
 
 class JointReport(TypedDict):
-    """Of every checkpoint of a run at every scale; numbers by step, whose keys are text as JSON has it."""
+    """The report of every checkpoint of a run at every scale, by step; steps are strings, as JSON requires."""
 
     run: str
     steps: list[int]

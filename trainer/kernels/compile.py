@@ -76,7 +76,7 @@ class Compiled:
 
         options: dict[str, str | int | bool | Callable[..., object]] = {
             name: limit for name, limit in FUSE.items() if hasattr(inductor, name)}
-        # each block's projections are objects of their own; beyond a limit a block would be computed plainly without a word
+        # each block has its own projection objects; beyond a limit torch would silently stop compiling blocks
         torch._dynamo.config.recompile_limit = 64 * MOST_SHAPES
         torch._dynamo.config.accumulated_recompile_limit = 128 * MOST_SHAPES
         if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):  # not before torch 2.8

@@ -50,7 +50,7 @@ class Places:
     work: Path
 
     def out(self, name: str) -> Path:
-        """UsageError where `name` is no plain file name."""
+        """UsageError if `name` is not a plain file name."""
         name = name.strip()
         if not NAME.fullmatch(name) or name.endswith("."):
             raise UsageError(f"the name {name!r}: expected letters, digits, spaces and . + - _, at most 61" if name else
@@ -128,7 +128,7 @@ def dry_run(argv: Sequence[str]) -> Ended:
 
 
 def install(flag: str, host: Path, lora: Path) -> Ended:
-    """`python install.py`: link this repository into a host and place a LoRA there. UsageError where this is no checkout."""
+    """`python install.py`: link this repository into a host and place a LoRA there. UsageError if this is not a checkout."""
     return _install(f"{flag}={host}", f"--lora={lora}")
 
 

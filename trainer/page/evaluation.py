@@ -20,7 +20,7 @@ HELD_OUT = "--held-out=0.5"
 """If training kept no pictures back: half of those that it learnt are compared with, and the report says so."""
 GIVEN = ("--base", "--tokenizer", "--data", "--trigger", "--held-out", "--device", "--cache")
 RECENT, FEWEST = 40, 17
-"""Pictures whose pace tells the time that is left; with fewer there is none: they are drawn several at once."""
+"""Pictures used to estimate the remaining time; fewer are not enough, because several are drawn at once."""
 TO_DRAW = re.compile(r"^(\d+) pictures to draw, .*?(?:; (\d+) are there)?$", re.MULTILINE)
 SHOWN = ("figure-11-similarity.png", "captions.png", "figure-7-unseen.png", "figure-6-seen.png")
 """The figures of a report that the page shows: the first, and the first grid that is there."""
@@ -75,7 +75,7 @@ def take(job: Job) -> Ended:
 
 
 def summary(job: Job, address: str) -> str:
-    """A finished report in short: the verdict, warnings, its first figures and the way to the whole. "" if there is none.
+    """A summary of a finished report: the verdict, warnings, its first figures and a link. "" if there is none.
 
     address: of the report on this server. JobError if the report is damaged.
     """

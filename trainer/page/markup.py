@@ -72,7 +72,7 @@ def thumbnail(uri: str, name: str) -> str:
 
 
 def drawn(path: Path | None, alt: str) -> str:
-    """A picture that a command has drawn; "" where there is none yet."""
+    """A picture drawn by a command; "" if there is none yet."""
     if path is None or not path.is_file():
         return ""
     try:

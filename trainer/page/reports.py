@@ -15,7 +15,7 @@ from trainer.page.queue import Queue
 
 PREFIX = "/report/"
 SECRET = secrets.token_urlsafe(16)
-"""Part of every address: whoever has not seen the page, which may ask for a password, cannot guess it."""
+"""Secret part of every address, so that it cannot be guessed without seeing the page, which may require a password."""
 KINDS = {".html": "text/html", ".json": "application/json", ".csv": "text/csv", ".png": "image/png"}
 POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 """A report runs no script."""

@@ -161,7 +161,7 @@ class Handlers:
 
 
 Work = tuple[Job, State] | None
-"""The newest job of a kind, and what it is at."""
+"""The newest job of a kind, and its state."""
 
 
 def _stamp(work: Work) -> str:

@@ -1,4 +1,4 @@
-"""Whether a run's outputs are what it wrote, and who may write them."""
+"""Checks that a run's outputs are unchanged, and that only one run writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder: one training run's recipe, checkpoints, metrics and results; and what may not be mixed in it."""
+"""The run folder: a training run's recipe, checkpoints, metrics and results, protected against mixing two runs."""
 
 from __future__ import annotations
 

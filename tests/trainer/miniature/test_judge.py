@@ -1,4 +1,4 @@
-"""The judge that ships: the words it knows, what it has not seen and still recognises, its file, its training."""
+"""The judge that ships: its words, its accuracy on unseen drawings, its file, its training."""
 
 from __future__ import annotations
 
