@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 import convert
+from convert.metadata import _number
 
 
 @pytest.fixture
@@ -175,3 +176,8 @@ def test_convert_bytes_is_the_file(source, tmp_path):
 def test_any_mapping_of_names_is_not_shared(source):
     """Two reads are two objects: a caller cannot change what another got."""
     assert convert.read(source).metadata is not convert.read(source).metadata
+
+
+@pytest.mark.parametrize(("value", "text"), [(4.0, "4"), (0.1, "0.1"), (2.0**52, "4503599627370496"), (1e25, "1e+25")])
+def test_numbers_are_written_short_and_exactly(value, text):
+    assert _number(value) == text
