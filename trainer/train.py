@@ -9,6 +9,7 @@ from functools import partial
 from convert.errors import JobError, UsageError
 from trainer import plan
 from trainer.base.load import Base, load_base
+from trainer.base.sd15 import SCRIBBLE_NARROW
 from trainer.cli import Job
 from trainer.data.records import Dataset
 from trainer.encoding.encode import encode_dataset
@@ -78,6 +79,7 @@ def _work(recipe: Recipe, job: Job, pictures: int | None, compute: Compute, proc
     tell("loading the base, and encoding pictures and captions")
     base = load_base(recipe, dtype=compute.base_dtype, say=tell)
     adapter.layers(base.unet, recipe)  # names bad --targets before the encoding
+    adapter.check_dora(base.unet, base.text_encoder, recipe, narrow=base.family == SCRIBBLE_NARROW)
     identity = identity_of(recipe, base, dataset)
     if processes.main:
         folder.bind(identity)

@@ -177,3 +177,14 @@ def test_a_run_of_it_resumes_to_the_bit_and_draws(tmp_path: Path, random_base: P
 def test_it_goes_on_from_no_other_file() -> None:
     with pytest.raises(UsageError, match="--dora and --init"):
         Recipe(dora=True, init="x.safetensors")
+
+
+def test_a_layer_with_a_column_of_zeros_is_refused() -> None:
+    layer = Layers().linear
+    dora.check_columns({"layer": layer})
+    with torch.no_grad():
+        layer.weight[:, 2] = 0
+    with pytest.raises(UsageError, match="--dora: layer has input columns of zeros, and"):
+        dora.check_columns({"layer": layer})
+    with pytest.raises(UsageError, match=r"time_embedding.linear_1 has .* once it is widened"):
+        dora.check_columns({"time_embedding.linear_1": torch.nn.Linear(4, 4)}, narrow=True)

@@ -48,6 +48,14 @@ def layers(unet: UNet, recipe: Recipe) -> dict[str, Layer]:
     return found
 
 
+def check_dora(unet: UNet, text_encoder: TextEncoder, recipe: Recipe, *, narrow: bool) -> None:
+    """UsageError if hosts could not apply the DoRA that `recipe` asks for. narrow: `unet` is the narrow miniature's."""
+    if recipe.dora:
+        dora.check_columns(layers(unet, recipe), narrow=narrow)
+    if recipe.dora and recipe.text_encoder:
+        dora.check_columns(_matching(text_encoder, TEXT_TARGETS))
+
+
 def attach(unet: UNet, recipe: Recipe) -> list[Factor]:
     """Put a fresh LoRA on `unet`; its factors by peft's names, float32, in order. Raises as `layers`."""
     return _attach(unet, layers(unet, recipe), recipe, generator_of(recipe.seed, Stream.FACTORS))

@@ -9,16 +9,38 @@ scale the layer's input. At LoRA scale t the weight is W + t (W' - W), as in the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from convert.errors import UsageError
+from trainer.miniature import widen
+
 PART = "dora_scale"
 """The magnitude's name in a layer and in a kohya file."""
 NAME = "default"
 """peft's name of the adapter"""
+
+
+def check_columns(layers: Mapping[str, torch.nn.Module], *, narrow: bool = False) -> None:
+    """Refuse layers with an input column of zeros: its norm is 0, and hosts divide by it.
+
+    narrow: they are the narrow miniature's UNet's, which is widened for hosts. Raises UsageError, naming the layer.
+    """
+    for name, layer in layers.items():
+        widened_with_zeros = narrow and widen.rule(widen.UNET, name).columns.sparse > 1
+        if widened_with_zeros or bool((norms_of(layer.get_parameter("weight")) == 0).any()):
+            raise UsageError(f"--dora: {name} has input columns of zeros{' once it is widened' if widened_with_zeros else ''}, "
+                             "and hosts would divide by their norms: leave out --dora, or that layer of --targets")
+
+
+def norms_of(weight: Tensor) -> Tensor:
+    """The norm of each input column of a weight, float32 (1, in) or (1, in, 1, 1)."""
+    others = [dim for dim in range(weight.ndim) if dim != 1]
+    return weight.float().square().sum(dim=others, keepdim=True).sqrt()
 
 
 def decompose(layer: Any, magnitude: Tensor | None = None) -> None:
@@ -40,9 +62,7 @@ def column_norms(layer: Any) -> Tensor:
     """||V|| of each input column, float32 (1, in) or (1, in, 1, 1)."""
     weight, down, up = layer.get_base_layer().weight, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
     change = (up.float().flatten(1) @ down.float().flatten(1)).view(weight.shape)
-    whole = weight.float() + layer.lora_alpha[NAME] / layer.r[NAME] * change
-    others = [dim for dim in range(whole.ndim) if dim != 1]
-    return whole.square().sum(dim=others, keepdim=True).sqrt()
+    return norms_of(weight.float() + layer.lora_alpha[NAME] / layer.r[NAME] * change)
 
 
 def _forward(layer: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -113,3 +113,29 @@ def test_dora_magnitudes_are_the_norms_of_the_widened_weights(columns) -> None:
         to_wide, to_narrow = adapters._PARTS["dora_columns" if columns else "dora_rows"]
         assert torch.allclose(to_wide(rule, norms[0]), norms[1], rtol=1e-4), name
         assert torch.allclose(to_narrow(rule, norms[1]), norms[0], rtol=1e-4), name
+
+
+def in_web_ui(tensors: dict[str, torch.Tensor], name: str, weight: torch.Tensor) -> torch.Tensor:
+    """AUTOMATIC1111 v1.10.1's change of `weight`: extensions-builtin/Lora/network.py, `finalize_updown`."""
+    down, up = (tensors[f"{name}.lora_{part}.weight"] for part in ("down", "up"))
+    merged = weight + tensors[f"{name}.alpha"] / RANK * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+    norm = merged.transpose(0, 1).reshape(merged.shape[1], -1).norm(dim=1, keepdim=True)
+    norm = norm.reshape(merged.shape[1], *[1] * (merged.ndim - 1)).transpose(0, 1)
+    return merged * (tensors[f"{name}.dora_scale"] / norm) - weight
+
+
+def test_what_hosts_make_of_a_widened_dora_is_the_narrow_change_widened(narrow_file, tmp_path) -> None:
+    tensors, generator, weights = load_file(narrow_file), torch.Generator().manual_seed(1), {}
+    for module in narrow_modules():
+        if module.name == "time_embedding.linear_1":  # its wide form has columns of zeros: the trainer refuses it
+            continue
+        name = ("lora_unet_" if module.scope == sd15.UNET else "lora_te_") + module.name.replace(".", "_")
+        shape = narrow_shape(module)
+        weights[name] = torch.randn(shape, generator=generator), widen.rule(
+            widen.UNET if module.scope == sd15.UNET else widen.TEXT, module.name)
+        tensors[f"{name}.dora_scale"] = torch.rand(1, shape[1], *[1] * (len(shape) - 2), generator=generator) + 0.5
+    save_file(tensors, tmp_path / "narrow.safetensors", {"ss_base_model_version": NAME})
+    wide = load(adapters.lora_bytes(adapters.widened(read(tmp_path / "narrow.safetensors")), "wide"))
+    for name, (weight, rule) in list(weights.items())[::7]:
+        change = rule.weight(in_web_ui(tensors, name, weight))
+        torch.testing.assert_close(in_web_ui(wide, name, rule.weight(weight)), change, rtol=1e-4, atol=1e-5)
