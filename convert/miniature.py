@@ -15,7 +15,7 @@ from .container import open_container
 from .errors import JobError
 
 OUT_BIAS: tuple[float, float, float, float] = (
-    -9.268522262573242e-05, -0.0030994415283203125, 0.0025482177734375, -0.004001617431640625,
+    0.0002980232238769531, -0.0026874542236328125, 0.0018768310546875, -0.0028820037841796875,
 )  # fmt: skip
 """`model.diffusion_model.out.2.bias` of the checkpoint, `conv_out.bias` in diffusers; float16 numbers."""
 

@@ -11,7 +11,7 @@ from trainer.miniature import checkpoint, drawings, shipped
 from trainer.miniature.ldm import ldm_name
 from trainer.miniature.packed import Narrow, read_narrow
 
-WIDE = "86b38be85b73aa6f7162ad6cd250676fcf77843405b748b1917ce6b4f6eaf63a"
+WIDE = "30595cc53e2d6e2b283d8ef803d012c7828eb3946dc09c9b09b983e124e272d4"
 """sha256 of the wide checkpoint's weights by their LDM names: the same on every machine."""
 
 
