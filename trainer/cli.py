@@ -70,7 +70,7 @@ class Job:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports bad usage in one line instead of printing the whole usage text."""
+    """A parser that reports bad usage in one line, without the whole usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help shows all)")

@@ -52,11 +52,11 @@ def check_job(recipe: Recipe, job: Job, say: Say) -> int | None:
 
 
 def inspect(recipe: Recipe, job: Job, say: Say, *, decoding: bool = True) -> Dataset:
-    """Look at all that a job needs, print the table of it, and return the data. `decoding`: own pictures' pixels too.
+    """Check the data that a job needs, print its table, and return it. `decoding`: also decode the user's pictures.
 
     Raises:
-        UsageError: an argument makes no sense.
-        JobError: names all files of the data that cannot be used.
+        UsageError: an argument is invalid.
+        JobError: names all data files that cannot be used.
     """
     _check_places(job)
     base = inspect_base(recipe)
@@ -78,7 +78,7 @@ def inspect(recipe: Recipe, job: Job, say: Say, *, decoding: bool = True) -> Dat
 
 
 def inspect_unfetched(recipe: Recipe, job: Job, pictures: int, say: Say) -> None:
-    """The same for drawings that a dry run does not download. pictures: how many will be learnt."""
+    """The same for drawings that a dry run does not download. pictures: how many will be trained on."""
     _check_places(job)
     lacking = to_fetch(recipe, job.cache)
     held_out = HELD_OUT_ROWS * (pictures // recipe.per_category)
@@ -109,7 +109,7 @@ def check_writable(path: Path, name: str) -> None:
 
 
 def _long_captions(dataset: Dataset, base: BaseFacts) -> list[Row]:
-    """Captions of several chunks, and those that are cut."""
+    """Rows for captions of several chunks, and for those that are cut off."""
     captions = sorted({text for example in dataset.train for text in example.captions})
     letters = min(CONTEXT, base.text.get("max_position_embeddings", CONTEXT)) - 2
     if all(text.isascii() and len(text) <= letters for text in captions):
@@ -124,17 +124,17 @@ def _long_captions(dataset: Dataset, base: BaseFacts) -> list[Row]:
     cut = [source for source, number in longest.items() if number > MOST_CHUNKS * room]
     rows = []
     if several:
-        rows.append(Row("long captions", f"{pictures_of(several)}: over {room} tokens, learnt in up to {MOST_CHUNKS} parts, as "
-                        "the web UI reads them"))
+        rows.append(Row("long captions", f"{pictures_of(several)}: over {room} tokens, encoded in up to {MOST_CHUNKS} parts, "
+                        "as in the web UI"))
     if cut:
-        rows.append(Row("cut captions", f"{pictures_of(cut)}: over {MOST_CHUNKS * room} tokens, the rest is not learnt", True))
+        rows.append(Row("cut captions", f"{pictures_of(cut)}: over {MOST_CHUNKS * room} tokens, the rest is cut off", True))
     return rows
 
 
 def _places(recipe: Recipe, job: Job, base: BaseFacts, per_epoch: int, encoded: int) -> list[Row]:
-    """The base, where the LoRA goes, and whether the disk holds what will be written.
+    """Rows for the base, the output, and the disk space needed.
 
-    per_epoch: pictures of an epoch; encoded: different ones, those that are held out too.
+    per_epoch: pictures in an epoch; encoded: distinct pictures, including those held out.
     """
     rows = [Row("base", f"{recipe.base}: {base.description}")]
     if job.out is not None:

@@ -1,4 +1,4 @@
-"""Retries work in parts of half the size if memory runs out."""
+"""Retries work in parts of half the size when memory runs out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA raises OutOfMemoryError; MPS and the CPU's allocator raise a RuntimeError that says so."""
+    """CUDA raises OutOfMemoryError; MPS and the CPU's allocator raise a RuntimeError with such a message."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error).lower()

@@ -12,7 +12,7 @@ from trainer.recipe import MINIATURE, Recipe
 # rank-4 attention LoRA learning.
 TRAIN_GFLOP = 1714.0
 MINIATURE_GFLOP = 4.4  # the same for one 128-pixel picture on the miniature
-EFFICIENCY = {"cuda": 0.35, "cpu": 0.5, "mps": 0.3}  # share of a large matrix product's rate that training reaches, rough
+EFFICIENCY = {"cuda": 0.35, "cpu": 0.5, "mps": 0.3}  # rough share of a large matrix product's rate that training reaches
 DAY = 86400.0
 
 
@@ -21,7 +21,7 @@ class Plan:
     """The size of a run, counted before it starts."""
 
     pictures: int
-    """in an epoch: each as often as its repeats say"""
+    """in an epoch: each counted with its repeats"""
     total_steps: int
     samples: int
     """pictures seen in all"""
@@ -30,7 +30,7 @@ class Plan:
 
 
 def plan(recipe: Recipe, pictures: int, *, encoded: int = 0) -> Plan:
-    """Count a run with `pictures` pictures in an epoch; encoded: how many different ones (0: as many)."""
+    """The plan of a run with `pictures` pictures in an epoch; encoded: the number of distinct ones (0: the same)."""
     steps = recipe.total_steps(pictures)
     per_epoch = recipe.steps_per_epoch(pictures)
     epochs, rest = divmod(steps, per_epoch)
@@ -51,7 +51,7 @@ def seconds(recipe: Recipe, samples: int, device: str, flops: float) -> float:
 def cpu_flops_per_second() -> float:
     """The rate of a large float32 matrix product on this CPU, operations per second, measured without torch.
 
-    By the time that this thread works, not by the clock on the wall: other programs may be busy.
+    Measured in this thread's CPU time, because other programs may be running.
     """
     import numpy as np
 
@@ -77,12 +77,12 @@ def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
     if recipe.base == MINIATURE:
         return
     raise UsageError(f"no GPU was found, and on this CPU the run would take about "
-                     f"{in_words(seconds(recipe, samples, 'cpu', flops))}: give --device cpu if you mean it, or --demo for the "
-                     "embedded miniature")
+                     f"{in_words(seconds(recipe, samples, 'cpu', flops))}: give --device cpu to train anyway, or --demo for "
+                     "the embedded miniature")
 
 
 def report(recipe: Recipe, counted: Plan, device: str, flops: float, *, modules: int = 0, numbers: int = 0) -> str:
-    """The dry run's text; modules, numbers: that learn."""
+    """The dry run's text. modules, numbers: how many are trained."""
     settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": recipe.side, "steps": counted.total_steps,
                                   "epochs": recipe.passes(counted.pictures)}
     lines = [f"{name:<16} {value}" for name, value in settled.items()]

@@ -1,15 +1,15 @@
-"""The presets: a table of recipes. A row says only what differs from the paper's recipe, `Recipe`'s defaults.
+"""The presets: a table of recipes. A row lists only the differences from the paper's recipe, `Recipe`'s defaults.
 
-Where the numbers of `style` and `character` come from. None of them was found on the miniature: Adam's steps are per
-element, so a rate that suits a narrow network is wrong for SD1.5.
+The sources of the numbers of `style` and `character`. None was tuned on the miniature: Adam's steps are per element, so a
+rate that suits a narrow network is wrong for SD1.5.
 
 - Rank 16, alpha 8, learning rate 5e-4 (text encoder 1e-4), cosine with 3 restarts, 5 % warm-up, min-SNR 5, batch 3: the
-  kohya-colab notebook's. They belong together: an update is alpha / rank times B A, so half of alpha wants a larger rate.
-- 3,000 pictures seen in all, whatever their number: that notebook's advice, 10 epochs of 200 to 400 pictures and repeats.
-- style without the text encoder: a style is in no word of its own. character with it, as that notebook and kohya_ss do.
-- character is not mirrored: a parting, a scar or a logo has its side.
-- style leaves out a tenth of the captions, the share that Stable Diffusion itself was trained with, so that guidance
-  learns it too.
+  kohya-colab notebook's. They belong together: an update is alpha / rank times B A, so an alpha of half the rank needs a
+  larger learning rate.
+- 3,000 pictures in total, whatever their number: that notebook's advice is 10 epochs of 200 to 400 pictures with repeats.
+- style does not train the text encoder, since no word stands for a style; character does, as in that notebook and kohya_ss.
+- character is not mirrored: a parting, a scar or a logo is on one side.
+- style drops a tenth of the captions, as Stable Diffusion's own training did, so that guidance learns the style too.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ PRESETS: dict[str, Fields] = {
     STYLE:       _POPULAR | dict(caption_dropout=0.1),
     CHARACTER:   _POPULAR | dict(text_encoder=True, text_encoder_rate=1e-4, flip=False),
     PAPER:       {},
-    # the paper's experiment in small: two thirds of the words, as many of their drawings as there are up to 20. Captions left
-    # out teach guidance the style too, and the weighting is what the miniature learned its words with: with min-SNR and all
-    # captions the strokes came, and the words went
+    # the paper's experiment on a small scale: two thirds of the words, up to 20 drawings of each. Dropped captions teach
+    # guidance the style too, and the loss weighting is the one that the miniature was trained with: with min-SNR and no
+    # dropped captions the pictures had the strokes but no longer showed the words
     DEMO:        dict(base=MINIATURE, data="doodles", categories="40", per_category=20, rank=16, learning_rate=3e-3, batch=8,
                       accumulation=1, steps=240, warmup=10, debiased=True, caption_dropout=0.1),
 }  # fmt: skip
 ON_MINIATURE: Fields = dict(learning_rate=3e-3, batch=8, samples=1000)
-"""What the presets of own pictures have on the embedded miniature, which is for trying out: the demo's rate and batch, because
-a narrow network takes larger steps, and a length that two CPU cores do in a minute or two."""
+"""Changes to the presets for own pictures on the embedded miniature, which is for trying out: the demo's rate and batch,
+because a narrow network needs larger steps, and a length that takes two CPU cores a minute or two."""
 WEIGHTINGS = ("min_snr_gamma", "debiased")
-"""Of the loss; a recipe has one."""
+"""Loss weightings, of which a recipe has at most one."""
 PRODIGY_RATE = 1.0
-"""Prodigy's own default: a factor of the step that it finds."""
+"""Prodigy's own default: a factor on the step size that it estimates."""
 
 
 def preset_for(data: str) -> str:
-    """The preset of data for which none was named: drawings are the paper's, a person's own pictures get `style`."""
+    """The default preset for the data: the paper's for drawings, `style` for the user's own pictures."""
     folder = home(data) if home(data).is_dir() else home(data.partition(",")[0])  # settings may follow it
     drawings = data in MADE_OF_DRAWINGS or not folder.is_dir() or any(folder.glob("*.npy"))
     return PAPER if drawings else STYLE
@@ -54,7 +54,7 @@ def settled(preset: str, given: Fields) -> Fields:
         values |= ON_MINIATURE
     if "data" in given:
         values.pop("categories", None)  # the demo's are the doodles'
-    if any(name in given for name in LENGTH):  # the one that is given replaces the preset's
+    if any(name in given for name in LENGTH):  # a given one replaces the preset's
         values = {name: value for name, value in values.items() if name not in LENGTH}
     if given.get("optimizer") == "prodigy":
         values |= {"learning_rate": PRODIGY_RATE, "text_encoder_rate": 0.0}
@@ -62,19 +62,19 @@ def settled(preset: str, given: Fields) -> Fields:
 
 
 def over(values: Fields, given: Fields) -> Fields:
-    """The fields `given` over `values`. A weighting of the loss replaces the other."""
+    """`values` updated with `given`. A given loss weighting replaces the other."""
     if any(given.get(name) for name in WEIGHTINGS):
         values = {name: value for name, value in values.items() if name not in WEIGHTINGS}
     return values | given
 
 
 def on_miniature(preset: str, given: Fields) -> bool:
-    """Whether a preset of own pictures is trained on the miniature."""
+    """Whether this is a preset for own pictures, trained on the miniature."""
     return preset in (STYLE, CHARACTER) and given.get("base") == MINIATURE
 
 
 def preset_line(preset: str, values: Fields) -> str:
-    """A line for a user who named no preset, or whose preset is another on the miniature."""
+    """A line for a user who named no preset, or whose preset differs on the miniature."""
     recipe = Recipe(**values)
     others = ", ".join(name for name in PRESETS if name not in (preset, DEMO))
     return (f"own pictures: --preset {preset} (rank {recipe.rank}, learning rate {recipe.learning_rate:g}, batch "

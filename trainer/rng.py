@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # data is looked at without torch
+if TYPE_CHECKING:  # data is inspected without torch
     import torch
 
 
 class Stream(IntEnum):
-    """Old runs depend on these numbers: add new ones, never change one."""
+    """Stored runs depend on these numbers: add new ones, never change one."""
 
     ORDER = 0  # of the pictures in an epoch
     STEP = 1  # noise, timesteps, mirror images of an optimizer step

@@ -39,7 +39,7 @@ PACKAGES = {"accelerate", "diffusers", "huggingface_hub", "matplotlib", "numpy",
 
 
 def command(name: str, work: Callable[[], int], *, stopped: str = "stopped") -> int:
-    """`exit_status`, with one line more: a package is missing because the environment is not active."""
+    """`exit_status`, with a line of its own if a package is missing because the environment is not active."""
 
     share_cores()
 
@@ -58,11 +58,11 @@ def command(name: str, work: Callable[[], int], *, stopped: str = "stopped") -> 
 
 
 def share_cores() -> None:
-    """Let torch's threads wait for each other in sleep after a moment, unless the user's environment says how they wait.
+    """Make torch's waiting threads sleep after a short spin, unless the user's environment sets how they wait.
 
-    By default they wait awake, in GCC's OpenMP for milliseconds. Where another program uses a core, a thread then burns the
-    time that the one it waits for needs: on two busy cores small convolutions were 20 times slower, and no slower than with
-    one thread if they sleep. The moment is about as long as a wake-up takes. It is read when torch is loaded: call it before.
+    By default they spin, in GCC's OpenMP for milliseconds. If another program uses a core, a spinning thread takes the time
+    that the thread it waits for needs: on two busy cores small convolutions were 20 times slower, and with sleeping threads no
+    slower than with one thread. The spin lasts about as long as a wake-up. Call this before torch is loaded, which reads it.
     """
     if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
         os.environ["GOMP_SPINCOUNT"] = "1000"
@@ -79,9 +79,9 @@ def say_nothing(text: str) -> None:
 
 @contextmanager
 def progress(total: int, done: int, doing: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal; otherwise, as in a log, a line for every tenth. The body calls the result to advance it.
+    """A progress bar on a terminal; elsewhere, as in a log, a line every tenth. The body calls the result to advance it.
 
-    total, done: the number of `unit`s, and how many of them were done before.
+    total, done: the number of `unit`s, and how many were already done.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Runs a whole job: data, base, encoding, training, files. Each stage is a function of another module."""
+"""Runs a whole job: data, base, encoding, training, files. Each stage is a function in another module."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from trainer.training.state import State, Training, prepare
 from trainer.training.stop import StopRequest
 
 STOPPED = 130
-"""Exit status of a run that was stopped by a signal and saved."""
+"""Exit status of a run that was saved and stopped after a signal."""
 
 
 def run(recipe: Recipe, job: Job) -> int:
@@ -59,19 +59,19 @@ def run(recipe: Recipe, job: Job) -> int:
 
 def _work(recipe: Recipe, job: Job, pictures: int | None, compute: Compute, processes: Processes, claimed: OutputClaim | None,
           tell: Say) -> int:  # fmt: skip
-    """Train, with the run folder and `--out` to this job alone; returns the exit status. pictures: see `check_job`."""
+    """Train, while the run folder and `--out` are locked; returns the exit status. pictures: see `check_job`."""
     assert job.out is not None
     started, folder = time.time(), RunFolder(job.run)
     finished = folder.finished(recipe, job.out, tell)
-    if finished and pictures is not None:  # a folder's pictures may have changed, and are looked at
+    if finished and pictures is not None:  # otherwise a folder's pictures may have changed: checked below
         return _nothing_to_do(recipe, job, tell)
     _check_device(recipe, job, compute, pictures)
     with processes.main_first():
         dataset = inspect(recipe, job, tell, decoding=processes.main and not finished)
-    if finished and folder.learnt_from(dataset):
+    if finished and folder.trained_on(dataset):
         return _nothing_to_do(recipe, job, tell)
     _check_device(recipe, job, compute, dataset.per_epoch)
-    if processes.main and job.overwrite and not folder.learnt_from(dataset):
+    if processes.main and job.overwrite and not folder.trained_on(dataset):
         folder.start_anew()
         tell(f"{job.run}: the pictures or captions have changed: training anew")
     if job.contact_sheet and processes.main:
@@ -134,7 +134,7 @@ def prepare_training(recipe: Recipe, job: Job, base: Base, dataset: Dataset, com
     modules = sum(".lora_A." in name for name, _ in factors)
     tell(f"{len(encoded)} pictures, {state.micro_batch} at once, {modules} modules, "
          f"{state.gradient.numel():,} numbers to learn, {training.total} steps"
-         + (f", going on after step {state.step}" if record else ""))
+         + (f", continuing after step {state.step}" if record else ""))
     return training, state
 
 
@@ -166,7 +166,7 @@ def _train_and_export(training: Training, state: State, job: Job, base: Base, da
         return 0 if state.step == training.total else STOPPED
     draw_curve(read_lines(folder.metrics), folder.curve)
     if state.step < training.total:
-        tell(f"stopped and saved at step {state.step} of {training.total}: the same command goes on")
+        tell(f"stopped and saved at step {state.step} of {training.total}: the same command continues it")
         return STOPPED
     claimed.check(job.run)
     _export(training, folder, job, base, dataset, started, tell)
@@ -174,7 +174,7 @@ def _train_and_export(training: Training, state: State, job: Job, base: Base, da
 
 
 def _export(training: Training, folder: RunFolder, job: Job, base: Base, dataset: Dataset, started: float, tell: Say) -> None:
-    """Write the LoRA, its card and its picture. Their owner's changes since an earlier end of this run are kept."""
+    """Write the LoRA, its card and its picture. The user's changes since this run last ended are kept."""
     assert job.out is not None
     recipe, again, picture = training.recipe, folder.was_finished(job.out), outputs(job.out)[2]
     folder.claim(job.out)

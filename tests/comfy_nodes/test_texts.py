@@ -170,7 +170,7 @@ def test_what_our_trainer_writes_is_understood(part, tmp_path) -> None:
 
     recipe = Recipe(scale=0.65)
     pictures = [SimpleNamespace(caption="a scribble of cat")]
-    dataset = SimpleNamespace(trigger="a scribble of", train=pictures, learnt=pictures, per_epoch=1, attribution="")
+    dataset = SimpleNamespace(trigger="a scribble of", train=pictures, without_reg=pictures, per_epoch=1, attribution="")
     base = SimpleNamespace(name="x/sd15", family="sd_v1", resolution=512, unet=torch.nn.Linear(1, 1))
     path = tmp_path / "scribble.safetensors"
     metadata = merged({}, export.metadata(recipe, base, dataset, "scribble", steps=1, total=1, started=0.0))

@@ -24,7 +24,7 @@ from trainer.study import cli as study
 from trainer.terminal import command
 
 ROOT = Path(__file__).parents[2]
-RECIPE = {spelt for f in dataclasses.fields(Recipe) for spelt in (flag(f.name), flag(f"no-{f.name}"))}
+RECIPE = {name for f in dataclasses.fields(Recipe) for name in (flag(f.name), flag(f"no-{f.name}"))}
 """The recipe's flags; docs of a study refer to `python -m trainer --help` for them."""
 
 

@@ -229,7 +229,7 @@ def test_a_damaged_or_busy_folder_is_one_line(recipe: Recipe, tmp_path: Path, ca
     assert "rows.json: is not valid JSON" in error and error.count("\n") == 1
     with lock(out, "x"):
         assert main(arguments) == 1
-    assert "another command is at work in this folder" in capsys.readouterr().err
+    assert "another command is using this folder" in capsys.readouterr().err
 
 
 CHILD = """

@@ -36,7 +36,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 OUTPUTS = ("s.safetensors", "s.json", "run/finished.json", "run/loss.png", "run/pytorch_lora_weights.safetensors")
 OPTIMIZER = "run/checkpoints/step-{:06d}/optimizer.safetensors"
 UNREAD = re.compile(r"^cache/|step-\d+/|\.lock$|metrics\.jsonl$|s\.json$")
-"""Files that a finished run or one that goes on from a newer checkpoint does not read; a card's text is its owner's."""
+"""Files that a finished run or one that resumes from a newer checkpoint does not read; a card's text is its owner's."""
 
 
 def _with(data: bytes, at: int, new: bytes) -> bytes:

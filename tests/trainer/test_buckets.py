@@ -146,7 +146,7 @@ def test_a_step_of_several_shapes_is_the_mean_over_its_pictures(tmp_path: Path) 
 
 
 def test_the_commonest_micro_batches_are_computed_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few pictures they have; the same ones wherever the run goes on."""
+    """However few pictures they have; the same ones on every machine that resumes the run."""
     monkeypatch.setattr("trainer.training.state.MOST_SHAPES", 3)
     t, state = training(tmp_path)
     counts: Counter[tuple] = Counter()

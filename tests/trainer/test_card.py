@@ -54,9 +54,9 @@ def test_a_lora_trained_on_the_widened_miniature_says_so(wrapped: bool) -> None:
 
 def test_the_tags_in_the_header_are_limited_in_number_and_bytes() -> None:
     """Long captions, such as a vision model's, would fill the header, which readers limit."""
-    long = SimpleNamespace(learnt=[SimpleNamespace(caption=f"{n:03d} {'語' * 600}") for n in range(500)])
+    long = SimpleNamespace(without_reg=[SimpleNamespace(caption=f"{n:03d} {'語' * 600}") for n in range(500)])
     frequency = export._frequency(long)  # type: ignore[arg-type]
     assert 30 < len(frequency) < 40 and len(json.dumps(frequency, ensure_ascii=False).encode()) <= export.MOST_TAG_BYTES
-    short = SimpleNamespace(learnt=[SimpleNamespace(caption=f"tag {n}, common") for n in range(900)])
+    short = SimpleNamespace(without_reg=[SimpleNamespace(caption=f"tag {n}, common") for n in range(900)])
     frequency = export._frequency(short)  # type: ignore[arg-type]
     assert len(frequency) == 500 and next(iter(frequency.items())) == ("common", 900)

@@ -15,7 +15,7 @@ from trainer.recipe import Recipe
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def learnt_unet(dtype: torch.dtype, device: str = "cpu") -> UNet2DConditionModel:
+def trained_unet(dtype: torch.dtype, device: str = "cpu") -> UNet2DConditionModel:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=16, block_out_channels=(16,) * 4, norm_num_groups=2, cross_attention_dim=12,
                                 attention_head_dim=2)
@@ -33,7 +33,7 @@ def inputs(dtype: torch.dtype, device: str = "cpu") -> tuple[torch.Tensor, ...]:
 
 def test_a_pass_reads_nothing_back_from_the_device() -> None:
     """Run on tensors that have no numbers, in half precision as on a GPU: reading one would fail, as it would in a graph."""
-    unet = learnt_unet(torch.bfloat16)
+    unet = trained_unet(torch.bfloat16)
     parameters = [p for p in unet.parameters() if p.requires_grad]
     with Fused(unet), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         sample, timestep, embedding = (mode.from_tensor(tensor) for tensor in inputs(torch.bfloat16))
@@ -47,13 +47,13 @@ def test_a_pass_reads_nothing_back_from_the_device() -> None:
 def test_where_no_graph_can_be_captured_the_pass_is_plain_and_one_line_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine can capture graphs")
-    unet, said = learnt_unet(torch.float32), []
+    unet, said = trained_unet(torch.float32), []
     graphed = Graphed(unet, unet, "on", said.append)
     given = inputs(torch.float32)
     expected = unet(*given, return_dict=False)[0]
     for _ in range(2):
         assert torch.equal(graphed(*given)[0], expected)
-    assert len(said) == 1 and said[0].startswith("no CUDA graph: ") and said[0].endswith("training goes on without")
+    assert len(said) == 1 and said[0].startswith("no CUDA graph: ") and said[0].endswith("training continues without it")
 
 
 def test_a_graph_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_graph_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> No
             return self.plain(*given) * 1.1
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", Wrong)
-    unet, said = learnt_unet(torch.float32), []
+    unet, said = trained_unet(torch.float32), []
     graphed = Graphed(unet, unet, "on", said.append)
     given = inputs(torch.float32)
     assert torch.equal(graphed(*given)[0], unet(*given, return_dict=False)[0])
@@ -78,7 +78,7 @@ def test_memory_that_runs_out_in_a_capture_halves_the_micro_batch(monkeypatch: p
         raise torch.OutOfMemoryError("no")
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", full)
-    unet = learnt_unet(torch.float32)
+    unet = trained_unet(torch.float32)
     with pytest.raises(torch.OutOfMemoryError):
         Graphed(unet, unet, "on", print)(*inputs(torch.float32))
 
@@ -86,7 +86,7 @@ def test_memory_that_runs_out_in_a_capture_halves_the_micro_batch(monkeypatch: p
 def test_at_most_eight_shapes_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = []
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda plain, examples: captured.append(examples) or plain)
-    unet = learnt_unet(torch.float32)
+    unet = trained_unet(torch.float32)
     graphed = Graphed(unet, unet, "on", print)
     sample, timestep, embedding = inputs(torch.float32)
     for tokens in range(1, 11):
@@ -97,7 +97,7 @@ def test_at_most_eight_shapes_are_captured(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_graphs_train_what_the_plain_pass_trains() -> None:
-    unet, said = learnt_unet(torch.bfloat16, "cuda"), []
+    unet, said = trained_unet(torch.bfloat16, "cuda"), []
     graphed, parameters = Graphed(unet, unet, "on", said.append), [p for p in unet.parameters() if p.requires_grad]
     gradients = []
     with Fused(unet):

@@ -43,7 +43,7 @@ def make_unet(width: int = 8, dtype: torch.dtype = torch.float32, levels: int = 
     return unet.eval().requires_grad_(False).to(dtype)
 
 
-def learnt(unet: UNet2DConditionModel, recipe: Recipe) -> list[tuple[str, torch.nn.Parameter]]:
+def trained_factors(unet: UNet2DConditionModel, recipe: Recipe) -> list[tuple[str, torch.nn.Parameter]]:
     """A LoRA that is not at its start, where B is zero and half of the gradients too."""
     factors = adapter.attach(unet, recipe)
     g = torch.Generator().manual_seed(4)
@@ -73,7 +73,7 @@ def loss_and_gradients(unet: UNet2DConditionModel, factors) -> tuple[float, torc
 ])  # fmt: skip
 def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Recipe, tmp_path: Path) -> None:
     unet = make_unet(width)
-    factors = learnt(unet, recipe)
+    factors = trained_factors(unet, recipe)
     loss, gradients = loss_and_gradients(unet, factors)
     names = list(unet.state_dict())
     fused = Fused(unet)
@@ -110,9 +110,9 @@ def test_the_attention_kernel_is_the_cards_or_the_users(monkeypatch: pytest.Monk
 def test_in_half_precision_as_on_a_gpu_the_fused_forward_is_as_near_to_float32_as_pefts(half: torch.dtype) -> None:
     """The path that a GPU takes, on a CPU: half-precision base, float32 factors, no autocast."""
     exact_unet = make_unet(48)
-    exact, exact_gradients = loss_and_gradients(exact_unet, learnt(exact_unet, Recipe(rank=2)))
+    exact, exact_gradients = loss_and_gradients(exact_unet, trained_factors(exact_unet, Recipe(rank=2)))
     unet = make_unet(48, half)
-    factors = learnt(unet, Recipe(rank=2))
+    factors = trained_factors(unet, Recipe(rank=2))
     plain, plain_gradients = loss_and_gradients(unet, factors)
     with Fused(unet):
         loss, gradients = loss_and_gradients(unet, factors)
@@ -281,7 +281,7 @@ def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(tmp_path: Pat
     monkeypatch.setattr(compiling, "missing", lambda device: "no C++ compiler was found")
     lacking = compiling.Compiled(unet, cpu, "on", tmp_path, said.append)
     assert torch.equal(lacking(x, 5, e).sample, expected)
-    assert said == ["not compiled: no C++ compiler was found; training goes on without, slower"]
+    assert said == ["not compiled: no C++ compiler was found; training continues without it, slower"]
 
     def broken(graph, inputs):
         raise RuntimeError("this backend is broken")
@@ -323,7 +323,7 @@ def test_compiled_blocks_agree(dtype: torch.dtype, tmp_path: Path, monkeypatch: 
     """dynamo and autograd's ahead-of-time graphs, without a C++ compiler: what would break here breaks on a GPU."""
     torch._dynamo.reset()
     unet = make_unet(48, dtype, levels=2)
-    factors = learnt(unet, Recipe(rank=2))
+    factors = trained_factors(unet, Recipe(rank=2))
     compile = torch.compile
     monkeypatch.setattr(compiling, "missing", lambda device: "")
     monkeypatch.setattr(torch, "compile", lambda f, dynamic, options: compile(f, backend="aot_eager", dynamic=dynamic))

@@ -1,4 +1,4 @@
-"""What a run writes and draws on its way, and going on from a LoRA file."""
+"""Files and samples that a run writes on its way; continuing a finished run or a LoRA file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path, common: list[str],
     capsys.readouterr()
     trained(tmp_path, common, "a", *more, "--steps", "7")
     said = capsys.readouterr().out
-    assert "goes on with another length (--steps was 4, now 7)" in said and "going on after step 4" in said
+    assert "continues with another length (--steps was 4, now 7)" in said and "continuing after step 4" in said
     straight = trained(tmp_path, common, "b", *more, "--steps", "7")
     digests = [convert.read(path).metadata["sshs_model_hash"] for path in (out, straight)]
     assert digests[0] == digests[1] and out.read_bytes() != first

@@ -109,7 +109,7 @@ def test_killed_and_run_again_is_the_same_file(arguments: list[str], tmp_path: P
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "s.safetensors").exists()
-    assert main(long) == 0 and "going on after step" in capsys.readouterr().out
+    assert main(long) == 0 and "continuing after step" in capsys.readouterr().out
     assert main([*long, "--out", str(tmp_path / "t.safetensors"), "--run", str(tmp_path / "run2")]) == 0
     assert hash_of(tmp_path / "s.safetensors") == hash_of(tmp_path / "t.safetensors")
 
@@ -217,7 +217,7 @@ def test_a_run_folder_serves_one_command_at_a_time(arguments: list[str], tmp_pat
                                                    capsys: pytest.CaptureFixture) -> None:  # fmt: skip
     with RunFolder(tmp_path / "run").lock():
         assert main(arguments) == 1
-    assert "another command is at work" in capsys.readouterr().err
+    assert "another command is using" in capsys.readouterr().err
 
 
 def test_numbers_that_are_lost_end_the_run_before_anything_is_saved(arguments: list[str], tmp_path: Path,

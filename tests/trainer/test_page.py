@@ -379,7 +379,7 @@ def test_an_evaluation_gets_what_the_training_got_and_a_folder_of_its_own(tmp_pa
     assert evaluate_cli.parse(kept_back.argv)[1].changed["held_out"] == 0.3
     other = evaluation.report_folder(Places(tmp_path), queue, "mine", ["another"])
     assert other.name == "mine-3"
-    assert evaluation.report_folder(Places(tmp_path), queue, "mine", job.argv[:-1]) == job.out  # it goes on
+    assert evaluation.report_folder(Places(tmp_path), queue, "mine", job.argv[:-1]) == job.out  # it continues
     assert "--held-out" not in " ".join(evaluated(tmp_path, queue, "--preset=demo", name="demo").argv)
 
 

@@ -215,7 +215,7 @@ def test_two_runs_do_not_write_one_file(run: Run, inputs: Path, tmp_path: Path, 
     with output_lock(run.out, ""):
         assert main([*run.command, "--run", str(tmp_path / "other")]) == 1
     said = capsys.readouterr().err
-    assert "s.safetensors: another command is going to write it" in said and said.count("\n") == 1
+    assert "s.safetensors: another command will write it" in said and said.count("\n") == 1
     (tmp_path / ".s.safetensors.lock").write_text("")  # a killed command's
     assert main(run.command) == 0
     assert not (tmp_path / ".s.safetensors.lock").exists()
@@ -260,7 +260,7 @@ def test_killed_and_run_again_is_the_same_lora(number: int, inputs: Path, whole:
         assert number == signal.SIGKILL or "stopping: the current step" in said and "stopped and saved at step" in said
     (run.path / "checkpoints/.step-000009.part").mkdir()  # as a kill in the middle of saving leaves it
     status, said = small_run.Forked(main, run.command, run.log).wait()
-    assert status == 0 and "going on after step" in said and run.hash == whole.hash
+    assert status == 0 and "continuing after step" in said and run.hash == whole.hash
     assert not list(tmp_path.rglob(".*part")) and not list(tmp_path.glob(".*"))
 
 

@@ -158,7 +158,7 @@ class Dataset:
         return own * 2 if any(example.reg for example in self.train) else own
 
     @property
-    def learnt(self) -> list[Example]:
+    def without_reg(self) -> list[Example]:
         """The training pictures that are not for regularisation."""
         return [example for example in self.train if not example.reg]
 

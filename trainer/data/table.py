@@ -90,7 +90,7 @@ def rows(dataset: Dataset, facts: Facts, recipe: Recipe, max_upscale: float) -> 
 
 def _repeats(dataset: Dataset) -> str:
     """Pictures by their category and repeats: "10_sks dog": 10 x 20."""
-    groups = Counter((e.category, e.repeats) for e in dataset.learnt)
+    groups = Counter((e.category, e.repeats) for e in dataset.without_reg)
     named = [f"{repeats} \N{MULTIPLICATION SIGN} {number}" + (f" {category!r}" if category else "")
              for (category, repeats), number in groups.most_common(MOST_NAMED)]
     more = f" and {len(groups) - MOST_NAMED} more" if len(groups) > MOST_NAMED else ""

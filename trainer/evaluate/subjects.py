@@ -80,14 +80,14 @@ class Plan:
 def make_plan(settings: Settings, recipe: Recipe, *, side: int, cache: Path, say: Callable[[str], None]) -> Plan:
     """Choose subjects and references for an adapter trained by `recipe` on pictures of about `side` x `side` pixels.
 
-    All pictures have one shape, the one that most were learnt in, so that what is drawn and what is real differ in nothing
+    All pictures have one shape, the one that most were trained in, so that what is drawn and what is real differ in nothing
     but what is on them.
 
     Raises:
         JobError: the data has no held-out drawings or pictures.
     """
     dataset = load_dataset(recipe, cache=cache, say=say)
-    shape = common_shape(dataset.learnt, side)
+    shape = common_shape(dataset.without_reg, side)
     dataset = replace(dataset, train=_in_shape(dataset.train, shape), held_out=_in_shape(dataset.held_out, shape))
     groups = _drawn(settings, recipe, dataset, cache, say) if dataset.seen else _own(settings, recipe, dataset)
     first = groups[0].subjects

@@ -1,8 +1,8 @@
-"""The UNet's forward pass in fewer, larger steps: the same numbers up to rounding, the same modules, the same names.
+"""The UNet's forward pass in fewer, larger operations: equal up to rounding, with the same modules and names.
 
-peft's modules keep the factors and give them their names; while a `Fused` is entered, SD1.5's attentions and 1 x 1
-convolutions compute differently. Left, the UNet is as it was (but for the layout of its weights in memory), for sampling
-and saving.
+peft's modules keep the factors and give them their names. Inside a `Fused` context, SD1.5's attentions and 1 x 1 convolutions
+are computed in another way; after it, for sampling and saving, the UNet is as before (except for the layout of its weights in
+memory).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:  # slow to load
 
 
 def training_kernels(unet: UNet, device: torch.device, *, attention: str, compile: str) -> AbstractContextManager[object]:
-    """What to enter around a training's passes: `Fused`, but on a CPU, where peft's own modules are as fast, nothing.
+    """The context for training's passes: `Fused`; on a CPU, where peft's own modules are as fast, an empty one.
 
-    attention: as in `Fused`; compile: with "on", a CPU computes what a GPU does.
+    attention: as in `Fused`; compile: with "on", a CPU computes as a GPU does.
     """
     return nullcontext() if device.type == "cpu" and compile != "on" else Fused(unet, attention=attention)
 
 
 class Fused:
-    """A context in which `unet` (diffusers' UNet2DConditionModel with peft's LoRA) computes fused.
+    """A context in which `unet` (diffusers' UNet2DConditionModel with peft's LoRA) uses the fused operations.
 
     attention: the kernel to try first, a choice of `attention_backend`.
     """
@@ -81,7 +81,7 @@ class Fused:
 
 
 def _plain(attention: Attention) -> bool:
-    """SD1.5's kind: no norms inside, no residual, one head count for q, k and v; no DoRA, which is more than a sum."""
+    """Whether it is of SD1.5's kind: no norms inside, no residual, one head count for q, k and v; no DoRA."""
     if any(dora.is_decomposed(layer) for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])):
         return False
     return (attention.group_norm is None and attention.spatial_norm is None and attention.norm_q is None
@@ -91,9 +91,9 @@ def _plain(attention: Attention) -> bool:
 
 
 def _replacements(unet: UNet) -> Iterator[tuple[torch.nn.Module, Callable[[Tensor], Tensor]]]:
-    """Modules of `unet` and what to call instead of their `forward`.
+    """Modules of `unet`, each with the function to call instead of its `forward`.
 
-    Bound methods of one function, which a compiler takes for alike: one graph serves all blocks of a size.
+    They are bound methods of one function, so that the compiler makes one graph for all blocks of a size.
     """
     for module in unet.modules():
         if type(module) is torch.nn.Conv2d and (module.kernel_size, module.stride, module.padding, module.groups) == ONE:

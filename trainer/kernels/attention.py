@@ -1,6 +1,6 @@
-"""Attention over joined projections, by PyTorch's fused kernels.
+"""Attention over joined projections, with PyTorch's fused kernels.
 
-Legend: B pictures, H heads, n queries, m keys, C numbers of all heads together.
+Legend: B pictures, H heads, n queries, m keys, C channels of all heads together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # slow to load
 
 
 class FusedProcessor:
-    """diffusers' attention processor for SD1.5's blocks: q, k, v of a self-attention from one product; k, v of a caption."""
+    """An attention processor for SD1.5's blocks: one product for q, k, v of self-attention, or for k, v of a caption."""
 
     def __init__(self, attn: Attention, *, cross: bool) -> None:
         self.first = FusedLoraLinear([attn.to_q] if cross else [attn.to_q, attn.to_k, attn.to_v])

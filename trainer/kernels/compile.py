@@ -1,4 +1,4 @@
-"""torch.compile for the training's forward pass where it pays and works; elsewhere plain execution, and the reason."""
+"""torch.compile for the training's forward pass where it works and saves time; otherwise plain execution, with the reason."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from trainer.kernels.cuda_graphs import Graphed
 from trainer.terminal import Say
 
 MOST_SHAPES = 8
-"""Shapes of latents and prompt embeddings that are compiled for; others are computed plainly."""
+"""Most shapes of latents and prompt embeddings to compile for; others run uncompiled."""
 LEAST_PASSES = 500
-"""Fewer passes over one of several shapes are not compiled for, unless asked for: a minute's work saves 10 to 20 % of each."""
+"""If there are several shapes, those with fewer passes are not compiled for unless asked: compiling takes a minute and saves 10
+to 20 % of a pass."""
 CHOICES = ("auto", "on", "off")
 FUSE = {"realize_reads_threshold": 8, "realize_opcount_threshold": 64, "realize_acc_reads_threshold": 16}
-"""Twice inductor's own limits of what it computes again rather than keeps. With its own, a group norm's backward kernels
-pass on a map in float32; with these they read the two bf16 maps again: 30.1 GB become 19.5 in a step's residual blocks."""
+"""Twice inductor's own limits on recomputation. With its own, a group norm's backward kernels write a map in float32; with
+these they read the two bf16 maps again: 19.5 GB instead of 30.1 in a step's residual blocks."""
 
 
 def missing(device: torch.device) -> str:
-    """The thing that torch.compile lacks on this machine; "" if nothing."""
+    """What torch.compile lacks on this machine; "" if nothing."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -39,7 +40,7 @@ def missing(device: torch.device) -> str:
 
 
 def training_forward(unet: UNet, device: torch.device, *, compile: str, cuda_graphs: str, cache: Path, say: Say) -> Predictor:
-    """What is called to train: `unet`, compiled and as CUDA graphs where that is asked for and possible."""
+    """The forward pass for training: `unet`, compiled and captured in CUDA graphs if asked for and possible."""
     forward = Compiled(unet, device, compile, cache, say)
     if cuda_graphs == "off" or device.type != "cuda":
         return forward
@@ -47,14 +48,14 @@ def training_forward(unet: UNet, device: torch.device, *, compile: str, cuda_gra
 
 
 class Compiled:
-    """Calls `unet` through torch.compile, its residual and transformer blocks one by one: one kernel set serves all of a size.
+    """Calls `unet` with its residual and transformer blocks compiled one by one, so that all of a size share their kernels.
 
     Both kinds begin with group norms, which CUDA's own kernel computes in NCHW only: between channels_last convolutions
     each would cost two transposes forward and three backward. The compiler's norms keep the layout. (Its layout rule for
     graphs with a convolution would do the same to q, k and v; there is none in a transformer block, see kernels/conv.py.)
 
     wish: `on`; `auto`, on a CUDA GPU only (on CPUs it did not pay, see docs/PERFORMANCE.md); `off`. Kernels are kept in
-    `cache` between runs. Should compiling fail, the step is computed plainly and so are all others; `say` gets one line.
+    `cache` between runs. If compiling fails, this and all later steps run uncompiled; `say` gets one line.
     """
 
     def __init__(self, unet: UNet, device: torch.device, wish: str, cache: Path, say: Say) -> None:
@@ -67,7 +68,7 @@ class Compiled:
         if wish == "off" or (wish == "auto" and device.type != "cuda"):
             return
         if lacking:
-            say(f"not compiled: {lacking}; training goes on without, slower")
+            say(f"not compiled: {lacking}; training continues without it, slower")
             return
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
         import torch._inductor.config as inductor
@@ -115,7 +116,7 @@ class Compiled:
         except Exception as error:  # a kernel's first launch may fail with any: what is not the compiler's fails again below
             if self.proven and not isinstance(error, BackendCompilerFailed | TorchDynamoException | InductorError):
                 raise
-            self.say(f"not compiled: {' '.join(str(error).split()[:30])}; training goes on without, slower")
+            self.say(f"not compiled: {' '.join(str(error).split()[:30])}; training continues without it, slower")
         finally:  # whoever calls `unet` itself gets it plain
             for block, _ in self.blocks:
                 block._compiled_call_impl = None

@@ -1,6 +1,6 @@
 """The UNet's forward and backward pass as CUDA graphs: two launches instead of some 2,000.
 
-With few pictures at a time the host needs longer to launch a pass's kernels (41 ms, measured) than a GPU to run them.
+With few pictures at a time the host takes longer to launch a pass's kernels (41 ms, measured) than a GPU to run them.
 Off by default: it has not been run on a GPU yet (docs/PERFORMANCE.md).
 """
 
@@ -16,9 +16,9 @@ from trainer.terminal import Say
 
 CHOICES = ("off", "auto", "on")
 MOST_GRAPHS = 8
-"""Shapes that are captured; each graph keeps its activations' memory."""
+"""Most shapes to capture; each graph keeps the memory of its activations."""
 HOST_BOUND = 0.8
-"""The host is the limit if it needs this share of a pass's time to launch it."""
+"""The host is the bottleneck if launching takes this share of a pass's time."""
 TOLERANCE = 1e-2
 """Relative difference to the plain pass, in half precision, above which a graph is not used."""
 
@@ -38,8 +38,8 @@ class _Pass(torch.nn.Module):
 class Graphed:
     """Calls `forward` (`unet`, or it compiled) through one pair of CUDA graphs for each input shape.
 
-    wish: `on`; `auto`, for shapes at which the host is the limit, measured on their first pass. A shape that cannot be
-    captured, or whose graph does not agree with the plain pass, is computed plainly; `say` gets one line.
+    wish: `on`; `auto`, for shapes at which the host is the bottleneck, measured on their first pass. A shape that cannot be
+    captured, or whose graph does not agree with the plain pass, runs without a graph; `say` gets one line.
     """
 
     def __init__(self, unet: UNet, forward: Predictor, wish: str, say: Say) -> None:
@@ -73,10 +73,10 @@ class Graphed:
         except torch.OutOfMemoryError:
             raise  # the micro-batch is halved
         except (RuntimeError, AssertionError) as error:
-            self.say(f"no CUDA graph: {' '.join(str(error).split()[:20])}; training goes on without")
+            self.say(f"no CUDA graph: {' '.join(str(error).split()[:20])}; training continues without it")
             return None
         if off > TOLERANCE:
-            self.say(f"no CUDA graph: it differs from the plain pass by {off:.1e}; training goes on without")
+            self.say(f"no CUDA graph: it differs from the plain pass by {off:.1e}; training continues without it")
             return None
         return graph
 

@@ -1,4 +1,4 @@
-"""Projections that read the same input, each with its LoRA, as one product.
+"""Projections with the same input, each with its LoRA, as one matrix product.
 
 y = x W^T + s (x A^T) B^T for every projection (LoRA, section 3.2.1 of the paper). Legend: T tokens (all of a batch),
 I and O widths, r rank, R the ranks of all projections together, s = alpha / rank.
@@ -19,14 +19,14 @@ if TYPE_CHECKING:  # slow to load
     from peft.tuners.lora import LoraLayer
 
 ALIGNED = 8
-"""Numbers of half precision in 16 bytes, what a GPU's tensor cores load at a time."""
+"""Half-precision numbers in the 16 bytes that a GPU's tensor cores load at a time."""
 
 
 class FusedLoraLinear:
     """The linear layers `layers`, plain or peft's, applied to one input: (..., I) -> (..., sum of their O).
 
-    Their frozen weights move into one tensor, of which each layer keeps its rows: no byte more, and the layers go on
-    working by themselves. The factors stay peft's own parameters.
+    Their frozen weights move into one tensor, of which each layer keeps its rows as a view: no extra memory, and each layer
+    still works by itself. The factors stay peft's own parameters.
     """
 
     def __init__(self, layers: list[torch.nn.Linear | LoraLayer]) -> None:
@@ -52,7 +52,7 @@ class FusedLoraLinear:
 
 
 class _Context(Protocol):
-    """What torch passes from the forward to the backward pass, as a type."""
+    """The type of the context that torch passes from the forward to the backward pass."""
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
@@ -60,16 +60,16 @@ class _Context(Protocol):
     starts: list[int]
     ranks: list[int]
     heights: list[int]
-    learnt: torch.dtype
+    factor_dtype: torch.dtype
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class _JointProduct(torch.autograd.Function):
-    """One product [x, x A^T] [W, s B]^T: y is written once, and never read to add to it.
+    """One product [x, x A^T] [W, s B]^T, so that y is written once instead of written, read and added to.
 
-    The small s B A is not added to W, where half precision would round it away. The ranks are filled up with zeros to a
-    multiple of `ALIGNED`, without which tensor cores are not fed at full width.
+    The small s B A is not added to W, where half precision would round it away. The ranks are padded with zeros to a multiple
+    of `ALIGNED`, which tensor cores need for full speed.
     """
 
     @staticmethod
@@ -81,7 +81,7 @@ class _JointProduct(torch.autograd.Function):
         up = _diagonal(ups, scales, starts, len(weight), len(down)).to(x.dtype)  # (O, R)
         low = functional.linear(x, down)
         ctx.scales, ctx.starts, ctx.ranks, ctx.heights = scales, starts, ranks, [len(up) for up in ups]
-        ctx.learnt = ups[0].dtype
+        ctx.factor_dtype = ups[0].dtype
         ctx.save_for_backward(x, low, weight, down, up)
         return functional.linear(torch.cat([x, low], -1), torch.cat([weight, up], 1), bias)
 
@@ -96,8 +96,8 @@ class _JointProduct(torch.autograd.Function):
             dx = both[:, :width].view_as(x) + (back @ down).view_as(x)
         else:
             back = dy @ up
-        downs_gradient = (back.T @ x.flatten(0, -2))[: sum(ctx.ranks)].to(ctx.learnt).split(ctx.ranks)
-        blocks = (dy.T @ low.flatten(0, -2)).to(ctx.learnt)  # (O, R), of which the diagonal is wanted
+        downs_gradient = (back.T @ x.flatten(0, -2))[: sum(ctx.ranks)].to(ctx.factor_dtype).split(ctx.ranks)
+        blocks = (dy.T @ low.flatten(0, -2)).to(ctx.factor_dtype)  # (O, R); only its diagonal blocks are used
         ups_gradient = [blocks[start : start + rows, column : column + rank] * scale for start, rows, column, rank, scale
                         in zip(ctx.starts, ctx.heights, _starts(ctx.ranks), ctx.ranks, ctx.scales, strict=True)]
         return dx, None, None, None, None, *downs_gradient, *ups_gradient

@@ -1,4 +1,4 @@
-"""The LoRA on the UNet and the text encoder: peft puts it there and gives the names; diffusers' form of its weights comes out.
+"""The LoRA on the UNet and the text encoder: attached and named by peft, saved in diffusers' form.
 
 Section 3.2.1: W_0 + Delta W = W_0 + (alpha / rank) B A, A Gaussian and B zero at the start.
 """
@@ -33,10 +33,10 @@ TEXT_FACTORS = "text_encoder."
 
 
 def layers(unet: UNet, recipe: Recipe) -> dict[str, Layer]:
-    """The layers of `unet` (a diffusers UNet2DConditionModel) that `recipe` makes learn, by name.
+    """The layers of `unet` (a diffusers UNet2DConditionModel) that `recipe` trains, by name.
 
     Raises:
-        UsageError: `--targets` matches no linear or convolution layer, or one that has no place in a LoRA file.
+        UsageError: `--targets` matches no linear or convolution layer, or one that LoRA files have no name for.
     """
     found = _matching(unet, recipe.target_pattern)
     if not found:
@@ -80,7 +80,7 @@ def _attach(network: Network, found: Mapping[str, Layer], recipe: Recipe, genera
     kernels = {name: kernel_of(module.weight.shape) for name, module in found.items()}
     other = {re.escape(name): kernel for name, kernel in kernels.items()
              if (recipe.rank_of(kernel), recipe.alpha_of(kernel)) != (recipe.rank, recipe.true_alpha)}
-    # the list, not the expression: peft would also wrap what it cannot train, and fail on it
+    # the list, not the expression: peft would also try to wrap layers it does not support, and fail
     network.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.true_alpha, target_modules=list(found), lora_dropout=0.0,
                                    rank_pattern={name: recipe.rank_of(kernel) for name, kernel in other.items()},
                                    alpha_pattern={name: recipe.alpha_of(kernel) for name, kernel in other.items()},
@@ -157,8 +157,8 @@ def save(unet: UNet, folder: Path, text_encoder: TextEncoder | None = None) -> P
             StableDiffusionPipeline.save_lora_weights(folder, weight_name=temporary.name, **weights,
                                                       **_collate_lora_metadata(networks))
     except SafetensorError as error:
-        raise JobError(f"{folder}: the LoRA cannot be written ({error}): make room on this disk; the same command goes on "
-                       "from the last checkpoint") from error
+        raise JobError(f"{folder}: the LoRA cannot be written ({error}): make room on this disk; the same command "
+                       "continues from the last checkpoint") from error
     return target
 
 
@@ -176,7 +176,7 @@ def save_dora(unet: UNet, recipe: Recipe, folder: Path, text_encoder: TextEncode
 
 
 def _diffusers_key(key: str) -> str:
-    """diffusers' name of a factor of the UNet. Its own function leaves peft's name to layers other than attention's, and its
+    """diffusers' name of a factor of the UNet. Its own function keeps peft's names for layers other than attention, and its
     loader expects all names in the form of the first, so it would drop the others without an error."""
     return key.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
 
@@ -186,9 +186,9 @@ def load_factors(factors: list[Factor], stored: dict[str, Tensor], source: Path)
     names = {name for name, _ in factors}
     if names != set(stored):
         strange = sorted(names ^ set(stored))
-        raise JobError(f"{source}: its factors are not this run's ({len(strange)} differ, first {strange[0]})")
+        raise JobError(f"{source}: its factors are not those of this run ({len(strange)} differ, first {strange[0]})")
     for name, factor in factors:
         if stored[name].shape != factor.shape:
-            raise JobError(f"{source}: {name} is {list(stored[name].shape)}, and this run's is {list(factor.shape)}")
+            raise JobError(f"{source}: {name} is {list(stored[name].shape)}; expected {list(factor.shape)}")
     for name, factor in factors:
         factor.data.copy_(stored[name])

@@ -1,5 +1,5 @@
-"""DoRA (Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation"): a LoRA gives directions, and a magnitude is learnt for
-every input column.
+"""DoRA (Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation"): a LoRA gives directions, and a magnitude is
+learned for every input column.
 
 W' = m V / ||V|| with V = W + (alpha / rank) B A (equation 5), the norms over an input column of a linear layer (out, in), or an
 input channel of a convolution (out, in, k, k). AUTOMATIC1111 v1.10.1, Forge and ComfyUI apply that axis of LyCORIS's

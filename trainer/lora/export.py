@@ -1,4 +1,4 @@
-"""What a run leaves: the diffusers file in the run folder, the kohya file, its card and its picture beside `--out`."""
+"""The output files of a run: the diffusers file in the run folder; the kohya file `--out` with its card."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from trainer.recipe import Recipe
 from trainer.terminal import Say
 
 OPTIMIZERS = {"adamw": "torch.optim.AdamW", "prodigy": "prodigyopt.prodigy.Prodigy"}
-"""As kohya names them: by their class."""
+"""kohya's names: the classes'."""
 MOST_TAG_BYTES, TAG_OVERHEAD = 2**16, 16
 """Bytes of ss_tag_frequency in all, and of a tag's quotes, escapes and count."""
 
 
 def write_lora(run: Path, out: Path, recipe: Recipe, base: Base, dataset: Dataset, *, steps: int, started: float,
                total: int = 0) -> Report:  # fmt: skip
-    """The diffusers file into `run`, the kohya file to `out`, in `recipe.dtype`, with metadata that repeats the run.
+    """Write the diffusers file into `run` and the kohya file to `out`, in `recipe.dtype`, with metadata to repeat the run.
 
-    Of a DoRA there is no diffusers file: diffusers has no place for norms of input columns.
-    total: optimizer steps of the whole run, where it is not at its end.
+    A DoRA has no diffusers file: diffusers has no place for norms of input columns.
+    total: optimizer steps of the whole run, if it has not ended.
     """
     said = metadata(recipe, base, dataset, out.stem, steps=steps, total=total or steps, started=started)
     with TemporaryDirectory() as spare:
@@ -53,7 +53,7 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
     resolution = recipe.resolution or base.resolution
     values: dict[str, object] = {
         keys.OUTPUT_NAME: name, "ss_training_started_at": started, "ss_training_finished_at": datetime.now(UTC).timestamp(),
-        keys.STEPS: steps, "ss_max_train_steps": total, "ss_num_train_images": len(dataset.learnt),
+        keys.STEPS: steps, "ss_max_train_steps": total, "ss_num_train_images": len(dataset.without_reg),
         "ss_num_epochs": math.ceil(steps / recipe.steps_per_epoch(dataset.per_epoch)),
         "ss_total_batch_size": recipe.batch * recipe.accumulation,
         "ss_gradient_accumulation_steps": recipe.accumulation, "ss_learning_rate": recipe.learning_rate,
@@ -78,8 +78,8 @@ def metadata(recipe: Recipe, base: Base, dataset: Dataset, name: str, *, steps: 
         values[adapters.KEY] = adapters.MINIATURE
     if recipe.published() != recipe.as_dict():  # its paths are shortened to names, so digests identify base and data
         values |= {"scribble_base_hash": base.identity, "scribble_data_hash": fingerprint(dataset)}
-    if len(dataset.learnt) < len(dataset.train):
-        values["ss_num_reg_images"] = len(dataset.train) - len(dataset.learnt)
+    if len(dataset.without_reg) < len(dataset.train):
+        values["ss_num_reg_images"] = len(dataset.train) - len(dataset.without_reg)
     if dataset.attribution:
         values["scribble_data"] = dataset.attribution
     return values
@@ -92,7 +92,7 @@ def _is_miniature(base: Base) -> bool:
 
 
 def _choices(recipe: Recipe) -> list[tuple[object, str, object]]:
-    """(whether it is used, kohya's key, kohya's value) of choices that a file names only if they are made."""
+    """(whether it is used, kohya's key, kohya's value) of settings that are written only if they are used."""
     warm = recipe.lr_schedule == "constant" and (recipe.warmup or recipe.warmup_share)
     huber = recipe.loss == "huber"
     arguments = {"conv_dim": str(recipe.conv_rank), "conv_alpha": f"{recipe.alpha_of(3):g}"} if recipe.conv_rank else {}
@@ -105,11 +105,11 @@ def _choices(recipe: Recipe) -> list[tuple[object, str, object]]:
 
 
 def _frequency(dataset: Dataset) -> dict[str, int]:
-    """How many captions hold each tag (the pieces between commas, as kohya's sd-scripts counts them), the commonest first.
+    """How many captions have each tag (separated by commas, as kohya's sd-scripts counts them), the most common first.
 
     The web UI shows them as the LoRA's tags. At most 500 and 64 KiB, because a header must stay small.
     """
-    counts = Counter(tag for example in dataset.learnt for tag in split_tags(example.caption))
+    counts = Counter(tag for example in dataset.without_reg for tag in split_tags(example.caption))
     frequency, size = {}, 0
     for tag, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:500]:
         size += len(tag.encode()) + TAG_OVERHEAD
@@ -120,10 +120,10 @@ def _frequency(dataset: Dataset) -> dict[str, int]:
 
 
 def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset, say: Say, *, again: bool = False) -> None:
-    """A1111's card beside `out`. Fields of a card that is already there and that are not ours are kept; `again`: all are,
-    since its owner may have changed them after this run wrote them.
+    """Write A1111's card beside `out`. Of an existing card, fields that are not ours are kept; with `again` all are, since the
+    user may have changed them after this run wrote them.
 
-    A card that cannot be read is set aside under another name, and `say` tells it.
+    A card that cannot be read is renamed, and `say` gets a line.
     """
     try:
         present = card.read_card(out)
@@ -139,7 +139,7 @@ def write_card(out: Path, recipe: Recipe, base: Base, dataset: Dataset, say: Say
 
 
 def description(base: Base, dataset: Dataset) -> str:
-    what = f"LoRA trained on {len(dataset.learnt)} pictures."
+    what = f"LoRA trained on {len(dataset.without_reg)} pictures."
     if base.family == SCRIBBLE_NARROW:
         what += " For Scribble LoRA's own miniature Stable Diffusion: draw at 128 x 128."
     return f"{what} {dataset.attribution}".strip()

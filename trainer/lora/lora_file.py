@@ -1,4 +1,4 @@
-"""A LoRA file of any form, read to be looked at: onto a base's UNet, its recipe and its name."""
+"""A LoRA file of any form: its recipe and name, and attaching it to a base for sampling."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainer.terminal import quiet
 
 PAPER_SCALE = 0.8
 COLUMNS = "columns"
-"""`convert`'s word for a DoRA with norms of input columns"""
+"""`convert`'s name for a DoRA with norms of input columns"""
 _LETTERS = {"down": "lora_A", "up": "lora_B"}
 """peft's names of the factors"""
 
@@ -40,9 +40,9 @@ class LoraFile:
     path: Path
     contents: Lora
     recipe: Recipe | None
-    """of the run that made it; None if another program did"""
+    """of the run that made it; None if another program made it"""
     diffusers: bytes = field(repr=False)
-    """the same LoRA as a diffusers file, without a DoRA's magnitudes of input columns, for which that has no place"""
+    """the same LoRA as a diffusers file, without a DoRA's magnitudes of input columns, which that form cannot hold"""
 
     @property
     def name(self) -> str:
@@ -86,8 +86,8 @@ class LoraFile:
         """Put the factors, in float32, on `base.unet` and, if there are any for it, `base.text_encoder`.
 
         Raises:
-            JobError: a module is not the base's, or the adapter is of a kind whose scale is not a plain factor.
-                Of a wide LoRA on the narrow miniature: it was trained on the wide one.
+            JobError: a module does not fit the base, or the adapter is of a kind whose scale is not a plain factor; or `base`
+                is the narrow miniature and the LoRA was trained on the wide one.
         """
         fitting = self.fitting(base)
         fitting._check(base)
@@ -103,7 +103,7 @@ class LoraFile:
         fitting._decompose(base)
 
     def _decompose(self, base: Base) -> None:
-        """Make the attached layers DoRAs where the file has magnitudes."""
+        """Make those attached layers DoRAs that have magnitudes in the file."""
         from safetensors.torch import load
 
         if not self.contents.uses_dora:
@@ -137,7 +137,7 @@ class LoraFile:
         base.text_encoder.eval()
 
     def fitting(self, base: Base) -> LoraFile:
-        """Itself, or on the narrow miniature what a LoRA of SD1.5's shape was widened from. Raises JobError."""
+        """Itself, or for the narrow miniature the narrow LoRA that this one was widened from. Raises JobError."""
         if base.family != SCRIBBLE_NARROW or self.contents.base != SD_V1:
             return self
         narrow = adapters.narrowed(self.contents)
@@ -145,13 +145,13 @@ class LoraFile:
 
     def _check(self, base: Base) -> None:
         if any(module.dora not in (None, COLUMNS) for module in self.contents.modules.values()):
-            raise JobError(f"{self.path}: is a DoRA with norms of output rows, which no web UI applies as it was trained: only "
-                           "plain LoRAs and DoRAs with norms of input columns are drawn with here")
+            raise JobError(f"{self.path}: is a DoRA with norms of output rows, which no web UI applies as it was trained: "
+                           "expected a plain LoRA or a DoRA with norms of input columns")
         layers = dict(base.unet.named_modules())
         layers |= {f"text_model.{name}": module for name, module in base.text_encoder.named_modules()}
         for module in self.contents.modules.values():
             if module.module.scope == TEXT_ENCODER and base.clip_skip > 1 and module.module.name not in layers:
-                continue  # of a layer that is skipped
+                continue  # clip skip leaves this layer out
             weight = getattr(layers.get(module.module.name), "weight", None)
             if weight is None or tuple(weight.shape) != tuple(module.shape):
                 has = f"is {list(weight.shape)} there" if weight is not None else "is not there"
@@ -161,10 +161,10 @@ class LoraFile:
 
 
 def start_from(factors: Sequence[Factor], lora: LoraFile) -> None:
-    """Copy the factors of `lora` into fresh ones. Those of the text encoder that it does not have stay as they are.
+    """Copy the factors of `lora` into `factors`. Text-encoder factors that `lora` lacks keep their values.
 
     Raises:
-        JobError: a layer of the UNet is not there, or a factor has another shape.
+        JobError: the UNet's layers differ, or a factor has another shape.
     """
     stored = lora.factors()
     names = dict(factors)
@@ -172,21 +172,21 @@ def start_from(factors: Sequence[Factor], lora: LoraFile) -> None:
         name for name in stored if not name.startswith(TEXT_FACTORS)}) + sorted(stored.keys() - names.keys())
     wrong = [name for name, factor in stored.items() if name in names and factor.shape != names[name].shape]
     if lacking or wrong:
-        raise JobError(f"--init {lora.path}: {[*lacking, *wrong][0]} does not fit this base: give the one that it was trained "
-                       "on")
+        raise JobError(f"--init {lora.path}: {[*lacking, *wrong][0]} does not fit this base: give --base the model that it was "
+                       "trained on")
     for name, factor in stored.items():
         names[name].data.copy_(factor)
 
 
 def trained_by(lora: LoraFile, changed: Fields, *, needed: Sequence[str]) -> Recipe:
-    """The recipe that names base and data: the LoRA's own with `changed` fields.
+    """The LoRA's own recipe with the `changed` fields: it names base and data.
 
     Raises:
-        UsageError: the LoRA has none, and a `needed` field is not among the changed ones.
+        UsageError: the LoRA has no recipe, and a `needed` field is not among the changed ones.
     """
     lacking = [flag(name) for name in needed if lora.recipe is None and name not in changed]
     if lacking:
-        raise UsageError(f"{lora.path}: was not made by this program, so its metadata does not say what it was trained on: "
+        raise UsageError(f"{lora.path}: was not made by this program, so its metadata does not name what it was trained on: "
                          f"give {' and '.join(lacking)}")
     return replace(lora.recipe or Recipe(), **changed)
 
@@ -209,7 +209,7 @@ def _plain(contents: Lora) -> Lora:
 
 
 def _with_paths(path: Path, recipe: Recipe | None) -> Recipe | None:
-    """`recipe` with its full paths, which a LoRA does not carry, if the run folder that made it is where runs usually are."""
+    """`recipe` with full paths, which a LoRA does not carry, if the folder of its run is in one of the usual places."""
     for run in (path.parent / "run", path.parent / "runs" / path.stem, Path("runs") / path.stem):
         try:
             whole = Recipe(**json_file.read_object(run / RECIPE)["recipe"])

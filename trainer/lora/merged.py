@@ -1,4 +1,4 @@
-"""A LoRA inside the weights for as long as its scale stays: drawing then costs what the base alone costs."""
+"""Merge a LoRA into the weights while its scale does not change: sampling then costs no more than with the base alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trainer.lora import adapter, dora
 
 @contextmanager
 def merged(unet: UNet, scale: float) -> Iterator[None]:
-    """Set the adapter's scale, and until the context ends keep W + scale (alpha / rank) B A in place of every weight W.
+    """Set the adapter's scale and, until the context ends, replace every weight W by W + scale (alpha / rank) B A.
 
-    In half precision a small B A would be rounded away, and a DoRA is more than a sum: these stay beside the weights. Needs
-    memory for the merged weights, at most that of the UNet. The old weights come back bit for bit.
+    Not in half precision, where a small B A would be rounded away, and not for a DoRA, which is more than a sum: both are
+    applied unmerged. Needs memory for the merged weights, at most that of the UNet. The old weights are restored bit for bit.
     """
     from peft.tuners.lora import LoraLayer
 

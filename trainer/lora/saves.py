@@ -48,7 +48,7 @@ class PeriodicSaves:
 
 
 def check_saves(folder: Path, name: str, recipe: Recipe) -> None:
-    """UsageError if there are files of that name from another recipe (other than its length), which would be replaced."""
+    """UsageError if there are files of that name whose recipe differs in more than its length: they would be replaced."""
     mine = apart_from_length(json.loads(json.dumps(recipe.published())))
     for path in sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors")):
         if _recipe_in(path) != mine:

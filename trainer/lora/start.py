@@ -33,12 +33,12 @@ def recipe_of(path: Path, given: Fields) -> Fields:
         fields |= {"conv_rank": conv[0], "conv_alpha": conv[1]}
     for name in DECIDED:
         if name in given and given[name] != fields.get(name, given[name]):
-            raise UsageError(f"{flag(name)} {given[name]}: the LoRA of --init has {fields[name]}: leave it out")
+            raise UsageError(f"{flag(name)} {given[name]}: the LoRA of --init has {fields[name]}: leave this flag out")
     return fields | ({"text_encoder": True} if lora.in_scope(TEXT_ENCODER) else {})
 
 
 def _strength(lora: Lora, path: Path, *, wide: bool) -> tuple[int, float] | None:
-    """Rank and alpha of the layers with filters wider than a pixel, or of all others; None if there are none."""
+    """Rank and alpha of the layers with filters larger than 1 x 1 (`wide`), or of all others; None if there are none."""
     found = sorted({(module.rank, module.alpha) for module in lora.factors if (module.shape[-1:] == (3,)) == wide})
     if len(found) > 1:
         what = ", ".join(f"{rank}/{alpha:g}" for rank, alpha in found[:4])

@@ -1,4 +1,4 @@
-"""The layers that a recipe makes learn, counted from a base's configuration: without its weights and without torch."""
+"""Counts the layers that a recipe trains from a base's configuration, without its weights and without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.recipe import TARGETS, Recipe
 
 
 def count(recipe: Recipe, base: BaseFacts) -> tuple[int, int]:
-    """Modules and numbers that learn. Raises UsageError if `--targets` matches none."""
+    """The numbers of trained modules and parameters. Raises UsageError if `--targets` matches no module."""
     unet = sd15.unet(base.unet.get("block_out_channels", UNET_WIDTHS), base.unet["cross_attention_dim"])
     shapes = [module.shape for module in unet if not module.is_norm and re.fullmatch(recipe.target_pattern, module.name)]
     if not shapes:

@@ -17,7 +17,7 @@ from trainer.page.queue import Queue
 
 KIND, MODULE = "evaluate", "trainer.evaluate"
 HELD_OUT = "--held-out=0.5"
-"""If training kept no pictures back: half of those that it learnt are compared with, and the report says so."""
+"""If training held no pictures out: pictures are then compared with half of the training pictures, and the report says so."""
 GIVEN = ("--base", "--tokenizer", "--data", "--trigger", "--held-out", "--device", "--cache")
 RECENT, FEWEST = 40, 17
 """Pictures used to estimate the remaining time; fewer are not enough, because several are drawn at once."""

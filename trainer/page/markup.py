@@ -54,7 +54,7 @@ def ended(command: Ended) -> str:
 
 
 def facts(rows: Sequence[Row], notes: Iterable[str], problems: Iterable[str]) -> str:
-    """The table of what is learnt: rows that are likely to be mistakes begin with `!`, as in a terminal."""
+    """The table of the training data: rows that are likely to be mistakes begin with `!`, as in a terminal."""
     cells = "".join(_fact(row) for row in rows)
     table = f'<table class="facts"><caption>Training data</caption>{cells}</table>' if rows else ""
     listed = "".join(f"<li>{escape(text)}</li>" for text in problems)

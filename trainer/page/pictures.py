@@ -32,7 +32,7 @@ class Look:
     problems: list[str]
     notes: list[str]
     count: int
-    """of pictures or drawings that are learnt in an epoch"""
+    """pictures or drawings in an epoch"""
 
     def without_caption(self) -> list[Picture]:
         return [picture for picture in self.pictures if not caption_of(picture)]

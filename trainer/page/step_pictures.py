@@ -1,4 +1,4 @@
-"""Step 1, Pictures: a folder, the table of what is learnt, and captions edited beside each picture as it is cropped."""
+"""Step 1, Pictures: a folder, the table of the training data, and captions edited beside each picture as it is cropped."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def build(page: Context, folder: Any, trigger: Any) -> RecipeStep:
     with gr.Accordion("All options", open=False):
         gr.Markdown("What is left empty is as the preset has it.")
         fields = _option_fields(known)
-    cost = gr.Button("What will be learnt, and what will it cost?")
+    cost = gr.Button("Check the data and the cost")
     said = answer()
     report = gr.Textbox(label="What the command line says", lines=4, max_lines=60, interactive=False, visible=False,
                         elem_classes=["report"])

@@ -46,7 +46,7 @@ def build(page: Context, timer: gr.Timer, known_host: gr.Dropdown) -> None:
         measured = gr.Textbox(label="Scales to measure, with commas or first:last:step", value="0:1:0.1", max_lines=1)
         count = gr.Slider(2, 40, value=20, step=1, label="Pictures at each scale")
         with gr.Row():
-            evaluate, take = gr.Button("Evaluate (in the queue)"), gr.Button("Take the recommended scale")
+            evaluate, take = gr.Button("Evaluate (in the queue)"), gr.Button("Use the recommended scale")
         judged = answer()
     verdict = gr.HTML(elem_classes=["drawn", "bar"])
     with gr.Accordion("Put it into my web UI or ComfyUI", open=False):

@@ -33,13 +33,13 @@ def build(page: Context, wish_of: Callable[..., Wish], inputs: list[Any]) -> Tra
     gr.Markdown("## 3. Train")
     with gr.Row():
         start = gr.Button("Start training", variant="primary")
-        stop, again, remove = gr.Button("Stop"), gr.Button("Go on"), gr.Button("Take off the list")
+        stop, again, remove = gr.Button("Stop"), gr.Button("Continue"), gr.Button("Remove")
     said = answer()
     chosen = gr.Dropdown([], allow_custom_value=True, label="Training or other work",
-                         info="Stop, Go on and Take off the list mean this one")
+                         info="Stop, Continue and Remove act on this one")
     bar = gr.HTML(elem_classes=["bar"])
     loss, sheet = gr.HTML(), gr.HTML(elem_classes=["drawn"])
-    with gr.Accordion("What the command has printed", open=False):
+    with gr.Accordion("Output of the command", open=False):
         log = gr.Textbox(label="Log", lines=8, max_lines=20, interactive=False, autoscroll=True)
     table = gr.HTML()
     timer, seen = gr.Timer(EVERY), gr.State({})
@@ -66,8 +66,8 @@ def build(page: Context, wish_of: Callable[..., Wish], inputs: list[Any]) -> Tra
 
     start.click(begin, inputs, [said, chosen], concurrency_limit=1)
     stop.click(on_chosen(page.queue.stop, "stops when its step is done and saved"), chosen, [said, chosen])
-    again.click(on_chosen(page.queue.again, "goes on when its turn comes"), chosen, [said, chosen])
-    remove.click(on_chosen(page.queue.remove, "is off the list; its files stay"), chosen, [said, chosen])
+    again.click(on_chosen(page.queue.again, "continues when its turn comes"), chosen, [said, chosen])
+    remove.click(on_chosen(page.queue.remove, "is removed from the list; its files are kept"), chosen, [said, chosen])
     timer.tick(watcher.look, [chosen, seen], views, show_progress="hidden")
     chosen.input(watcher.look, [chosen, seen], views, show_progress="hidden")
     return TrainStep(timer)

@@ -40,5 +40,5 @@ def count_pictures(recipe: Recipe, page: Context) -> tuple[int, list[str]]:
         assert counted is not None
         return counted, []
     dataset = load_dataset(recipe, cache=page.cache, say=say_nothing)
-    captions = [example.caption for example in dataset.learnt]
+    captions = [example.caption for example in dataset.without_reg]
     return dataset.per_epoch, [caption for caption in captions if caption != recipe.trigger] or captions

@@ -1,4 +1,4 @@
-"""Figures 1 and 2 of the paper for any data: examples as found and as learnt."""
+"""Figures 1 and 2 of the paper for any data: examples as found and as trained on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINE, LINES = 30, 3  # characters and lines of a label
 
 
 def check_sheet(path: Path, *, overwrite: bool) -> None:
-    """UsageError if the name is not a PNG's, or the file is another of the user's."""
+    """UsageError if the name does not end in .png, or the file exists and is not a contact sheet."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"--contact-sheet {path}: expected a name ending in .png")
     if not path.parent.is_dir() or path.is_dir():
@@ -49,8 +49,8 @@ def choose_examples(dataset: Dataset, seed: int) -> list[Example]:
 
 
 def write_contact_sheet(dataset: Dataset, path: Path, *, resolution: int, seed: int) -> None:
-    """A PNG: above, eight random examples as found, with their category; below, the same as learnt at `resolution`, each in its
-    shape, with captions.
+    """Write a PNG: at the top eight random examples as found, with their category; below, the same as trained on at
+    `resolution`, each in its shape, with captions.
 
     Raises:
         JobError: there is nothing to show, a picture cannot be read, or `path` cannot be written.
@@ -60,7 +60,7 @@ def write_contact_sheet(dataset: Dataset, path: Path, *, resolution: int, seed: 
 
     examples = choose_examples(dataset, seed)
     if not examples:
-        raise JobError(f"{path}: the data holds no training pictures to show")
+        raise JobError(f"{path}: there are no training pictures to show")
     columns = min(COLUMNS, len(examples))
     rows = -(-len(examples) // columns)
     figure = Figure(figsize=(max(2.4 * columns, 4.8), 2 * (2.9 * rows + 0.4)), dpi=120, layout="constrained")
@@ -70,7 +70,7 @@ def write_contact_sheet(dataset: Dataset, path: Path, *, resolution: int, seed: 
     height, width = next(iter(shapes))
     side = f"{width}\N{MULTIPLICATION SIGN}{height}" if len(shapes) == 1 else f"in {len(shapes)} shapes"
     _draw(above, "As found", examples, rows, columns, lambda e: e.raw(), lambda e: e.category or e.source)
-    _draw(below, f"As learnt, {side}", examples, rows, columns, lambda e: e.pixels(resolution),
+    _draw(below, f"As trained on, {side}", examples, rows, columns, lambda e: e.pixels(resolution),
           lambda e: e.caption or "(no caption)")
     with atomic_path(Path(path)) as temporary:
         figure.savefig(temporary, format="png", metadata={"Description": MARK})

@@ -1,4 +1,4 @@
-"""One command at a time: in a folder, or for a file that is going to be written."""
+"""Locks: one command at a time in a folder, or for an output file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOCK = ".lock"
 
 @contextmanager
 def lock(folder: Path, advice: str) -> Iterator[None]:
-    """Keep other commands out of `folder`, which is made if it is missing. A process that dies frees it.
+    """Lock `folder`, which is created if missing. The lock ends with the process.
 
     Raises:
-        JobError: another command is at work in it, or it cannot be made; the message ends with `advice`.
+        JobError: another command is using it, or it cannot be created; the message ends with `advice`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,30 +28,30 @@ def lock(folder: Path, advice: str) -> Iterator[None]:
         raise JobError(f"{folder}: cannot be written: {error.strerror or error}: {advice}") from error
     with file:
         if not _take(file):
-            raise JobError(f"{folder}: another command is at work in this folder: wait for it, or {advice}")
+            raise JobError(f"{folder}: another command is using this folder: wait for it, or {advice}")
         yield
 
 
 @contextmanager
 def output_lock(target: Path, advice: str) -> Iterator[None]:
-    """Keep other commands from writing `target`, by `.<name>.lock` beside it, which is removed at the end. One that a killed
-    process left behind is taken over.
+    """Keep other commands from writing `target`, with `.<name>.lock` beside it, which is removed at the end. A lock file left
+    by a killed process is reused.
 
     Raises:
-        JobError: another command is going to write `target`, or its folder cannot be written; ends with `advice`.
+        JobError: another command will write `target`, or its folder cannot be written; the message ends with `advice`.
     """
     place = Path(os.path.realpath(target))
     path = place.with_name(f".{place.name}.lock")
     try:
         file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
-        while (taken := _take(file)) and not _is_still(path, file):  # the one that had it removed it in between
+        while (taken := _take(file)) and not _is_still(path, file):  # its owner removed it in the meantime
             file.close()
             file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
     except OSError as error:
         raise JobError(f"{target}: cannot be written: {error.strerror or error}: {advice}") from error
     with file:
         if not taken:
-            raise JobError(f"{target}: another command is going to write it: wait for it, or {advice}")
+            raise JobError(f"{target}: another command will write it: wait for it, or {advice}")
         try:
             yield
         finally:
@@ -78,7 +78,7 @@ def _take(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # some network file systems have no locks: a run there is not kept apart, and not stopped either
+    except OSError:  # some network file systems have no locks: a run there is unprotected, but not refused
         return True
     return True
 

@@ -30,7 +30,7 @@ def draw_curve(lines: list[dict[str, float]], path: Path) -> None:
 
 
 def running_mean(values: list[float], keep: float = 0.95) -> list[float]:
-    """Exponential, without the bias towards 0 at the start."""
+    """Exponential moving average, corrected for the bias towards 0 at the start."""
     means, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = keep * total + value, keep * weight + 1

@@ -25,12 +25,12 @@ def outputs(out: Path) -> tuple[Path, Path, Path]:
 
 
 def check_out(out: Path, *, overwrite: bool, mine: bool) -> None:
-    """Refuse an `--out` that cannot be written or that would replace a file that is not this run's, with a UsageError.
+    """Refuse an `--out` that cannot be written, or that would replace a file of another run, with a UsageError.
 
-    mine: what is there is of this run.
+    mine: whether the existing files are from this run.
     """
     if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out}: expected a name ending in .safetensors, which is what hosts list")
+        raise UsageError(f"--out {out}: expected a name ending in .safetensors: hosts list no others")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}: make it first")
     folders = [str(path) for path in outputs(out) if path.is_dir()]
@@ -48,7 +48,7 @@ class OutputClaim:
         self._before = {path: _identity(path) for path in outputs(out)}
 
     def check(self, run: Path) -> None:
-        """JobError if a file appeared or changed there since: it is not overwritten, and the run is not lost."""
+        """JobError if a file there has appeared or changed since: it is not overwritten, and the run is kept."""
         changed = [str(path) for path, before in self._before.items() if _identity(path) not in (None, before)]
         if changed:
             raise JobError(f"--out: {', '.join(changed)}: appeared or changed while this run trained, and is kept: the same "
@@ -57,17 +57,17 @@ class OutputClaim:
 
 @contextmanager
 def claim(out: Path) -> Iterator[OutputClaim]:
-    """Keep other runs from writing `out` until the end. JobError if one is at work."""
+    """Keep other runs from writing `out` until the end. JobError if another run will write it."""
     with output_lock(out, ANOTHER):
         yield OutputClaim(out)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Digests of what a LoRA file holds, its metadata apart."""
+    """Digests of a LoRA file's contents without its metadata."""
 
     data: str
-    """sha256 of its tensors' bytes, in the order of the file: the `sshs_model_hash` that it should have"""
+    """sha256 of its tensors' bytes, in file order: the `sshs_model_hash` that it should have"""
     tensors: str
     """sha256 of its tensors' names, dtypes and shapes"""
 
@@ -94,7 +94,7 @@ def is_sound_card(out: Path) -> bool:
 
 
 def is_sound_png(path: Path) -> bool:
-    """Whether `path` is a PNG whose checksums fit."""
+    """Whether `path` is a PNG with correct checksums."""
     from PIL import Image
 
     try:

@@ -15,7 +15,7 @@ from convert.files.json_file import read_object
 CHECKSUM = "sha256"
 NO_CHECKSUM = "has no checksum"
 Record = dict[str, Any]
-"""The fields of such a file. Its checksum held, so they are what this program wrote."""
+"""The fields of a file whose checksum matches: as this program wrote them."""
 
 
 def write_record(path: Path, fields: Mapping[str, object]) -> None:
@@ -27,8 +27,8 @@ def read_record(path: Path) -> Record | None:
     """The fields of a record; None if there is none.
 
     Raises:
-        Damaged: it is not JSON, or not what was written.
-        FileError: the system cannot read it, which does not mean that it is damaged.
+        Damaged: it is not JSON, or its checksum does not match.
+        FileError: the system cannot read it; it may be undamaged.
     """
     try:
         fields = read_object(path, error=Damaged)

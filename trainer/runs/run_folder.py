@@ -52,14 +52,14 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether it holds work that another recipe would spoil; a command that failed before its first checkpoint left
-        none."""
+        """Whether it holds work that another recipe would spoil: not after a command that failed before its first
+        checkpoint."""
         return (self.path / FINISHED).exists() or any(self.checkpoints.glob("*"))
 
     def stored(self) -> Record | None:
-        """The recipe, data and base that the folder is bound to, {} if its recipe.json is damaged; None if it is not a run's.
+        """The recipe, data and base that the folder is bound to; {} if its recipe.json is damaged; None if it has no run.
 
-        Read from the newest sound checkpoint, since a run goes on from that; finished.json and recipe.json say the same.
+        Read from the newest sound checkpoint, where a run continues; finished.json and recipe.json hold the same.
         """
         records = sorted(self.checkpoints.glob("step-*/step.json"), reverse=True)
         for path in (*records, self.path / FINISHED):
@@ -73,13 +73,13 @@ class RunFolder:
         return {} if ours else None
 
     def check(self, recipe: Recipe, say: Say) -> None:
-        """Make sure that the folder is free or this recipe's: a changed recipe would mix two runs.
+        """Check that the folder is free or has a run of this recipe: a changed recipe would mix two runs.
 
-        say: gets a line for every damaged file that is made again.
+        say: gets a line for every damaged file that will be rewritten.
 
         Raises:
-            UsageError: it is a file, holds files that are not from a run, or a run of another recipe; the message lists
-                the differing flags.
+            UsageError: it is a file, holds another program's files, or a run of another recipe; the message lists the
+                differing flags.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--run {self.path}: is a file: give a folder")
@@ -99,14 +99,14 @@ class RunFolder:
                    for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)}
         what = "; ".join(changed.values())
         if changed and changed.keys() <= set(LENGTH):
-            say(f"{self.path}: goes on with another length ({what}); from here on its learning rate is that of a run of this "
+            say(f"{self.path}: continues with another length ({what}); from here on its learning rate is that of a run of this "
                 "length")
         elif changed:
-            raise UsageError(f"{self.path} holds a run with another recipe ({what}): give the same flags to go on with it, or "
+            raise UsageError(f"{self.path} holds a run with another recipe ({what}): give the same flags to continue it, or "
                              "--run another folder for a new one")
 
     def bind(self, identity: Record) -> None:
-        """Make the folder that of a run of this `identity`, or make sure that data and base are still those it began with.
+        """Bind the folder to a run of this `identity`, or check that data and base are still those it began with.
 
         Raises:
             JobError: the pictures, captions or the base's weights have changed since the run began.
@@ -116,38 +116,37 @@ class RunFolder:
             if stored.get(key, identity[key]) != identity[key]:
                 what = "pictures or captions" if key == "data" else "base's weights"
                 anew = " --overwrite to train anew in this one, or" if key == "data" else ""
-                raise JobError(f"{self.path}: the {what} changed since this run began: put them back to go on with it, or give"
+                raise JobError(f"{self.path}: the {what} changed since this run began: put them back to continue it, or give"
                                f"{anew} --run another folder for a new one")
         write_record(self.path / RECIPE, identity)
 
-    def learnt_from(self, dataset: Dataset) -> bool:
-        """Whether the run, if it has begun, is of these pictures and captions."""
+    def trained_on(self, dataset: Dataset) -> bool:
+        """Whether the run has these pictures and captions, or has not begun."""
         stored = (self.stored() or {}).get("data") if self.begun else None
         return stored is None or stored == fingerprint(dataset)
 
     def start_anew(self) -> None:
-        """Remove what a run of other pictures has left; a LoRA that it wrote elsewhere stays until it is replaced."""
+        """Remove the results of a run on other pictures; a LoRA that it wrote elsewhere stays until it is replaced."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         for name in (FINISHED, METRICS, EXPORT):
             (self.path / name).unlink(missing_ok=True)
 
     def finished(self, recipe: Recipe, out: Path, say: Say) -> bool:
-        """Whether the run is finished, of this recipe, and its outputs are what it wrote; `say` gets a line for each that is
-        not."""
+        """Whether a run of this recipe is finished and its outputs are unchanged; `say` gets a line for each that is not."""
         record = _sound(self.path / FINISHED)
         if not record or not out.exists():
             return False
         mine = json.loads(json.dumps(recipe.as_dict()))
-        if record.get("run", {}).get("recipe", mine) != mine:  # it goes on, see `check`
+        if record.get("run", {}).get("recipe", mine) != mine:  # it continues, see `check`
             return False
         if not self._is_whole(out, record):
-            say(f"{out}: its tensors are not those that this run wrote: it is written again")
+            say(f"{out}: its tensors are not those that this run wrote: writing it again")
             return False
         if "file" not in record:  # by an earlier version
             return True
         damaged = [path for path, sound in self._beside(out, record) if not sound]
-        if damaged and any(self.checkpoints.glob("step-*")):  # else there is nothing to make them from
-            say(f"{', '.join(map(str, damaged))}: missing or damaged: made again")
+        if damaged and any(self.checkpoints.glob("step-*")):  # otherwise there is nothing to make them from
+            say(f"{', '.join(map(str, damaged))}: missing or damaged: making them again")
             return False
         if record["file"] != file_sha256(out):
             say(f"{out}: its metadata was changed since this run wrote it: delete it, and the same command writes it again")
@@ -157,11 +156,11 @@ class RunFolder:
         return True
 
     def was_finished(self, out: Path) -> bool:
-        """Whether this run has written `out` to its end before."""
+        """Whether this run has finished writing `out` before."""
         return _sound(self.path / FINISHED) is not None and self._claimed(out)
 
     def owns(self, out: Path) -> bool:
-        """Whether `out`, its card and its picture are of this run, finished or cut short, and may be written again."""
+        """Whether `out`, its card and its picture are from this run, finished or interrupted, and may be written again."""
         claimed = self._claimed(out)
         if not out.exists():
             return claimed
@@ -183,11 +182,11 @@ class RunFolder:
         return claimed or record.get(keys.MODEL_HASH) == header.get(keys.MODEL_HASH)
 
     def claim(self, out: Path) -> None:
-        """Note that `out` is about to be written, so that a command that is cut short then can be run again."""
+        """Record that `out` is about to be written, so that a command interrupted there can be run again."""
         write_record(self.path / EXPORT, {"out": str(out.resolve())})
 
     def finish(self, out: Path, identity: Record) -> None:
-        """Note that everything is written, with digests to tell later whether it still is."""
+        """Record that everything is written, with digests to check later that it is unchanged."""
         contents, diffusers = Contents.of(out), self.path / DIFFUSERS
         write_record(self.path / FINISHED, {
             keys.MODEL_HASH: contents.data, "tensors": contents.tensors, "file": file_sha256(out),
@@ -197,7 +196,7 @@ class RunFolder:
         return (_sound(self.path / EXPORT) or {}).get("out") == str(out.resolve())
 
     def _is_whole(self, out: Path, record: Record) -> bool:
-        """Whether `out` has the tensors that `record` of finished.json notes."""
+        """Whether `out` has the tensors recorded in `record`, of finished.json."""
         if not record:
             return False
         try:
@@ -207,7 +206,7 @@ class RunFolder:
         return record.get(keys.MODEL_HASH) == found.data and record.get("tensors", found.tensors) == found.tensors
 
     def _beside(self, out: Path, record: Record) -> Iterator[tuple[Path, bool]]:
-        """The run's other outputs, and whether they are sound. A card or picture that its owner removed counts as sound."""
+        """The run's other outputs, and whether they are sound. A card or picture that the user removed counts as sound."""
         diffusers = self.path / DIFFUSERS
         if record["diffusers"]:  # a DoRA has none
             yield diffusers, diffusers.exists() and file_sha256(diffusers) == record["diffusers"]
@@ -218,18 +217,18 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other commands out of the folder. JobError if one is at work in it."""
+        """Keep other commands out of the folder. JobError if one is using it."""
         with lock(self.path, "give --run another one"):
             yield
 
 
 def identity_of(recipe: Recipe, base: Base, dataset: Dataset) -> Record:
-    """What makes a run that run, as recipe.json and every checkpoint have it: the recipe, the data and base that it meant."""
+    """What identifies a run, as stored in recipe.json and every checkpoint: its recipe, data and base."""
     return {"recipe": recipe.as_dict(), "data": fingerprint(dataset), "base": base.identity}
 
 
 def _written(stored: Fields) -> tuple[str, ...]:
-    """A stored recipe as `convert` writes it into a header: with its paths, as before they were shortened, and without."""
+    """A stored recipe as `convert` writes it into a header: with full paths, as earlier versions did, and with short ones."""
     try:
         forms = [stored, Recipe(**stored).published()]
     except (TypeError, UsageError):  # of another version
@@ -238,11 +237,11 @@ def _written(stored: Fields) -> tuple[str, ...]:
 
 
 def _sound(path: Path, say: Say = say_nothing) -> Record | None:
-    """A record's fields; None if it is missing or damaged; then `say` gets a line. It is derived, and written again."""
+    """A record's fields; None if it is missing or damaged, of which `say` gets a line. It can be derived and written again."""
     try:
         return read_record(path)
     except Damaged as error:
         if error.problem == NO_CHECKSUM:  # by an earlier version: its fields are compared with the files
             return read_object(path)
-        say(f"{error}: it is written again")
+        say(f"{error}: writing it again")
         return None

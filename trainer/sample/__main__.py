@@ -21,25 +21,25 @@ CELL = 256  # least side in pixels of a picture in a grid
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m trainer.sample", allow_abbrev=False, epilog=EXAMPLES,
-               description="Draw with a LoRA. One scale and one seed: the picture; more: a labelled grid, in which pictures "
-               "that differ only in scale share seed and noise.",
+               description="Draw with a LoRA: one picture for one scale and one seed, otherwise a labelled grid. Pictures that "
+               "differ only in scale share seed and noise.",
                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = p.add_argument
     add("lora", type=Path, metavar="LORA", help="the LoRA, .safetensors of any form or a peft folder")
-    add("--prompt", action="append", required=True, metavar="TEXT", help="what to draw; may be given again for more rows")
+    add("--prompt", action="append", required=True, metavar="TEXT", help="what to draw; may be given several times, a row each")
     add("--scales", default="", metavar="X,X", help="LoRA scales, with commas or first:last:step (default: the LoRA's "
         "recommended one)")
     add("--seeds", type=int, default=1, metavar="N", help="seeds per prompt, a row each (default 1)")
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default 0)")
-    add("--out", type=Path, default=Path("sample.png"), metavar="PNG", help="where to (default sample.png)")
+    add("--out", type=Path, default=Path("sample.png"), metavar="PNG", help="PNG to write (default sample.png)")
     add("--overwrite", action="store_true", help="replace an --out that exists")
     add("--base", default="", metavar="WORD", help="hub id, folder or checkpoint (default: what the LoRA was trained on)")
     add("--tokenizer", default="", metavar="WORD", help="as in training (default: what the LoRA was trained with)")
     add("--sampling-steps", type=int, default=0, metavar="N", help="sampling steps of a picture (default 25; the miniature 12)")
     add("--guidance", type=float, default=0.0, metavar="X", help="classifier-free guidance (default 7.5; the miniature 5)")
     add("--resolution", type=int, default=0, metavar="N", help="side in pixels, a multiple of 64 (default: the base's own)")
-    add("--width", type=int, default=0, metavar="N", help="of a picture in pixels, a multiple of 64 (default: --resolution)")
-    add("--height", type=int, default=0, metavar="N", help="the same (default: --resolution)")
+    add("--width", type=int, default=0, metavar="N", help="width in pixels, a multiple of 64 (default: --resolution)")
+    add("--height", type=int, default=0, metavar="N", help="height in pixels, the same (default: --resolution)")
     add("--micro-batch", type=int, default=8, metavar="N", help="pictures drawn at once; halved if memory runs out (default 8)")
     add("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu (default auto)")
     return p
@@ -90,7 +90,7 @@ def _draw(options: argparse.Namespace) -> int:
     base = load_base(recipe, dtype=compute.base_dtype, say=say)
     lora.attach(base)
     for prompt in base.without_words(options.prompt):
-        say(f"{prompt!r}: names nothing that {base.name} can draw, so it will be a picture of something else")
+        say(f"{prompt!r}: names nothing that {base.name} can draw, so the picture will show something else")
     sampler = Sampler(base, compute, resolution=options.resolution or recipe.resolution,
                       size=(options.width, options.height), steps=options.sampling_steps, guidance=options.guidance)
     rows = [(prompt, options.seed + k) for prompt in options.prompt for k in range(options.seeds)]

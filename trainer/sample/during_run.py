@@ -36,7 +36,7 @@ class Every:
 
 @dataclass(frozen=True)
 class Samples:
-    """Draws the preview's grid, or the user's own prompts, with the current LoRA, and restores full scale afterwards."""
+    """Draws the preview's grid, or the user's own prompts, with the current LoRA, then restores full scale."""
 
     base: Base
     draw: Callable[[int], None]

@@ -1,4 +1,4 @@
-"""A labelled grid of pictures, rows by columns: the paper's figure 5 and its kin."""
+"""A labelled grid of pictures, rows by columns, like the paper's figure 5."""
 
 from __future__ import annotations
 

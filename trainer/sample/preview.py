@@ -26,8 +26,8 @@ def prompt_for(dataset: Dataset) -> str:
 
 
 def sampler_for(dataset: Dataset, base: Base, compute: Compute, resolution: int) -> Sampler:
-    """Draws in the shape that most of the pictures are learnt in. resolution: 0 for the base's own."""
-    height, width = common_shape(dataset.learnt, resolution or base.resolution)
+    """A sampler for the shape that most training pictures have. resolution: 0 for the base's own."""
+    height, width = common_shape(dataset.without_reg, resolution or base.resolution)
     return Sampler(base, compute, resolution=resolution, size=(width, height))
 
 

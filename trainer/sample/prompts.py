@@ -1,7 +1,7 @@
-"""A person's own sample prompts during a run: a file of lines, and one sheet that grows by a row a time.
+"""The user's own sample prompts during a run: a file with a prompt per line, and one sheet that gets a row each time.
 
 A line is a prompt and, after it, any of kohya's options: `--n` negative prompt, `--w` and `--h` width and height in pixels,
-`--d` seed, `--s` sampling steps, `--l` guidance, `--am` LoRA scale. Lines that are empty or begin with # are left out.
+`--d` seed, `--s` sampling steps, `--l` guidance, `--am` LoRA scale. Empty lines and lines that begin with # are skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHEET = "sheet.png"
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One picture to draw again and again. 0: the sampler's own."""
+    """One picture to draw each time. 0 stands for the sampler's own value."""
 
     text: str
     negative: str = ""
@@ -46,7 +46,7 @@ OPTIONS: dict[str, tuple[str, type[str] | type[int] | type[float]]] = {
 
 
 def read_prompts(path: Path) -> list[SamplePrompt]:
-    """The prompts of a file. UsageError names the line that makes no sense, JobError the file that cannot be read."""
+    """The prompts of a file. UsageError names an invalid line, JobError a file that cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -80,7 +80,7 @@ def _prompt(line: str, where: str) -> SamplePrompt:
 
 
 def write_samples(sampler: Sampler, prompts: list[SamplePrompt], folder: Path, step: int) -> None:
-    """Draw every prompt at optimizer step `step` into `folder`, and its sheet again: a row a step, a column a prompt."""
+    """Draw every prompt at optimizer step `step` into `folder`, and redraw its sheet: a row per step, a column per prompt."""
     for number, prompt in enumerate(prompts):
         pictures = sampler([prompt.text], [prompt.seed], scale=prompt.scale, negative=prompt.negative,
                            size=(prompt.width, prompt.height), steps=prompt.steps, guidance=prompt.guidance)
@@ -89,7 +89,7 @@ def write_samples(sampler: Sampler, prompts: list[SamplePrompt], folder: Path, s
 
 
 def write_sheet(prompts: list[SamplePrompt], folder: Path, last: int) -> None:
-    """All pictures up to optimizer step `last` as one; those of later steps are of a run that was not kept."""
+    """All pictures up to optimizer step `last` as one image; later ones are from steps that a resumed run repeats."""
     steps = sorted({int(path.name.split("-")[1]) for path in folder.glob("prompt-??????-??.png")})
     rows = [[folder / f"prompt-{step:06d}-{number:02d}.png" for number in range(len(prompts))]
             for step in steps if step <= last]

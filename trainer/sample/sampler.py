@@ -26,8 +26,8 @@ MINIATURE_GUIDANCE, MINIATURE_STEPS = 5.0, 12
 class Sampler:
     """Draws pictures with `base.unet`, which may carry an adapter. Text embeddings are computed once per prompt.
 
-    steps, guidance: 0 stands for the base's default, everywhere the same: 25 steps and 7.5, the miniature 12 and 5.
-    size: width and height of a picture in pixels; 0 stands for `resolution`, and that for the base's own.
+    steps, guidance: 0 stands for the base's default: 25 steps and 7.5; for the miniature 12 and 5.
+    size: width and height of a picture in pixels; 0 stands for `resolution`, whose 0 stands for the base's own.
     Pictures that share a seed share their starting noise, whatever the scale.
     """
 
@@ -52,8 +52,8 @@ class Sampler:
                  size: tuple[int, int] = (0, 0), steps: int = 0, guidance: float = 0.0) -> np.ndarray:  # fmt: skip
         """One picture for each of (prompt, seed): uint8 (N, H, W, 3). `scale` weighs the adapter, for all or for each.
 
-        size: width and height in pixels; it, steps and guidance: 0 for the sampler's own. Drawn in halves if memory runs
-        out. JobError if a single picture does not fit.
+        size: width and height in pixels. 0 in size, steps or guidance stands for the sampler's own. The batch is halved if
+        memory runs out; JobError if a single picture does not fit.
         """
         scales = [float(scale)] * len(seeds) if isinstance(scale, int | float) else list(scale)
 
@@ -77,7 +77,7 @@ class Sampler:
         scheduler.set_timesteps(steps or self.steps, device=device)
         x = torch.stack([self.noise(seed, size) for seed in seeds]).to(device) * scheduler.init_noise_sigma
         if adapter.has_adapter(base.text_encoder):
-            self._prompts.clear()  # it may have learnt since
+            self._prompts.clear()  # its weights may have changed since
         texts = torch.cat([self._embedding(some, scales) for some in ([negative] * len(prompts), prompts)]).to(dtype)
         base.unet.to(device)
         with _weighed(base.unet, scales, device):
@@ -92,7 +92,7 @@ class Sampler:
         return self.decode(x)
 
     def _embedding(self, prompts: list[str], scales: list[float]) -> Tensor:
-        """(N, tokens, width); the scale matters where the text encoder has an adapter too."""
+        """(N, tokens, width); depends on the scale if the text encoder has an adapter too."""
         keys = [(prompt, scale if adapter.has_adapter(self.base.text_encoder) else 1.0)
                 for prompt, scale in zip(prompts, scales, strict=True)]
         for prompt, scale in keys:
@@ -113,7 +113,7 @@ class Sampler:
 
 
 def _weighed(unet: UNet, scales: list[float], device: torch.device) -> AbstractContextManager[None]:
-    """The adapter, if there is one, weighed for a batch of len(scales) pictures."""
+    """Scale the adapter, if there is one, for a batch of len(scales) pictures."""
     if not adapter.has_adapter(unet):
         return nullcontext()
     if len(set(scales)) == 1:

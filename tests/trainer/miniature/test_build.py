@@ -1,4 +1,4 @@
-"""The build's own parts: icons, captions, the folded latent scale, and a training that goes on as if never stopped."""
+"""The build's own parts: icons, captions, the folded latent scale, and training resumed as if never stopped."""
 
 from __future__ import annotations
 
