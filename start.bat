@@ -1,5 +1,5 @@
 @echo off
-rem Opens the page. The first time it makes the environment. Folders of pictures may be dropped on this file.
+rem Opens the page; creates the environment first if needed. Folders of pictures may be dropped on this file.
 where uv >nul 2>nul && (uv run --no-project --python 3.12 "%~dp0starter.py" %* & goto end)
 where py >nul 2>nul && (py -3 "%~dp0starter.py" %* & goto end)
 where python >nul 2>nul && (python "%~dp0starter.py" %* & goto end)

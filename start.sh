@@ -1,5 +1,5 @@
 #!/bin/sh
-# Opens the page. The first time it makes the environment. ./start.sh --demo puts the demo's training into the queue.
+# Opens the page; creates the environment first if needed. ./start.sh --demo adds the demo's training to the queue.
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd) || exit 1
 for python in python3.13 python3.12 python3.11 python3 python; do
     if command -v "$python" >/dev/null 2>&1 && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then

@@ -1,6 +1,6 @@
-"""Makes the environment in `.venv` and opens the page: the work of start.sh and start.bat.
+"""Creates the environment in `.venv` and opens the page; run by start.sh and start.bat.
 
-Python 3.10 or later and its standard library; no other program needs to be there. Its arguments go to `python -m trainer.page`.
+Needs only Python 3.10 or later and its standard library. Its arguments go to `python -m trainer.page`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ HERE = Path(__file__).resolve().parent
 OLDEST, NEWEST = (3, 11), (3, 13)
 WHAT = ("-c", "constraints.txt", "-e", ".[page]")
 STAMP = "scribble-lora.installed"
-"""In the environment: a digest of what was installed, so that a second start installs nothing."""
+"""File in the environment with a digest of what was installed, so that a second start installs nothing."""
 BACKEND = "--torch-backend=auto"
-"""uv's: the build of torch for the graphics card of this machine."""
+"""uv's option for the build of torch that fits this machine's graphics card."""
 
 
 TAKES_VALUE = ("--folder", "--work", "--host", "--port", "--cache")
-"""The page's flags that a value follows."""
+"""The page's flags that take a value."""
 
 
 class StarterError(Exception):
@@ -33,13 +33,13 @@ class StarterError(Exception):
 
 @dataclass(frozen=True)
 class Machine:
-    """What the starter finds and does; tests give another one."""
+    """The starter's view of the machine; tests pass another one."""
 
     home: Path
     uv: str | None
     python: tuple[int, int]
     run: Callable[[Sequence[str]], int]
-    """runs a command in `home`, its output on the terminal; its exit status"""
+    """runs a command in `home`, with its output on the terminal, and returns its exit status"""
     say: Callable[[str], None] = print
 
     @property
@@ -56,13 +56,13 @@ class Machine:
 
 
 def wanted(home: Path) -> str:
-    """A digest of all that decides what is installed."""
+    """A digest of everything that determines what is installed."""
     files = b"".join((home / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
     return hashlib.sha256(files + " ".join(WHAT).encode()).hexdigest()
 
 
 def ready(machine: Machine) -> bool:
-    """Whether the environment has what is wanted."""
+    """Whether the environment is up to date."""
     try:
         return machine.interpreter.exists() and machine.stamp.read_text(encoding="utf-8") == wanted(machine.home)
     except OSError:
@@ -70,8 +70,8 @@ def ready(machine: Machine) -> bool:
 
 
 def install(machine: Machine) -> None:
-    """Make the environment and install into it. StarterError where neither uv nor pip can."""
-    machine.say("installing the packages into .venv: once, some minutes, 2 to 8 GB of disk")
+    """Create the environment and install into it. StarterError if neither uv nor pip can."""
+    machine.say("installing the packages into .venv: once, a few minutes, 2 to 8 GB of disk")
     make(machine)
     python = str(machine.interpreter)
     with_uv = [machine.uv] if machine.uv else [python, "-m", "uv"]
@@ -81,20 +81,20 @@ def install(machine: Machine) -> None:
         done = False
     if not done:
         machine.say("uv failed: trying pip, whose own build of torch does not use the graphics card on Windows")
-        if machine.run([python, "-c", "import pip"]):  # an environment of uv's has none
+        if machine.run([python, "-c", "import pip"]):  # environments that uv creates have no pip
             machine.run([python, "-m", "ensurepip"])
         if machine.run([python, "-m", "pip", "install", *WHAT]):
-            raise StarterError("the packages could not be installed: the lines above say why; mend that and start again")
+            raise StarterError("the packages could not be installed: see the lines above, fix the cause and start again")
     machine.stamp.write_text(wanted(machine.home), encoding="utf-8")
 
 
 def make(machine: Machine) -> None:
-    """The environment, unless it is there and its Python starts. One that does not start is made anew."""
+    """Create the environment, unless it exists and its Python starts."""
     old = machine.environment.exists()
     if old and machine.interpreter.exists() and machine.run([str(machine.interpreter), "-c", "pass"]) == 0:
         return
     if old:
-        machine.say(f"the Python in {machine.environment} does not start: making the environment anew")
+        machine.say(f"the Python in {machine.environment} does not start: creating the environment again")
     clear = ["--clear"] if old else []
     if machine.uv:
         span = f">={OLDEST[0]}.{OLDEST[1]},<{NEWEST[0]}.{NEWEST[1] + 1}"
@@ -105,19 +105,19 @@ def make(machine: Machine) -> None:
         raise StarterError(f"Python {'.'.join(map(str, machine.python))} is too {'old' if machine.python < OLDEST else 'new'}: "
                            f"install Python 3.11 to 3.13 from https://www.python.org, or uv from https://docs.astral.sh/uv")
     if machine.run(command):
-        raise StarterError("no environment could be made in .venv: the lines above say why (on Debian and Ubuntu: apt install "
+        raise StarterError("no environment could be created in .venv: see the lines above (on Debian and Ubuntu: apt install "
                            "python3-venv)")
 
 
 def start(machine: Machine, arguments: Sequence[str]) -> int:
-    """Install where needed, then the page; its exit status."""
+    """Install if needed, then run the page; returns its exit status."""
     if not ready(machine):
         install(machine)
     return machine.run([str(machine.interpreter), "-m", "trainer.page", *arguments])
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command in the repository's folder. Ctrl-C is for it: it ends by itself."""
+    """Run a command in the repository's folder. Ctrl-C is left to the command, which ends by itself."""
     child = subprocess.Popen(command, cwd=HERE)
     while True:
         try:
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def as_folders(arguments: Sequence[str]) -> list[str]:
-    """Folders that were dropped on the starter become `--folder`s; relative ones are those of where it was called."""
+    """Folders dropped on the starter become `--folder` options; relative paths start at the current folder."""
     found = []
     for k, word in enumerate(arguments):
         alone = not (k and arguments[k - 1] in TAKES_VALUE)
