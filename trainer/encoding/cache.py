@@ -90,12 +90,13 @@ def _checksum(names: str, tensors: Entry) -> str:
 
 
 def _write(path: Path, names: str, tensors: Entry) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(whole, temporary, metadata={"digests": names, "sha256": _checksum(names, whole)})
+        # not save_file: it writes through a file of its own, which a kill would leave behind under a name that nobody knows
+        temporary.write_bytes(save(whole, {"digests": names, "sha256": _checksum(names, whole)}))
 
 
 def _read(path: Path, wanted: set[str]) -> tuple[list[str], Entry]:
