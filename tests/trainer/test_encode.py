@@ -198,7 +198,7 @@ def test_a_cache_that_cannot_be_written_costs_no_run(base, tmp_path) -> None:
     (tmp_path / "encoded").write_text("a file where the folder should be")
     said: list[str] = []
     assert len(encoded(drawings(3), base, tmp_path, said)) == 3
-    assert said and "not kept" in said[0]
+    assert said and "not cached" in said[0]
 
 
 def test_half_precision_that_overflows_falls_back(base) -> None:
@@ -234,7 +234,7 @@ def test_a_vae_that_makes_nonsense_is_named(base, tmp_path) -> None:
 def test_resolution_must_fit_the_base(base, tmp_path) -> None:
     wide = load_base(Recipe(base=base.name), dtype=torch.float32, say=print)
     wide.vae.register_to_config(block_out_channels=(24, 24, 24, 48, 96))
-    with pytest.raises(UsageError, match="--resolution 64: a multiple of 128"):
+    with pytest.raises(UsageError, match="--resolution 64: expected a multiple of 128"):
         encoded(drawings(1), wide, tmp_path)
 
 
