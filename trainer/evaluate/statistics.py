@@ -53,8 +53,8 @@ def _critical(values: np.ndarray, seed: int, together: bool) -> np.ndarray | flo
     """The half-width of an interval in standard errors.
 
     Below `MANY` rows: Student's t; together: with Bonferroni's correction (Dunn 1961), which needs no estimate of the
-    correlations that so few rows could not give. From `MANY` on: the symmetric bootstrap-t (Hall 1988); together: the
-    quantile of the largest |t| (max-t, Romano & Wolf 2005).
+    correlations that so few rows could not give. From `MANY` on: the symmetric bootstrap-t (Hall 1988); together: balanced
+    (Beran 1988), each scale at the same quantile of its own |t|, so that one with heavy tails does not widen the others.
     """
     count, scales = values.shape
     if count < MANY:
@@ -65,7 +65,11 @@ def _critical(values: np.ndarray, seed: int, together: bool) -> np.ndarray | flo
     variances = np.maximum(drawn @ deviations**2 / count - means**2, 0) * count / (count - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.nan_to_num(np.abs(means) / np.sqrt(variances / count), nan=0.0)
-    return np.asarray(np.quantile(t.max(axis=1) if together else t, LEVEL, axis=0))
+    if not together:
+        return np.asarray(np.quantile(t, LEVEL, axis=0))
+    shares = (t.argsort(axis=0).argsort(axis=0) + 1) / len(t)  # of each scale's own distribution
+    level = np.quantile(shares.max(axis=1), LEVEL)
+    return np.asarray(np.quantile(t, level, axis=0))
 
 
 @lru_cache(maxsize=8)
