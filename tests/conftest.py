@@ -1,4 +1,4 @@
-"""What all tests share: as many threads as there are cores, and a small base."""
+"""Shared by all tests: as many threads as there are cores, and a small base."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; processes t
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Small tensors are slower on several."""
+    """Small tensors are slower with several threads."""
     import torch
 
     before = torch.get_num_threads()
@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SD1.5's layout, small, with random weights, as a diffusers folder. Only to be read."""
+    """A small SD1.5 with random weights, as a diffusers folder. Read-only."""
     from tests.random_base import write_base
 
     return write_base(tmp_path_factory.mktemp("base"))

@@ -1,4 +1,4 @@
-"""Drawings for tests: real ones that ship with the miniature, each turned a little so that no two are the same."""
+"""Drawings for tests: real ones that ship with the miniature, each rotated a little so that no two are the same."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write vocab.json, merges.txt and the rest into `folder` and load it. Words outside the world fall into pieces."""
+    """Write vocab.json, merges.txt and the rest into `folder` and load it. Unknown words are split into pieces."""
     words = {w for name in [*WORDS, *_WORDS] for w in name.split()}
     characters = _bytes_as_characters()
     merges = _merges(sorted(words))
@@ -102,7 +102,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def write_base(folder: Path) -> Path:
-    """The whole of it as a diffusers folder."""
+    """The whole base as a diffusers folder."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(folder / "tokenizer")
     unet().save_pretrained(folder / "unet")

@@ -1,4 +1,4 @@
-"""The node pack, loaded as ComfyUI loads it, and a small stand-in for what of ComfyUI it talks to.
+"""The node pack, loaded as ComfyUI loads it, and a small stand-in for the parts of ComfyUI that it uses.
 
 The stand-in keeps `ModelPatcher`'s contract (clone, add_patches, the names of SD1.5's weights) on a narrow network; its
 arithmetic is the one line that ComfyUI's `LoRAAdapter.calculate_weight` has for plain factors.
@@ -92,7 +92,7 @@ def load_lora(tensors: dict[str, torch.Tensor], to_load: dict[str, str]) -> dict
 
 
 def key_map(scope: str, prefix: str, place: str):
-    """`comfy.lora.model_lora_keys_unet` and `_clip`, which take the map that they add to; the second knows no norms."""
+    """`comfy.lora.model_lora_keys_unet` and `_clip`, which add to the given map; the second leaves out norms."""
 
     known = [m for m in modules().values() if m.scope == scope and not (scope == "text_encoder" and m.is_norm)]
 

@@ -1,4 +1,4 @@
-"""What ComfyUI finds at the door: names, inputs, help, examples, the registry's entry; and that the door costs nothing."""
+"""The pack's entry module: names, inputs, help, examples, the registry's entry; and that it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 IDS = ["ScribbleLoraLoader", "ScribblePrompt", "ScribbleLoraSweep", "ScribbleGrid", "ScribbleLoraInfo", "ScribbleLoraHook",
        "ScribbleLoraStack"]  # fmt: skip
-"""They stand in people's saved workflows: changing one breaks those."""
+"""Saved in users' workflows: changing one breaks them."""
 
 OF_HOST = {
     "CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode", "SaveImage", "PreviewImage",
     "Note", "MarkdownNote",
 }  # fmt: skip
-"""Nodes of every ComfyUI that the examples may use."""
+"""Nodes that every ComfyUI has and the examples may use."""
 
 
 SOCKETS = ("MODEL", "CLIP", "IMAGE", "HOOKS", "LORA_STACK")
@@ -35,7 +35,7 @@ def inputs_of(node) -> dict:
     return {**declared["required"], **declared.get("optional", {})}
 
 
-def test_the_ids_are_the_ids(pack) -> None:
+def test_the_node_ids_never_change(pack) -> None:
     assert list(pack.NODE_CLASS_MAPPINGS) == IDS == list(pack.NODE_DISPLAY_NAME_MAPPINGS)
     assert (ROOT / pack.WEB_DIRECTORY / "scribble_lora.js").is_file()
 
@@ -105,7 +105,7 @@ def test_the_nodes_of_an_example_do_not_overlap(path, renderer) -> None:
         assert apart >= FREE, (one, other)
 
 
-def test_there_are_the_three_examples() -> None:
+def test_there_are_three_examples() -> None:
     assert len(list((ROOT / "example_workflows").glob("*.json"))) == 3
 
 
@@ -120,7 +120,7 @@ print(sorted(name.rpartition(".")[2] for name in ours), sorted(set(sys.modules) 
 """
 
 
-def test_the_door_imports_nothing_but_itself() -> None:
+def test_the_entry_module_imports_nothing_else() -> None:
     command = [sys.executable, "-c", IMPORT, ROOT / "__init__.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
     ours, others = done.stdout.splitlines()
@@ -131,14 +131,14 @@ def test_the_door_imports_nothing_but_itself() -> None:
     assert top <= sys.stdlib_module_names  # no torch, no numpy, no generic name of ours
 
 
-def test_the_door_alone_is_harmless() -> None:
+def test_the_entry_module_alone_is_harmless() -> None:
     done = subprocess.run([sys.executable, ROOT / "__init__.py"], capture_output=True, text=True, cwd="/")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.fixture(scope="module")
 def archive() -> list[str]:
-    """The files that the Comfy Registry would hand out: the repository's, less those of .comfyignore."""
+    """The files that the Comfy Registry would publish: the repository's, without those in .comfyignore."""
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
     if listed.returncode:
         pytest.skip("not a git checkout")

@@ -1,4 +1,4 @@
-"""The names of LoRA files, what is known of a file, and the routes that the page asks."""
+"""The names of LoRA files, the facts about a file, and the routes that the page requests."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_a_missing_file_is_refused_when_queued_with_names_that_are_close(name, p
 
 
 @pytest.mark.parametrize("name", ["sub\\anime.safetensors", "SUB/Anime.safetensors", "sub/anime", "Sub\\ANIME.SAFETENSORS"])
-def test_a_name_that_means_exactly_one_file_is_taken(name, pack, host, part) -> None:
+def test_a_name_that_matches_exactly_one_file_is_accepted(name, pack, host, part) -> None:
     empty_lora(host / "sub/anime.safetensors")
     assert part("lora_files").full_name(name) == "sub/anime.safetensors"
     assert pack.NODE_CLASS_MAPPINGS["ScribbleLoraLoader"].VALIDATE_INPUTS(lora_name=name) is True
     assert part("lora_files").path_of(name) == host / "sub/anime.safetensors"
 
 
-def test_a_name_that_means_two_files_is_not_guessed(host, part) -> None:
+def test_a_name_that_matches_two_files_is_refused(host, part) -> None:
     for file in ("Anime.safetensors", "anime.safetensors"):
         empty_lora(host / file)
     assert part("lora_files").full_name("anime.safetensors") == "anime.safetensors"
@@ -64,7 +64,7 @@ def test_pickles_are_not_listed_and_a_named_one_is_sent_to_the_hosts_own_node(pa
 def test_a_combo_of_names_accepts_a_text_link(pack, host) -> None:
     empty_lora(host / "x.safetensors")
     names = pack.NODE_CLASS_MAPPINGS["ScribbleLoraLoader"].INPUT_TYPES()["required"]["lora_name"][0]
-    differs = operator.ne  # ComfyUI asks whether the type of a link differs from the type of an input
+    differs = operator.ne  # ComfyUI checks whether the type of a link differs from the type of an input
     assert not differs("STRING", names) and differs("MODEL", names)
     assert differs(names, ["y"]) and not differs(names, ["x.safetensors"])
     assert json.dumps(names) == '["x.safetensors"]' and isinstance(names, list)

@@ -1,4 +1,4 @@
-"""From a file of any form to patches on a model: all of it, exactly, or one sentence."""
+"""From a file of any form to patches on a model: completely and exactly, or a one-line error."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_merged_weights_are_exactly_those_that_diffusers_fuses(scale, pack, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_files_are_taken_as_they_are(dtype, pack, host, patcher, unet, factors) -> None:
+def test_half_precision_files_are_not_cast(dtype, pack, host, patcher, unet, factors) -> None:
     for form in FORMS:
         save_file(spelled(form, factors, dtype), host / "x.safetensors", BASE)
         patched = loader(pack).apply(patcher(host_weights(unet, torch.float16)), "x.safetensors", 0.5, 0.8)[0]
@@ -107,7 +107,7 @@ def test_half_precision_files_are_taken_as_they_are(dtype, pack, host, patcher, 
             assert torch.equal(patched.merged(key), base + 0.5 * (up.to(dtype).float() @ down.to(dtype).float()))
 
 
-def test_scale_zero_hands_on_the_very_model_and_reads_nothing(pack, host, patcher, unet) -> None:
+def test_scale_zero_returns_the_same_model_and_reads_nothing(pack, host, patcher, unet) -> None:
     (host / "broken.safetensors").write_bytes(b"no LoRA at all")
     model, clip = patcher(host_weights(unet)), patcher({})
     assert loader(pack).apply(model, "broken.safetensors", 0.0, 0.0, clip)[:2] == (model, clip)
@@ -151,7 +151,7 @@ def test_the_text_encoder_part_goes_to_clip_at_its_own_scale(pack, patcher, with
     assert len(models) == len(clips) == 2 and clips[0] is clip and len(clips[1].patches) == 1
 
 
-def test_a_norm_of_the_text_encoder_is_patched_although_the_hosts_map_leaves_it_out(pack, host, patcher, part) -> None:
+def test_a_norm_of_the_text_encoder_is_patched_although_the_hosts_map_lacks_it(pack, host, patcher, part) -> None:
     name = "text_model.encoder.layers.0.layer_norm1"
     prefix = "lora_te_" + name.replace(".", "_")
     save_file({f"{prefix}.w_norm": torch.ones(768), f"{prefix}.b_norm": torch.ones(768)}, host / "x.safetensors")
@@ -164,14 +164,14 @@ def test_a_norm_of_the_text_encoder_is_patched_although_the_hosts_map_leaves_it_
         part("patching").targets({key: w for key, w in weights.items() if key != bias}, keys, adapter.text_encoder, adapter)
 
 
-def test_a_text_encoder_part_is_not_dropped_in_silence(pack, patcher, with_text_encoder, part) -> None:
+def test_a_text_encoder_part_is_not_dropped_silently(pack, patcher, with_text_encoder, part) -> None:
     with pytest.raises(part("errors").NodeError, match="connect the checkpoint's CLIP .*clip_scale 0 leaves that part off"):
         loader(pack).apply(patcher(with_text_encoder[0]), "te.safetensors", 0.8, 0.8)
     assert loader(pack).apply(patcher(with_text_encoder[0]), "te.safetensors", 0.8, 0.0)[1] is None
 
 
 def broken(kind, good):
-    """A file's bytes, broken in one way, from the bytes of a sound one."""
+    """The bytes of a sound file, broken in one way."""
     length = struct.unpack("<Q", good[:8])[0]
     tensors = {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight": torch.zeros(4, 1280)}
     makers = {
@@ -261,7 +261,7 @@ def test_a_quantised_model_is_not_refused_for_its_packed_shapes(pack, host, patc
         loader(pack).apply(patcher(halved), "x.safetensors", 0.8)
 
 
-def test_another_model_is_refused_whole(pack, host, patcher, unet, factors, part) -> None:
+def test_a_lora_of_another_model_is_refused(pack, host, patcher, unet, factors, part) -> None:
     save_file(spelled("diffusers", factors), host / "x.safetensors", BASE)
     weights = host_weights(unet)
     wider = {key: torch.zeros(3, 3) if "attn2.to_k" in key else weight for key, weight in weights.items()}
@@ -279,7 +279,7 @@ def test_a_lora_of_the_earlier_miniature_is_refused_with_what_to_do(pack, host, 
         loader(pack).apply(patcher({"x": torch.zeros(1)}), "x.safetensors", 0.8)
 
 
-def test_a_host_that_takes_only_some_patches_is_caught(pack, host, patcher, unet, factors, part) -> None:
+def test_a_host_that_applies_only_some_patches_is_an_error(pack, host, patcher, unet, factors, part) -> None:
     save_file(spelled("kohya", factors), host / "x.safetensors", BASE)
     model = patcher(host_weights(unet))
 
@@ -291,8 +291,8 @@ def test_a_host_that_takes_only_some_patches_is_caught(pack, host, patcher, unet
         loader(pack).apply(Forgetful(model.model), "x.safetensors", 0.8, 0.8)
 
 
-def test_what_is_kept_in_memory_serves_a_user_who_trains(pack, host, patcher, unet, factors) -> None:
-    """ComfyUI runs nodes in inference mode, and a tensor made there can never be part of a gradient."""
+def test_cached_tensors_can_be_part_of_a_gradient(pack, host, patcher, unet, factors) -> None:
+    """ComfyUI runs nodes in inference mode, and a tensor created in it cannot take part in autograd."""
     save_file(spelled("diffusers", factors), host / "x.safetensors", BASE)
     with torch.inference_mode():
         patched = loader(pack).apply(patcher(host_weights(unet)), "x.safetensors", 0.8)[0]
@@ -339,7 +339,7 @@ def test_the_file_is_read_once_until_it_changes(pack, host, patcher, unet, facto
     assert all(torch.equal(again.merged(key), merged.merged(key)) for key in merged.patches)  # half of the double
 
 
-def test_a_peft_configuration_and_a_card_count_as_the_file(pack, host, patcher, unet, factors) -> None:
+def test_changes_of_a_peft_configuration_or_a_card_are_noticed(pack, host, patcher, unet, factors) -> None:
     node = pack.NODE_CLASS_MAPPINGS["ScribbleLoraLoader"]
     save_file(spelled("peft", factors), host / "adapter_model.safetensors", BASE)
     seen = {node.IS_CHANGED("adapter_model.safetensors")}

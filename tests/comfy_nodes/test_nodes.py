@@ -39,7 +39,7 @@ def clip(patcher):
 
 
 def change(patched) -> float:
-    """The change of the only weight, in units of a LoRA at scale 1 and value 1."""
+    """The change of the only weight, in units of a LoRA with scale 1 and value 1."""
     return round(float(patched.merged(next(iter(patched.model.weights))).mean()) / 4, 6)
 
 
@@ -65,7 +65,7 @@ def test_one_files_recommendation_never_reaches_another_file(load, host, model) 
         assert (change(patched), used) == (expected, expected)
 
 
-def test_a_card_above_the_slider_is_used_as_it_is_and_an_absurd_one_refused(load, host, model, part) -> None:
+def test_a_card_beyond_the_slider_is_used_and_an_absurd_one_refused(load, host, model, part) -> None:
     lora(host / "a.safetensors")
     (host / "a.json").write_text(json.dumps({"preferred weight": 3.5}))
     patched, *_, used = load(model=model, lora_name="a.safetensors", scale=0.1, use_recommended_scale=True)
@@ -108,7 +108,7 @@ def test_the_outputs_of_saved_links_keep_their_places(pack) -> None:
 
 @pytest.fixture
 def page(monkeypatch) -> list[tuple[str, object, str]]:
-    """What the server sends to the page: event, data, client."""
+    """The server's messages to the page: event, data, client."""
     sent: list[tuple[str, object, str]] = []
     instance = SimpleNamespace(client_id="browser", send_sync=lambda *message: sent.append(message))
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
@@ -122,7 +122,7 @@ def page(monkeypatch) -> list[tuple[str, object, str]]:
     (False, torch.zeros(4), ""),
     (True, torch.zeros(4, dtype=torch.uint8), ""),
 ])  # fmt: skip
-def test_a_lora_on_the_other_checkpoint_is_applied_and_this_is_told(
+def test_a_lora_on_the_other_checkpoint_is_applied_with_a_notice(
     of_miniature, bias, said, load, host, model, pack, part, page, caplog
 ) -> None:  # fmt: skip
     lora(host / "a.safetensors", metadata={"scribble_base": "miniature"} if of_miniature else {})
@@ -162,7 +162,7 @@ def test_a_stack_is_the_loaders_one_after_the_other(stack, load, host, model, cl
     assert not model.patches and not clip.patches
 
 
-def test_a_stack_takes_and_gives_the_common_list(stack, host, model) -> None:
+def test_a_stack_accepts_and_returns_the_common_list(stack, host, model) -> None:
     lora(host / "a.safetensors", recommended=0.25)
     other_pack = [("a", 1.0, 0.5)]
     nothing, no_clip, stacked, _ = stack(lora_stack=other_pack, lora_1="a.safetensors", scale_1=0.5)

@@ -1,4 +1,4 @@
-"""The page's script, run by node with a small stand-in for ComfyUI's page: what it changes in a node, and when."""
+"""The page's script, run by node with a small stand-in for ComfyUI's page: its changes to a node, and when."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ export const api = { apiURL: (path) => path, async fetchApi(path) {
 
 @pytest.fixture
 def page(tmp_path):
-    """`page("code")` runs code in the stand-in and gives what it passes to `console.log(JSON.stringify(…))`."""
+    """`page("code")` runs code in the stand-in and returns the value that it logs with `console.log(JSON.stringify(…))`."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
@@ -110,7 +110,7 @@ def test_moving_a_slider_switches_the_toggle_off(page) -> None:
       console.log(JSON.stringify(of(node, "use_recommended_scale").value))""") is False
 
 
-def test_a_number_beyond_the_slider_widens_it_and_is_not_cut(page) -> None:
+def test_a_number_beyond_the_slider_widens_it_and_is_not_clipped(page) -> None:
     fresh, loaded, typed, back = page("""
       const node = create("ScribbleLoraLoader"), scale = of(node, "scale");
       const ends = () => [scale.options.min, scale.options.max];

@@ -129,7 +129,7 @@ def test_the_hosts_own_way_is_the_same_for_kohya_and_nothing_for_diffusers(pack,
 
 
 def test_every_layer_of_the_unet_can_be_patched(pack, comfy, unet, part, loras) -> None:
-    """So no map of our own is needed beside ComfyUI's."""
+    """So we need no map of our own beside ComfyUI's."""
     weights = unet.model.state_dict()
     shapes = {name: tuple(weights[f"diffusion_model.{module.ldm}.weight"].shape)
               for name, module in modules().items() if module.scope == "unet" and not module.is_norm}  # fmt: skip
@@ -222,7 +222,7 @@ def test_the_miniature_is_known_by_its_weights_in_the_loader_and_the_hook(
     layer.bias.data.copy_(before)
 
 
-def test_hooks_are_chained_and_a_wrong_model_stops_the_sampling(pack, comfy, hooks, unet, factors, loras, part) -> None:
+def test_hooks_are_chained_and_a_wrong_model_is_an_error(pack, comfy, hooks, unet, factors, loras, part) -> None:
     node = pack.NODE_CLASS_MAPPINGS["ScribbleLoraHook"]()
     save_file(spelled("peft", factors), loras / "x.safetensors", NARROW)
     (loras / "x.json").write_text(json.dumps({"preferred weight": 0.5}))

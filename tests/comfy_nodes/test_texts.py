@@ -1,4 +1,4 @@
-"""The parts that know no host: scales, prompt, sheet, advice."""
+"""The parts that need no host: scales, prompt, sheet, advice."""
 
 from __future__ import annotations
 

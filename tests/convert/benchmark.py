@@ -1,7 +1,7 @@
 """`python tests/convert/benchmark.py`: a conversion's speed against a plain file copy and against diffusers' own function.
 
-Everything is measured in one run, turn by turn, so that the ratios hold on a machine of any speed. A whole process is
-timed, from start to exit, and its peak memory is its own. Copies are flushed to disk as conversions are.
+Everything is measured in one run, in turns, so that the ratios hold on a machine of any speed. Each measurement times a whole
+process, from start to exit, with its peak memory. Copies are flushed to disk, as conversions are.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _time(code: str, *arguments: Path) -> tuple[float, int]:
 
 
 def measure(source: Path, runs: int) -> list[tuple[str, float, int]]:
-    """(what, median seconds, peak bytes) of each contender that runs here."""
+    """(name, median seconds, peak bytes) of each contender that runs here."""
     contenders = {
         "python start alone": "",
         "plain file copy": COPY,

@@ -1,4 +1,4 @@
-"""LoRA files of every form, spelled by hand, apart from the code under test, and written by the safetensors library."""
+"""LoRA files of every form, spelled independently of the code under test, and written by the safetensors library."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ SPELLINGS: dict[str, Spell] = {
     "unprefixed": _dotted("", "", ".lora_A.weight", ".lora_B.weight"),
     "unprefixed, diffusers": _dotted("", "", ".lora.down.weight", ".lora.up.weight"),
 }
-"""Every form that must be read. Those with `alpha` in `ALPHA_FORMS` have room for it."""
+"""Every form that must be read. Those in `ALPHA_FORMS` can store alpha."""
 
 ALPHA_FORMS = [name for name in SPELLINGS if name.startswith(("kohya", "comfyui"))]
 
@@ -138,7 +138,7 @@ def maker() -> Maker:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """These tensors are small: threads would only wait for each other."""
+    """These tensors are small: several threads would only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

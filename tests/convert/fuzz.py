@@ -1,9 +1,9 @@
-"""`python tests/convert/fuzz.py --rounds 100000`: mutated files through `convert`; prints what became of them.
+"""`python tests/convert/fuzz.py --rounds 100000`: runs mutated files through `convert` and prints the outcomes.
 
 Most mutants are sound containers with odd contents, so that they get past the container's own checks: other shapes,
-dtypes, values, names, metadata, adapter configurations, parts that do not belong together. Every one must be converted to a
-file that convert itself finds sound (or to one whose numbers are none, and that is said), or refused in one line; none may
-take longer than `--slowest` CPU-seconds.
+dtypes, values, names, metadata, adapter configurations, parts that do not fit together. Every one must be converted to a file
+that convert itself finds sound (or whose NaN it reports), or refused in one line; none may take longer than `--slowest`
+CPU-seconds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def contents(draw: random.Random) -> tuple[dict[str, tuple[str, list[int], bytes
 
 
 def pair(draw: random.Random, style: str) -> list[Any]:
-    """Suffixes of one module: as a rule the two factors of a style, sometimes more or others."""
+    """Suffixes of one module: usually the two factors of a form, sometimes more or others."""
     rows = [row for row in SUFFIXES if row.style == style and row.part in ("down", "up")][:2]
     if draw.random() < 0.5:
         rows += [row for row in SUFFIXES if row.part == "alpha"]
@@ -109,7 +109,7 @@ def packed(tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str,
 
 
 def damaged(draw: random.Random, data: bytes) -> bytes:
-    """A few bytes changed, most of them in the header; the length in front follows."""
+    """Change a few bytes, most of them in the header, and update the header's length."""
     changed = bytearray(data)
     header = 8 + int.from_bytes(data[:8], "little")
     for _ in range(draw.choice((1, 2, 5))):
@@ -124,7 +124,7 @@ def damaged(draw: random.Random, data: bytes) -> bytes:
 
 
 def one(draw: random.Random, folder: Path) -> str:
-    """What became of one mutant. Raises what must not be raised."""
+    """The outcome of one mutant. Raises errors that must not occur."""
     source, target = folder / "in.safetensors", folder / "out"
     data = packed(*contents(draw))
     source.write_bytes(damaged(draw, data) if draw.random() < 0.15 else data)

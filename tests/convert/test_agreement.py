@@ -1,6 +1,6 @@
-"""What others' code makes of our files: diffusers' loaders and peft give the same network from every form.
+"""Our files in other libraries: diffusers' loaders and peft give the same network from every form.
 
-A narrow UNet with Stable Diffusion 1.5's module names stands for the base; the metadata says so.
+The base is a narrow UNet with Stable Diffusion 1.5's module names; the metadata says so.
 """
 
 import copy
@@ -93,7 +93,7 @@ def _save(network, config, path, prefix="base_model.model.", **extra):
 
 
 def _load_into_unet(unet, file):
-    """Through the door that `pipeline.load_lora_weights` uses."""
+    """Loaded with the function that `pipeline.load_lora_weights` uses."""
     network = copy.deepcopy(unet)
     state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
         str(file), unet_config=network.config, return_lora_metadata=True

@@ -18,7 +18,7 @@ CHOSEN = [
 
 
 def _checkpoint(path, dtype):
-    """The chosen layers as an LDM checkpoint has them, and others that no LoRA touches."""
+    """The chosen layers of an LDM checkpoint, and others that no LoRA changes."""
     torch.manual_seed(0)
     tensors = {"first_stage_model.conv.weight": torch.randn(3, 3), "betas": torch.arange(9, dtype=torch.float64)}
     for name in CHOSEN:

@@ -1,4 +1,4 @@
-"""The web UI's card: one reader and one writer for everybody; what somebody wrote is never lost."""
+"""The web UI's card: one reader and one writer; the user's text is never lost."""
 
 import json
 

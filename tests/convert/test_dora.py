@@ -1,4 +1,4 @@
-"""DoRA: what passes unchanged, what is refused and why."""
+"""DoRA: what is kept, what is refused and why."""
 
 import json
 
@@ -11,7 +11,7 @@ from convert.sd15 import modules
 
 LINEAR = modules()[
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-]  # square: only the shape tells the axis
+]  # square: only the magnitude's shape shows the axis
 CONV = modules()["down_blocks.0.resnets.0.conv1"]
 
 

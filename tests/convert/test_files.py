@@ -1,4 +1,4 @@
-"""Atomic writing: whole or not at all, and nothing of the user's lost."""
+"""Atomic writing: whole or not at all, and no loss of the user's files."""
 
 import os
 import signal
@@ -91,7 +91,7 @@ def test_a_link_stays_a_link(tmp_path):
 
 
 def test_a_target_that_a_host_holds_open_is_kept_and_the_new_file_named(tmp_path, monkeypatch):
-    """What Windows does: os.replace onto an open file raises PermissionError."""
+    """As on Windows, where os.replace onto an open file raises PermissionError."""
     target, replace = tmp_path / "lora.safetensors", os.replace
     write_text(target, "old")
 

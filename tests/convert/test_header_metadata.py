@@ -1,4 +1,4 @@
-"""Metadata: hashes as kohya computes them, what hosts look for, nothing stale, nothing lost."""
+"""Metadata: hashes as kohya computes them, the keys that hosts read, nothing stale, nothing lost."""
 
 import hashlib
 import io
@@ -86,7 +86,7 @@ def test_keys_are_sorted_and_the_data_is_aligned(source, tmp_path):
 
 
 def test_diffusers_own_alpha_does_not_linger_in_other_forms(source, tmp_path):
-    """A stale one would speak against the alphas of the file that it came to."""
+    """A stale one would contradict the alphas of the new file."""
     convert.convert_file(source, tmp_path / "d.safetensors", to="diffusers", alpha=8)
     assert "lora_adapter_metadata" in _read(tmp_path / "d.safetensors")
     convert.convert_file(tmp_path / "d.safetensors", tmp_path / "k.safetensors")
@@ -105,7 +105,7 @@ def test_another_base_says_so_and_is_never_taken_for_sd1(maker, tmp_path):
         report = convert.convert_file(source, tmp_path / form, to=form, metadata=given)
         assert report.base == "like_sd_v1"
         assert any("like_sd_v1" in str(note) for note in report.notes)
-        lora = convert.read(tmp_path / form)  # from now on the file itself says it
+        lora = convert.read(tmp_path / form)  # from now on the file's own metadata says it
         assert lora.base == "like_sd_v1"
         assert lora.metadata["modelspec.architecture"] == "like-sd-v1/lora"
         assert lora.modules[chosen[0].name].shape == (16, 16)
@@ -174,7 +174,7 @@ def test_convert_bytes_is_the_file(source, tmp_path):
 
 
 def test_any_mapping_of_names_is_not_shared(source):
-    """Two reads are two objects: a caller cannot change what another got."""
+    """Two reads return two objects: a caller cannot change another's."""
     assert convert.read(source).metadata is not convert.read(source).metadata
 
 

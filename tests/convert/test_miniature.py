@@ -1,4 +1,4 @@
-"""The miniature and its LoRAs, told apart from Stable Diffusion 1.5's, whose names and shapes they have."""
+"""The miniature and its LoRAs are distinguished from Stable Diffusion 1.5's, whose names and shapes they have."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""ΔW of every network against LyCORIS's own code; reduced, merged and extracted against linear algebra by others."""
+"""ΔW of every network against LyCORIS's own code; reduce, merge and extract against other libraries' linear algebra."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""peft's configuration: settings that change what the factors mean are refused; the pattern that peft takes is taken."""
+"""peft's configuration: settings that change the factors' meaning are refused; patterns are matched as peft does."""
 
 import json
 

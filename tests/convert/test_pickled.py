@@ -1,4 +1,4 @@
-"""PyTorch's files: read as torch reads them, and nothing in them is run."""
+"""PyTorch's files: read as torch reads them, without running any of their code."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Files as other programs write them: OneTrainer, SimpleTuner, diffusers' own conversion, inpainting models, free words."""
+"""Files as other programs write them: OneTrainer, SimpleTuner, diffusers' own conversion, inpainting models, free text."""
 
 import pytest
 import torch

@@ -29,7 +29,7 @@ def base(random_base: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of random weights that looks at 32 pixels, with OpenAI's normalisation."""
+    """A CLIP with random weights for 32-pixel pictures, with OpenAI's normalisation."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     from tests.random_base import build_tokenizer

@@ -1,7 +1,7 @@
 """Simulated coverage of the report's intervals: `python tests/evaluate/simulated_coverage.py`; the suite runs a short one.
 
-Categories differ (a random effect), pictures within one differ again, scales of a picture are correlated. The truth is
-known, so the share of intervals that hold it can be counted.
+Categories differ (a random effect), pictures within a category differ too, scales of a picture are correlated. The true value
+is known, so the share of intervals that contain it can be counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def pictures(rng: np.random.Generator, categories: int, each: int, intraclass: f
 
 def coverage(repeats: int, categories: int, *, each: int = 4, intraclass: float = 0.71, along: float = 0.8,
              skewed: bool = False, together: bool = False, seed: int = 0) -> float:  # fmt: skip
-    """The share of intervals that hold the truth, 0; together: of repeats in which all of them do."""
+    """The share of intervals that contain the true value, 0; together: of repeats in which all of them do."""
     held = []
     for k in range(repeats):
         values = pictures(np.random.default_rng([seed, k]), categories, each, intraclass, along, skewed).mean(axis=1)
@@ -39,7 +39,7 @@ def coverage(repeats: int, categories: int, *, each: int = 4, intraclass: float 
 
 
 def two_stage(repeats: int, categories: int, *, each: int = 4, intraclass: float = 0.0, seed: int = 0) -> float:
-    """Coverage of what is not done here: percentiles of resampled categories with pictures resampled within them."""
+    """Coverage of a method that is not used: percentiles over resampled categories with pictures resampled within them."""
     held = []
     for k in range(repeats):
         rng = np.random.default_rng([seed, k])
@@ -54,7 +54,7 @@ def two_stage(repeats: int, categories: int, *, each: int = 4, intraclass: float
 def recommended(repeats: int, categories: int, *, effect: float = 0.0, along: float = 0.0, seed: int = 0) -> float:
     """The share of LoRAs for which a scale is recommended. Without an `effect` each is noise and should get none.
 
-    along: how alike the noise of neighbouring scales is; 0, the default, is the hardest, because ten draws are tried.
+    along: correlation of the noise of neighbouring scales; 0, the default, is the hardest, because there are ten tries.
     """
     scales = [round(0.1 * k, 1) for k in range(SCALES + 1)]
     found = 0

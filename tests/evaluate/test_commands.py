@@ -1,4 +1,4 @@
-"""Every command has help, without loading torch; its options stand in the docs, and mean the same in all commands."""
+"""Every command has help, without loading torch; its options are in the docs, and mean the same in all commands."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_table_of_commands_is_true() -> None:
             assert users == {name for name in listed.get(word, ()) if name in ours}, word
 
 
-def test_a_console_shows_escaped_what_it_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_a_console_cannot_show_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="\n")
     monkeypatch.setattr(sys, "stdout", console)
 

@@ -1,4 +1,4 @@
-"""A batch may mix scales: each picture equals the one drawn alone, scale 0 is the base, and seeds determine the noise."""
+"""A batch may mix scales: each picture equals the same one drawn alone, scale 0 is the base, seeds determine the noise."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_every_form_of_a_lora_is_the_same_adapter(recipe: Recipe, lora: Path, tm
     assert np.abs(full.astype(int) - half).mean() < 2
 
 
-def test_what_does_not_fit_is_one_line(recipe: Recipe, lora: Path, tmp_path: Path) -> None:
+def test_a_lora_that_does_not_fit_is_one_line(recipe: Recipe, lora: Path, tmp_path: Path) -> None:
     base = load_base(recipe, dtype=torch.float32, say=print)
     base.unet = torch.nn.ModuleDict({"conv_in": torch.nn.Conv2d(4, 8, 3)})
     with pytest.raises(JobError, match=r"tiny.safetensors: does not fit the base .*give --base the model"):

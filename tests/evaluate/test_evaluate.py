@@ -45,7 +45,7 @@ def finished(made: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def report(finished: Path, tmp_path: Path) -> dict:
-    """The report, of which `tmp_path`/report is this test's own copy."""
+    """The report; `tmp_path`/report is this test's own copy."""
     shutil.copytree(finished, tmp_path / "report")
     return json.loads((finished / "report.json").read_text())
 
@@ -83,7 +83,7 @@ def test_numbers_are_those_of_the_pictures_by_hand(report: dict, recipe: Recipe,
     assert report["recommended"]["best"] == [0, 0.5, 1][best] and report["recommended"]["categories"] == len(everything) == 4
 
 
-def test_the_report_says_and_shows_everything(report: dict, tmp_path: Path) -> None:
+def test_the_report_contains_every_number_and_picture(report: dict, tmp_path: Path) -> None:
     out = tmp_path / "report"
     unseen = {subject["name"] for subject in report["groups"]["unseen"]["subjects"]}
     assert unseen <= {"star", "sun"} and report["groups"]["unseen"]["similarity"]["n"] == 3
@@ -169,7 +169,7 @@ def test_write_puts_the_scale_where_hosts_look_and_keeps_the_rest(
     assert "is not valid JSON" in capsys.readouterr().err
 
 
-def test_bad_requests_are_one_line(lora: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_options_are_one_line(lora: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from PIL import Image as Pictures
 
     own = tmp_path / "own"
@@ -209,7 +209,7 @@ def test_every_number_is_in_the_json_and_the_csv(report: dict, tmp_path: Path) -
 
 
 def test_links_to_pictures_are_quoted(report: dict) -> None:
-    """Names of our own need none, a person's folder might: the page quotes whatever stands in the report."""
+    """Our own names need no quoting, a user's folder might: the page quotes every path in the report."""
     report["groups"]["seen"]["subjects"][0]["pictures"][0] = "pictures/50% #1 & co.png"
     html = page(report | {"grids": {}}, {}, {})
     assert "href='pictures/50%25%20%231%20%26%20co.png'" in html
@@ -223,7 +223,7 @@ def test_the_held_out_loss_is_measured_on_held_out_drawings(report: dict, recipe
 
 
 def test_references_are_those_that_training_held_out(recipe: Recipe, tmp_path: Path) -> None:
-    """Also of categories with fewer drawings than are asked for."""
+    """Also for categories with fewer drawings than requested."""
     many = replace(recipe, data="doodles", categories="apple,sun", per_category=60)
     trained = {example.digest for example in load_dataset(many, cache=tmp_path, say=print).train}
     plan = make_plan(Settings(per_scale=4, prompts=4).settled("like_sd_v1"), many, side=64, cache=tmp_path,

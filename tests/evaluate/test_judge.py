@@ -50,7 +50,7 @@ def test_similarity_is_the_mean_cosine_with_the_references() -> None:
     torch.testing.assert_close(similarity(unit(a), unit(b)), expected)
 
 
-def test_what_is_no_clip_is_one_line(clip: Path, base: Path, tmp_path: Path) -> None:
+def test_folders_without_a_clip_are_one_line(clip: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--clip /no/where: there is no such folder"):
         Judge("/no/where", "--clip", CPU, print)
     with pytest.raises(JobError, match="model_type 'clip_text_model', not 'clip'"):
@@ -123,7 +123,7 @@ for name in sys.argv[1:]:
 """
 
 
-def test_the_hub_s_cache_is_enough_and_without_it_there_is_one_line(clip: Path, tmp_path: Path) -> None:
+def test_the_hubs_cache_is_enough_and_without_it_there_is_one_line(clip: Path, tmp_path: Path) -> None:
     """In a subprocess, with an unreachable hub."""
     model = tmp_path / "hub" / "models--someone--a-clip"
     shutil.copytree(clip, model / "snapshots" / "c0ffee")

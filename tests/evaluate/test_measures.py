@@ -1,4 +1,4 @@
-"""Ink distance orders known cases; scales are read as people write them."""
+"""Ink distance orders known cases; scales are read as users write them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_ink_distance_orders_known_cases() -> None:
     red = [np.maximum(picture, np.array([214, 0, 0], dtype=np.uint8)) for picture in new]
     assert near < median(red) < photo  # the right lines in the wrong colour
     assert median([255 - picture for picture in new]) > max(between.values())
-    assert ink.distance(np.full((64, 64, 3), 255, np.uint8)) > min(between.values())  # white paper is no scribble
+    assert ink.distance(np.full((64, 64, 3), 255, np.uint8)) > min(between.values())  # white paper is not a scribble
     assert abs(median(doodles(2, side=512)) - near) < 0.1  # whatever the resolution
 
 
@@ -67,6 +67,6 @@ def test_scales_as_a_person_writes_them() -> None:
 
 @pytest.mark.parametrize("text", [",", "a", "0:1", "0:1:0", "0:1:-1", "1:0:0.1", "0,3", "nan", "0:inf:0.1", "-1",
                                   "0:1:0.00005", "0:2:1e-9", "0"])
-def test_scales_that_make_no_sense(text: str) -> None:
+def test_invalid_scales(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--scales .*expected"):
         Settings(scales=text)

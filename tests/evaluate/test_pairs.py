@@ -1,4 +1,4 @@
-"""Step and scale together, and two reports side by side: rules on known numbers, and a run from end to end."""
+"""Step and scale together, and two reports side by side: rules on known numbers, and a complete run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCALES = [0.0, 0.5, 1.0]
 
 
 def report(means: list[float], *, seed: int = 0, prompt: float = 0.0, copies: bool = False, name: str = "a") -> dict[str, Any]:
-    """Ten categories, two pictures each, whose similarities have these means; categories lie at levels of their own."""
+    """Ten categories, two pictures each, whose similarities have these means; each category has its own level."""
     rng = np.random.default_rng(7)
     level, jitter = rng.normal(0, 0.1, 10), np.random.default_rng(seed)
     subjects = [{"name": f"c{k // 2}", "prompt": f"a scribble of c{k // 2}", "seed": k,

@@ -1,4 +1,4 @@
-"""The miniature's judge does what a CLIP does for the evaluation, and says what it cannot read."""
+"""The miniature's judge replaces a CLIP in the evaluation, and reports unknown words."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_both_scores_tell_words_apart() -> None:
     assert judge.images([np.full((side, side, 3), 255, np.uint8) for side in (64, 96, 128)]).shape == (3, 128)
 
 
-def test_unknown_words_are_said_once() -> None:
+def test_unknown_words_are_reported_once() -> None:
     said: list[str] = []
     judge = find_judge("miniature", "--clip", CPU, said.append)
     judge.texts(["a scribble of apple", "a gloomy apple in a wild storm"])

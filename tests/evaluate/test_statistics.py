@@ -1,4 +1,4 @@
-"""Intervals hold the truth as often as they claim, Student's t is the tables', rules are those of their sources."""
+"""Intervals have their nominal coverage, Student's t agrees with tables, rules agree with their sources."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_the_nearest_of_some_drawn_at_random_is_the_mean_over_all_draws() -> Non
 
 
 def test_what_is_near_to_every_drawing_is_not_a_copy() -> None:
-    """A category's middle is nearer to training drawings than held-out ones are, and as near to held-out ones."""
+    """A picture in a category's middle is nearer to training drawings than held-out ones are, and as near to those."""
     def unit(features: np.ndarray) -> torch.Tensor:
         return torch.nn.functional.normalize(torch.from_numpy(features), dim=-1)
 

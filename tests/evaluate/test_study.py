@@ -65,7 +65,7 @@ def test_every_table_that_comes_along_is_sound() -> None:
     ("[[row]]\nrank = 1", "two or more"), ("[[row]]\nrank = 1\n[[row]]\nrank = 1", "two rows are called 'rank 1'"),
     ("[recipe]\nflip = 1", "flip is 1; expected true or false"),
 ])  # fmt: skip
-def test_a_table_that_makes_no_sense_is_one_line(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture) -> None:
+def test_an_invalid_table_is_one_line(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "table.toml"
     path.write_text(text)
     assert main([str(path), "--out", str(tmp_path / "out")]) in (1, 2)
@@ -107,7 +107,7 @@ def test_a_checkpoint_as_a_file_is_the_run_at_that_step(base: Path, made: Path, 
 
 @pytest.fixture
 def within(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Rows' commands run in this process, which spares their imports; what was run is listed."""
+    """Runs the rows' commands in this process, which saves their imports; lists them."""
     from trainer.__main__ import main as train
     from trainer.evaluate.__main__ import main as evaluate
 
@@ -155,14 +155,14 @@ def test_a_row_that_fails_is_a_line_of_the_table(
     assert "| no such | failed: trainer.evaluate failed |" in text and "| its own | " in text
 
 
-def test_a_failed_command_says_why(tmp_path: Path) -> None:
+def test_a_failed_command_reports_the_reason(tmp_path: Path) -> None:
     lacking = tmp_path / "no.safetensors"
     run_module(tmp_path, "trainer.evaluate", lacking, "--out", tmp_path / "r")
     said = (tmp_path / "failed.txt").read_text()
     assert said == f"trainer.evaluate: {lacking}: there is no such file: give a LoRA, .safetensors"
 
 
-def test_a_study_in_which_all_fails_has_a_table(tmp_path: Path) -> None:
+def test_a_study_whose_rows_all_fail_has_a_table(tmp_path: Path) -> None:
     study = Study("why?", "x", read_table("drawings", {}, {}).rows[:1], 0, {})
     row = {"name": "a | b", "line": "a | b", "series": "", "x": None, "failed": "because"}
     assert "a \\| b | failed: because" in write_outcome(study, [row], tmp_path)
@@ -213,7 +213,7 @@ def test_seeds_are_taken_together_and_rows_compared_paired(tmp_path: Path) -> No
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
-def test_a_row_over_the_command_line_is_said() -> None:
+def test_a_row_that_overrides_the_command_line_is_reported() -> None:
     assert read_table("rank-and-targets", {}, {"rank": 2}).notes[0] == (
         "row 'rank 1, attention' has its own rank, 1, which overrides --rank 2")
     assert read_table("rank-and-targets", {}, {"seed": 2}).notes == []
@@ -260,7 +260,7 @@ sys.exit(exit_status("study", work, stopped="stopped"))
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_is_passed_on_and_waited_for(tmp_path: Path, number: signal.Signals) -> None:
-    """The study says "stopped" only when its row's command has saved."""
+    """The study prints "stopped" only after its row's command has saved."""
     (tmp_path / "saver.py").write_text(CHILD)
     root, state = Path(__file__).parents[2], tmp_path / "state.txt"
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.PIPE, text=True,

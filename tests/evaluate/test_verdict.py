@@ -1,4 +1,4 @@
-"""LoRAs whose truth is known get the right verdict: noise, negated, copied, plateau, one scale, prompt lost."""
+"""LoRAs of known quality get the right verdict: noise, negated, copied, plateau, one scale, prompt lost."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_one_scale_is_called_the_only_one_and_a_rising_curve_rising() -> None:
     assert verdict_of([0.4, 0.9, 0.6])["verdict"] == "best"
 
 
-def test_the_prompt_has_a_vote() -> None:
+def test_a_scale_that_loses_the_prompt_is_not_recommended() -> None:
     kept = verdict_of([0.4, 0.6, 0.7, 0.9], prompt=[25, 25, 25, 25.1])
     assert (kept["scale"], kept["verdict"]) == (1.0, "end")
     lost = verdict_of([0.4, 0.6, 0.7, 0.9], prompt=[25, 25, 24.98, 21])
@@ -78,7 +78,7 @@ def test_the_prompt_has_a_vote() -> None:
 
 
 def test_the_prompt_is_kept_where_real_pictures_follow_it_no_better() -> None:
-    """A scribble of an apple is less of an apple to a CLIP than the base's photo of one, and so is a person's."""
+    """CLIP rates a scribble of an apple below the base's photo of one, and a human's scribble too."""
     means, prompt = [0.4, 0.6, 0.9, 0.8], [30, 28, 25, 21]
     assert verdict_of(means, prompt=prompt, own=25)["scale"] == 0.625
     assert verdict_of(means, prompt=prompt, own=30)["verdict"] == "prompt lost"
@@ -102,7 +102,7 @@ def test_without_a_recommendation_nothing_is_written(name: str, lora: Path) -> N
     assert (lora.read_bytes(), lora.with_suffix(".json").read_bytes()) == before
 
 
-# ---- by pictures: what a LoRA of known truth would have drawn, measured by the program's own parts ----
+# ---- by pictures: those that a LoRA of known quality would draw, measured by the program's own parts ----
 
 
 class Truth(Protocol):
@@ -115,7 +115,7 @@ def fresh(subject: Subject) -> np.ndarray:
 
 
 def photo(subject: Subject) -> np.ndarray:
-    """A base that does not know the style: colour on a dark ground."""
+    """A base without the style: colour on a dark background."""
     rng = np.random.default_rng([7, subject.seed])
     return np.clip(rng.normal([90, 40, 20], 12, (64, 64, 3)) + 80 * (fresh(subject) < 128), 0, 255).astype(np.uint8)
 
@@ -200,7 +200,7 @@ def test_pictures_of_a_plateau_and_of_one_scale(wide: Recipe, tmp_path: Path) ->
     assert measured(plateau, wide, SmallJudge("--clip", print), tmp_path / "one", [1.0])["recommended"]["verdict"] == "only"
 
 
-def test_copies_are_found_out(wide: Recipe, judge: Judge, tmp_path: Path) -> None:
+def test_copies_are_detected(wide: Recipe, judge: Judge, tmp_path: Path) -> None:
     report = measured(copied, wide, judge, tmp_path, SCALES)
     assert report["groups"]["seen"]["nearest_training"]["copies"] == [False, True, True]
     assert report["recommended"]["verdict"] == "copies" and report["recommended"]["scale"] is None

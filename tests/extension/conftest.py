@@ -1,4 +1,4 @@
-"""The extension's pure modules, and a web UI as far as the extension sees one: Gradio that records, `modules`, `networks`."""
+"""The extension's pure modules, and a stand-in for a web UI: a recording Gradio, `modules` and `networks`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PURE = ("arguments", "cards", "failures", "generation", "import_files", "infotex
 
 
 class Component:
-    """Any Gradio component, container or Blocks: what it was given, and the events bound to it."""
+    """Any Gradio component, container or Blocks: its arguments, and the events bound to it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.arguments, self.options, self.events = arguments, options, {}
@@ -59,7 +59,7 @@ class Script:
 
 
 class Processing(SimpleNamespace):
-    """What the hooks get, with its prompts set up."""
+    """The hooks' processing object, with its prompts set up."""
 
     def __init__(self, *prompts: str, batch_size: int = 1, **more: Any) -> None:
         super().__init__(all_prompts=list(prompts), all_negative_prompts=[""] * len(prompts), main_prompt=prompts[0],
@@ -72,9 +72,9 @@ class Processing(SimpleNamespace):
         """The web UI's order of hooks in `process_images_inner`.
 
         Args:
-            expand: what another extension does to the prompts after our `process`.
-            late: what another extension does to a batch's prompts after our `before_process_batch`.
-            load: what the web UI does with a batch's prompts.
+            expand: another extension's change to the prompts after our `process`.
+            late: another extension's change to a batch's prompts after our `before_process_batch`.
+            load: the web UI's loading of a batch's LoRAs.
         """
         script.process(self, *args)
         if expand is not None:
@@ -94,7 +94,7 @@ class Processing(SimpleNamespace):
 
 
 class WebUI:
-    """The stand-in's modules, to be put into `sys.modules`, and what the extension has told it."""
+    """The stand-in's modules, for `sys.modules`, and the messages that it received from the extension."""
 
     def __init__(self, folder: Path, gradio: str = "3.41.2") -> None:
         self.folder, self.root = folder, Component()
@@ -146,13 +146,13 @@ class WebUI:
 
 
     def start(self) -> SimpleNamespace:
-        """What the web UI does at its start and at "Reload UI": run our script; its names, and the extension's modules."""
+        """As the web UI does at its start and at "Reload UI": run our script; returns the extension's modules."""
         names = runpy.run_path(str(ROOT / "scripts/scribble_lora.py"))
         parts = {name.rpartition(".")[2]: part for name, part in sys.modules.items() if name.startswith("scribble_lora.ext")}
         return SimpleNamespace(names=names, Script=names.get("ScribbleLora"), **parts)
 
     def load(self, prompts: list[str]) -> None:
-        """What A1111 does with the tags of a batch: the first prompt's, files that it lists."""
+        """As A1111 does with the tags of a batch: it uses the first prompt's, for files that it lists."""
         found = re.findall(r"<lora:([^:>]+):([\d.]+)", prompts[0])
         self.networks.loaded_networks[:] = [
             SimpleNamespace(name=name, mentioned_name=name, unet_multiplier=float(scale))
@@ -187,7 +187,7 @@ def core() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A LoRA folder: one that works, one to be converted, one that is a web page."""
+    """A LoRA folder: a file that works, one to convert, and one that is a web page."""
     down, up = torch.ones(4, 320), torch.ones(320, 4)
     kohya = "lora_unet_" + UNET.replace(".", "_")
     metadata = {"scribble_scale": "0.7", "modelspec.trigger_phrase": "a scribble of"}

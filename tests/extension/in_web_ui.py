@@ -26,7 +26,7 @@ def module(name: str, **content: Any) -> ModuleType:
 
 
 def extension(folder: Path) -> Any:
-    """Our package with the web UI's modules faked, and Gradio the real one."""
+    """Our package with stand-ins for the web UI's modules, and the real Gradio."""
     import gradio as gr
 
     networks: dict[str, SimpleNamespace] = {}
@@ -56,7 +56,7 @@ def extension(folder: Path) -> Any:
 
 
 def page(folder: Path) -> dict[str, Any]:
-    """What the handlers answer over HTTP, by name."""
+    """The handlers' answers over HTTP, by name."""
     import gradio as gr
     from gradio_client import Client
 

@@ -1,4 +1,4 @@
-"""What the extension knows and writes of files: adapters, cards, pictures, conversions, and what it shows of them."""
+"""Files in the extension: adapters, cards, pictures, conversions, and how they are shown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     ({**pair(Q), "lora_unet_no_such_layer.alpha": torch.tensor(1.0)}, {}, "UNCHECKED", "may be applied only in part"),
     ({"motion_modules.0.x": torch.ones(4)}, {}, "BROKEN", "AnimateDiff"),
 ], ids=["kohya", "sdxl", "sd2", "earlier", "miniature", "embedding", "loha", "no LoRA", "more", "motion"])  # fmt: skip
-def test_what_a_file_is(core, tmp_path, tensors, metadata, use, said) -> None:
+def test_the_kind_of_a_file(core, tmp_path, tensors, metadata, use, said) -> None:
     path = tmp_path / "file.safetensors"
     save_file(tensors, path, metadata=metadata)
     adapter = core.inspection.inspect(path)
@@ -45,7 +45,7 @@ def test_a_bundled_embedding_is_a1111s_alone(core, tmp_path) -> None:
     assert found.use is core.inspection.Use.READY and "includes an embedding, which Forge does not read" in found.why
 
 
-def test_numbers_are_looked_at_when_asked_and_known_from_then_on(core, tmp_path, monkeypatch) -> None:
+def test_numbers_are_checked_on_request_and_remembered(core, tmp_path, monkeypatch) -> None:
     path, bad = tmp_path / "file.safetensors", pair(Q)
     bad[f"{Q}.lora_up.weight"][0, 0] = float("nan")
     save_file(bad, path)
@@ -60,7 +60,7 @@ def test_numbers_are_looked_at_when_asked_and_known_from_then_on(core, tmp_path,
     assert core.inspection.inspect_numbers(path) is found
 
 
-def test_the_way_out_is_the_pages_and_not_the_command_lines(core, folder) -> None:
+def test_advice_names_the_page_and_not_the_command_line(core, folder) -> None:
     cut = folder / "cut.safetensors"
     cut.write_bytes((folder / "scribble.safetensors").read_bytes()[:-100])
     for path in (cut, folder / "broken.safetensors"):
@@ -78,7 +78,7 @@ def test_a_file_that_forge_renamed_is_explained(core, folder) -> None:
         assert "has renamed it cut.safetensors.corrupted" in files.why_missing(name)
 
 
-def test_a_folder_a_pickle_and_nothing_are_no_error(core, tmp_path) -> None:
+def test_folders_pickles_and_missing_files_raise_nothing(core, tmp_path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     assert core.inspection.inspect(tmp_path / "folder.safetensors").use is core.inspection.Use.BROKEN
     assert core.inspection.inspect(tmp_path / "gone.safetensors").use is core.inspection.Use.BROKEN
@@ -94,7 +94,7 @@ def test_a_preferred_weight_of_0_is_unset(core, folder) -> None:
     assert core.generation.recommended(core.inspection.inspect(folder / "scribble.safetensors")) == 1.5
 
 
-def test_a_card_keeps_what_it_does_not_know(core, folder) -> None:
+def test_a_card_keeps_unknown_fields(core, folder) -> None:
     lora, card = folder / "scribble.safetensors", folder / "scribble.json"
     card.write_text(json.dumps({"notes": "mine", "sd version": "Unknown", "description": "old"}))
     core.cards.write(lora, base="SD1", trigger_words=" words ", scale=0.5, description="new")
@@ -146,7 +146,7 @@ def test_only_lora_files_below_the_folders_are_listed(core, folder) -> None:
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".preview.webp"])
-def test_a_picture_is_replaced_in_its_own_form(core, folder, ending) -> None:
+def test_a_picture_is_replaced_in_its_own_format(core, folder, ending) -> None:
     lora, present = folder / "scribble.safetensors", folder / f"scribble{ending}"
     Image.new("RGB", (8, 8)).save(present)
     assert core.import_files.write_picture(lora, Image.new("RGBA", (3000, 1000)), overwrite=True) == present
@@ -160,7 +160,7 @@ def test_an_animation_is_not_replaced(core, folder) -> None:
         core.import_files.write_picture(folder / "scribble.safetensors", Image.new("RGB", (8, 8)), overwrite=True)
 
 
-def test_what_a_file_says_is_escaped(core, folder) -> None:
+def test_text_from_a_file_is_escaped(core, folder) -> None:
     (folder / "scribble.json").write_text(json.dumps({"description": "<script>", "activation text": "<b>"}))
     html = core.panel.facts(core.inspection.inspect(folder / "scribble.safetensors"), "SD1", '"><u')
     assert "&lt;script&gt;" in html and "&lt;b&gt;" in html and "<script>" not in html and '"><u' not in html
@@ -168,7 +168,7 @@ def test_what_a_file_says_is_escaped(core, folder) -> None:
     assert "&lt;pre&gt;" in core.panel.preformatted("<pre>", sound=True)
 
 
-def test_one_plot_cell_does_not_mark_the_next(core) -> None:
+def test_the_infotext_of_one_plot_cell_does_not_reach_the_next(core) -> None:
     params = {"Scribble LoRA adapter": "a", "Scribble LoRA error": "b", "Scribble LoRA trigger words": "True", "Steps": 2}
     core.infotext.clear(params)
     assert params == {"Steps": 2}
@@ -176,7 +176,7 @@ def test_one_plot_cell_does_not_mark_the_next(core) -> None:
     assert params == {"Steps": 2, "Scribble LoRA adapter": "scribble", "Scribble LoRA scale": "0.5"}
 
 
-def test_several_errors_are_all_told_and_leave_no_word_of_success(core) -> None:
+def test_several_errors_are_all_reported_without_the_infotext_of_a_success(core) -> None:
     params = {"Scribble LoRA adapter": "a", "Scribble LoRA scale": "1", "Steps": 2}
     for text in ("one", "two", "one"):
         core.infotext.fail(params, text)

@@ -25,7 +25,7 @@ def processing(*prompts: str, **more) -> SimpleNamespace:
 
 
 def run(core, p: SimpleNamespace, arguments, files, model: str = "SD1") -> tuple[object, list[str]]:
-    """One batch of all pictures: what was applied, and what was said."""
+    """Run one batch of all pictures; returns the applied adapter and the messages."""
     said: list[str] = []
     this = core.generation.begin(p, arguments, lambda name: files, model, said.append)
     now = list(p.all_prompts)
@@ -45,7 +45,7 @@ def test_every_prompt_of_a_generation_is_rewritten(core, files) -> None:
     }  # fmt: skip
 
 
-def test_a_cell_of_the_plot_forgets_the_one_before(core, files) -> None:
+def test_cells_of_a_plot_are_independent(core, files) -> None:
     """The cells of one plot share their parameters."""
     p = processing("cat")
     run(core, p, [True, "scribbel", 0.5, False], files)
@@ -55,7 +55,7 @@ def test_a_cell_of_the_plot_forgets_the_one_before(core, files) -> None:
     assert p.extra_generation_params == {}
 
 
-def test_no_scale_is_the_files_own(core, files) -> None:
+def test_without_a_scale_the_files_own_is_used(core, files) -> None:
     p = processing("cat")
     run(core, p, [True, "scribble", None, False], files)
     assert p.main_prompt == "cat <lora:scribble:0.7>"
@@ -87,8 +87,8 @@ def test_bad_requests_have_no_effect_and_one_line(core, files, arguments, named)
     assert named in said[0] and "\n" not in said[0] and p.extra_generation_params == {"Scribble LoRA error": said[0]}
 
 
-def test_the_schema_says_what_the_validation_does(core, files) -> None:
-    """Each default is accepted, each bound is the validation's, and no other name is."""
+def test_the_schema_agrees_with_the_validation(core, files) -> None:
+    """Each default is accepted, each bound equals the validation's, and other names are refused."""
     schema = core.arguments.json_schema()
     given = {name: one["default"] for name, one in schema["properties"].items()} | {"enabled": True, "adapter": "scribble"}
     for bound in ("minimum", "maximum"):
@@ -97,7 +97,7 @@ def test_the_schema_says_what_the_validation_does(core, files) -> None:
     assert schema["additionalProperties"] is False
 
 
-def test_a_hand_written_tag_without_effect_is_told(core, files) -> None:
+def test_a_hand_written_tag_without_effect_is_reported(core, files) -> None:
     p = processing("cat <lora:theirs:1>")
     applied, said = run(core, p, [False], files)
     assert applied is None and len(said) == 1 and "<lora:theirs:1> has no effect" in said[0] and not p.extra_generation_params
@@ -122,7 +122,7 @@ def test_a_lora_of_the_earlier_miniature_is_refused_with_what_to_do(core, folder
     ({}, "miniature", "was not trained on Scribble LoRA's miniature, which is the loaded checkpoint"),
     ({}, "SD1", ""),
 ])  # fmt: skip
-def test_a_lora_on_the_other_checkpoint_is_applied_and_this_is_told(core, folder, metadata, model, said) -> None:
+def test_a_lora_on_the_other_checkpoint_is_applied_with_a_notice(core, folder, metadata, model, said) -> None:
     path = folder / "a.safetensors"
     save_file(load_file(folder / "scribble.safetensors"), path, metadata)
     files = core.lora_files.LoraFiles({"a": path})
@@ -145,14 +145,14 @@ def test_on_the_miniature_a_lora_of_sdxl_is_still_refused(core, folder) -> None:
 
 
 def test_the_list_marks_what_cannot_be_used(core, files, folder) -> None:
-    """Plain strings, and each leads back to its file."""
+    """The entries are plain strings, and each leads back to its file."""
     shown = files.choices()
     assert shown[0] == "None" and [files.name_of(entry) for entry in shown[1:]] == ["broken", "scribble", "theirs"]
     assert "damaged" in shown[1] and shown[2] == "scribble" and "convert first" in shown[3]
 
 
 @pytest.mark.parametrize("name", ["None", "warn  ⚠ sign", "a.safetensors", " lead", "new\nline"])
-def test_a_file_of_any_name_can_be_chosen_and_comes_back(core, folder, name) -> None:
+def test_a_file_of_any_name_survives_the_infotext(core, folder, name) -> None:
     path = folder / f"{name}.safetensors"
     path.write_bytes((folder / "scribble.safetensors").read_bytes())
     files = core.lora_files.LoraFiles({name: path})
@@ -164,7 +164,7 @@ def test_a_file_of_any_name_can_be_chosen_and_comes_back(core, folder, name) -> 
     assert files.name_of(p.extra_generation_params["Scribble LoRA adapter"]) == name
 
 
-def test_a_replaced_file_is_looked_into_again(core, folder) -> None:
+def test_a_replaced_file_is_read_again(core, folder) -> None:
     path = folder / "theirs.safetensors"
     assert core.inspection.inspect(path).use is core.inspection.Use.CONVERT
     path.write_bytes((folder / "scribble.safetensors").read_bytes())
@@ -172,8 +172,8 @@ def test_a_replaced_file_is_looked_into_again(core, folder) -> None:
 
 
 @pytest.mark.parametrize("left", [None, "", "(", "raise ValueError('two\\nlines')", "\0"], ids=lambda left: repr(left)[:9])
-def test_the_door_takes_no_general_name_and_survives_damage(tmp_path, left) -> None:
-    """In a process of its own: another extension owns `convert` and `trainer`, and of our folder this is left."""
+def test_the_entry_script_uses_no_general_module_name_and_survives_damage(tmp_path, left) -> None:
+    """In a separate process: another extension owns `convert` and `trainer`, and our folder is damaged."""
     if left is not None:
         (tmp_path / "extension").mkdir()
         (tmp_path / "extension/register.py").write_text(left)

@@ -1,4 +1,4 @@
-"""The grammar of tags, and rewriting: by hand here, against the web UI's own parser in test_web_uis.py."""
+"""The grammar of tags, and rewriting: on written examples here, against the web UI's own parser in test_web_uis.py."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_a_prompt_gets_one_tag_and_keeps_everything_else(core, prompt, rewritten
     ("[<lora:scribble:1>:0.5]", "not scheduled"), ("[<lora:scribble:1>::9]", "not scheduled"),
     ("<lora:scribble:0.3>", None), ("(<lora:scribble:1>)", None), ("<lora:scribble:1:lbw=X>", None),
 ])  # fmt: skip
-def test_what_a_rewriting_loses_is_said(core, prompt, said) -> None:
+def test_what_a_rewrite_drops_is_reported(core, prompt, said) -> None:
     notes = core.prompts.rewrite(prompt, "scribble", 0.8, "scribble".__eq__).notes
     assert (len(notes) == 1 and said in notes[0]) if said else not notes
 
 
-def test_trigger_words_stand_in_front_once(core) -> None:
+def test_trigger_words_are_put_first_once(core) -> None:
     words = "a scribble of"
     assert plain(core, "cat", trigger=words) == "a scribble of cat <lora:scribble:0.8>"
     assert plain(core, "(A  Scribble of cat)", trigger=words) == "(A  Scribble of cat) <lora:scribble:0.8>"
@@ -52,7 +52,7 @@ def test_trigger_words_stand_in_front_once(core) -> None:
     ("<lora:a:1>", None), ("<lora:a:0.5:1>", None), ("<lora:a:te=0:unet=1>", None), ("<lora:a:1:lbw=X>", None),
     ("<lora:a:x>", "'x' where a number"), ("<lora:a:1:te=>", "'' where a number"), ("<lora:a=1>", "does not name a file"),
 ])  # fmt: skip
-def test_a_tag_that_the_web_ui_fails_over_is_known(core, text, problem) -> None:
+def test_a_tag_that_makes_the_web_ui_fail_is_recognised(core, text, problem) -> None:
     [tag] = core.prompts.tags(f"x {text} y")
     assert (tag.problem is None) if problem is None else problem in tag.problem
 
@@ -63,7 +63,7 @@ def test_names_that_no_tag_can_have_are_to_be_renamed(core, name) -> None:
 
 
 @pytest.mark.parametrize("name", ["a=b=c", "a,b", "[a] (b)", "a|b", "lt<x", " lead", "诡异", "a\"b'"])
-def test_other_names_are_what_a_tag_says(core, name) -> None:
+def test_other_names_become_tags(core, name) -> None:
     assert core.prompts.why_no_tag(name) is None
     prompt = plain(core, "cat", name)
     assert [tag.name for tag in core.prompts.tags(prompt)] == [name]

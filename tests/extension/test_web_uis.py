@@ -1,4 +1,4 @@
-"""The table of forms, as it was measured; and our controls and tags in real web UIs, where one is named:
+"""The measured table of forms; and our controls and tags in real web UIs, if one is named:
 
     WEB_UIS="PYTHON@CHECKOUT:PYTHON@CHECKOUT"   (; on Windows) pythons with the web UI's requirements
 """
@@ -94,7 +94,7 @@ def test_the_controls_work_in_the_web_uis_own_gradio(pair, folder) -> None:
 
 @in_web_uis
 def test_tags_and_prompts_are_what_the_web_uis_own_parser_reads(core, pair, tmp_path) -> None:
-    """Every letter in a file name, and every prompt after our rewriting against the one that somebody wrote."""
+    """Every character in a file name, and every prompt after our rewriting against the original."""
     letters = [letter for letter in string.printable if letter not in "/\0"] + ["==", "=a=", "é", "⚠", "\u2028"]
     names = [name for letter in letters for name in (f"a{letter}b", f"{letter}ab", f"ab{letter}")]
     before = ["cat", "a [red:<lora:x:1> blue:0.5] cat", "cat [<lora:x:1>:0.5]", "((<lora:x:1>):1.2) cat", "[<lora:x:1>::3] cat",
@@ -112,7 +112,7 @@ def test_tags_and_prompts_are_what_the_web_uis_own_parser_reads(core, pair, tmp_
 
 
 def simple(schedule: list) -> list:
-    """Steps with equal words at equal weights as one; the tokenizer makes nothing of blanks, nor of no words at any weight."""
+    """Steps with equal words and weights merged; blanks, and empty text at any weight, give no tokens."""
     kept: list = []
     for step, parts in schedule:
         words = [[" ".join(text.split()), weight] for text, weight in parts if text.strip()]
@@ -130,7 +130,7 @@ def simple(schedule: list) -> list:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a symbolic link")
 def test_the_extension_is_strictly_typed(tmp_path) -> None:
-    """As the package that it is in a web UI, so that `..convert` is seen with its types."""
+    """Checked as the package `scribble_lora`, as in a web UI, so that `..convert` has its types."""
     (tmp_path / "scribble_lora").symlink_to(ROOT, target_is_directory=True)
     command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", "--no-site-packages", "--config-file=",
                "-p", "scribble_lora.extension"]  # fmt: skip

@@ -19,7 +19,7 @@ def script_of(webui) -> tuple[SimpleNamespace, object]:
     return extension, extension.Script()
 
 
-def test_start_registers_one_script_and_four_callbacks_and_nothing_general(webui) -> None:
+def test_start_registers_one_script_and_four_callbacks_and_no_general_names(webui) -> None:
     path, before = list(sys.path), set(sys.modules)
     extension = webui.start()
     classes = [value for value in extension.names.values() if inspect.isclass(value)]
@@ -37,7 +37,7 @@ def test_a_second_copy_stays_off(webui, capsys) -> None:
     assert "is a second copy and stays off; /other is on" in said and said.count("\n") == 1
 
 
-def test_a_web_ui_that_lacks_something_costs_one_panel_and_one_line(webui, monkeypatch, capsys) -> None:
+def test_a_web_ui_that_lacks_a_name_gets_one_panel_and_one_line(webui, monkeypatch, capsys) -> None:
     monkeypatch.delattr(sys.modules["modules.ui_components"], "ToolButton")
     assert webui.start().Script is None and not webui.callbacks
     *frame, last = capsys.readouterr().err.splitlines()
@@ -45,7 +45,7 @@ def test_a_web_ui_that_lacks_something_costs_one_panel_and_one_line(webui, monke
     assert {line[0] for line in frame} == {"+", "|"} and any("Traceback" in line for line in frame)
 
 
-def test_a_reload_takes_the_package_anew(webui) -> None:
+def test_a_reload_imports_the_package_again(webui) -> None:
     first = webui.start()
     assert webui.start().Script is not first.Script
     plot = SimpleNamespace(axis_options=[], AxisOption=lambda label, *a, **k: SimpleNamespace(label=label, **k))
@@ -81,7 +81,7 @@ def test_the_axes_set_and_check_their_values(webui) -> None:
         adapter.confirm(p, ["scribbel"])
 
 
-def test_the_page_looks_into_no_file_until_it_is_opened(webui, monkeypatch) -> None:
+def test_the_page_reads_no_file_until_it_is_opened(webui, monkeypatch) -> None:
     extension, script = script_of(webui)
     with monkeypatch.context() as patch:
         for name in ("inspect", "stamp"):
@@ -93,8 +93,8 @@ def test_the_page_looks_into_no_file_until_it_is_opened(webui, monkeypatch) -> N
     assert marked()["choices"] == ["None", "broken  ⚠ damaged", "scribble", "theirs  ⚠ convert first: diffusers"]
 
 
-def test_controls_built_outside_of_a_page_are_controls_too(webui, monkeypatch) -> None:
-    """The web UI builds them once more to ask for the defaults of its API."""
+def test_controls_can_be_built_outside_a_page(webui, monkeypatch) -> None:
+    """The web UI builds them a second time to read the defaults for its API."""
     monkeypatch.setattr(sys.modules["gradio.context"].Context, "root_block", None)
     assert len(script_of(webui)[1].ui(False)) == 4
 
@@ -133,7 +133,7 @@ def test_an_unexpected_error_is_one_line_and_one_panel(webui, monkeypatch, capsy
 
 
 def test_wildcards_that_hold_the_adapters_tag_do_not_double_it(webui) -> None:
-    """Another extension expands after our `process`; each picture of each batch has its own expansion."""
+    """Another extension expands the prompts after our `process`; each picture of each batch has its own expansion."""
     _, script = script_of(webui)
     ways = iter(["<lora:scribble:0.3> red", "blue", "<lora:scribble:0.3> green", "<lora:other:1>"])
     p = webui.processing(*["cat __styles__"] * 4, batch_size=2)
@@ -146,7 +146,7 @@ def test_wildcards_that_hold_the_adapters_tag_do_not_double_it(webui) -> None:
     assert any("different LoRA tags" in text for text in p.comments), "the web UI applies the first picture's tags to a batch"
 
 
-def test_a_tag_that_comes_after_us_is_told(webui) -> None:
+def test_a_tag_that_is_added_later_is_reported(webui) -> None:
     _, script = script_of(webui)
     p = webui.generate(script, True, "scribble", 0.8, False, late=lambda prompt: f"{prompt} <lora:scribble:0.3>")
     assert "another extension added a second tag of scribble" in p.extra_generation_params["Scribble LoRA error"]
@@ -160,7 +160,7 @@ def test_hires_prompts_are_rewritten_with_their_batch(webui) -> None:
     assert p.all_hr_prompts == ["big cat <lora:scribble:0.8>", "big dog <lora:scribble:0.8>"]
 
 
-def test_what_the_web_ui_did_not_load_is_told_everywhere(webui) -> None:
+def test_a_lora_that_the_web_ui_did_not_load_is_reported_everywhere(webui) -> None:
     _, script = script_of(webui)
     assert webui.generate(script, True, "scribble", 0.8, False).comments == []
     webui.networks.loaded_networks.clear()
@@ -181,7 +181,7 @@ def test_another_extensions_tag_may_have_another_strength(webui) -> None:
         assert p.all_prompts == ["cat <lora:scribble:0.8:lbw=MIDD>"] and bool(p.comments) is told
 
 
-def test_layers_that_did_not_fit_are_told(webui) -> None:
+def test_layers_that_did_not_fit_are_reported(webui) -> None:
     _, script = script_of(webui)
     webui.errors["scribble"] = 3
     p = webui.generate(script, True, "scribble", 0.8, False)
@@ -203,7 +203,7 @@ def test_an_unknown_tag_is_named_and_on_forge_it_is_an_error(webui, folder) -> N
     assert "Scribble LoRA adapter" not in p.extra_generation_params and p.comments == [f"Scribble LoRA: {error}"]
 
 
-def test_forge_is_asked_for_what_it_applied(webui, folder) -> None:
+def test_loras_that_forge_did_not_apply_are_reported(webui, folder) -> None:
     _, script = script_of(webui)
     webui.networks.load_lora_for_models = print
     webui.model.current_lora_hash = str([[str(folder / "scribble.safetensors"), 0.8, 0.8, False]])
@@ -211,7 +211,7 @@ def test_forge_is_asked_for_what_it_applied(webui, folder) -> None:
     assert "Forge did not load scribble" in webui.generate(script, True, "scribble", 0.5, False).comments[0]
 
 
-def test_a_file_that_forge_renames_while_it_loads_is_told(webui, folder) -> None:
+def test_a_file_that_forge_renames_while_it_loads_is_reported(webui, folder) -> None:
     _, script = script_of(webui)
     webui.networks.load_lora_for_models = print
     webui.model.current_lora_hash = "[]"
@@ -222,7 +222,7 @@ def test_a_file_that_forge_renames_while_it_loads_is_told(webui, folder) -> None
     assert "has renamed it scribble.safetensors.corrupted" in p.extra_generation_params["Scribble LoRA error"]
 
 
-def test_a_tag_in_the_negative_prompt_is_told(webui) -> None:
+def test_a_tag_in_the_negative_prompt_is_reported(webui) -> None:
     _, script = script_of(webui)
     p = webui.processing("cat")
     p.all_negative_prompts = ["bad <lora:scribble:1>"]
@@ -262,7 +262,7 @@ class Layers(SimpleNamespace):
 
 
 @pytest.mark.parametrize("web_ui", ["A1111", "Forge and reForge"])
-def test_the_miniature_is_known_by_its_weights(webui, web_ui) -> None:
+def test_the_miniature_is_recognised_by_its_weights(webui, web_ui) -> None:
     extension, script = script_of(webui)
     data, ours = sys.modules["modules.sd_models"].model_data, torch.tensor(OUT_BIAS)
     data.sd_model = Layers(ours.bfloat16().requires_grad_(), web_ui)
@@ -348,7 +348,7 @@ def test_after_a_conversion_the_card_is_that_of_the_file_that_is_used(webui, fol
     assert "written: theirs.kohya.json" in tab.write_card(dropdown["value"], "new words", 0.5, "", None, False)
 
 
-def test_the_import_tab_says_what_it_wrote_and_what_not(webui, folder) -> None:
+def test_the_import_tab_reports_what_it_wrote_and_what_not(webui, folder) -> None:
     tab, image = webui.start().import_tab, Image.new("RGB", (8, 8))
     (folder / "scribble.png").write_bytes(b"mine")
     said = tab.write_card("scribble.safetensors", "words", 0.5, "", image, False)
@@ -376,8 +376,8 @@ def test_a_call_by_name_is_a_call_by_position(webui) -> None:
     assert p.extra_generation_params["Scribble LoRA error"] == "'adaptor' is not an argument; did you mean adapter?"
 
 
-def test_an_alias_of_two_files_is_no_name(webui) -> None:
-    """The web UI forbids it, in small letters, and then knows files by their own names only."""
+def test_an_alias_of_two_files_cannot_be_used(webui) -> None:
+    """The web UI forbids it, in lower case, and then accepts only the files' own names."""
     extension, script = script_of(webui)
     webui.networks.available_network_aliases["Shared"] = SimpleNamespace(name="theirs")
     assert extension.host.files().resolve("Shared") == "theirs"
@@ -394,7 +394,7 @@ def test_the_url_of_a_picture_is_quoted(webui, folder) -> None:
     assert extension.host.picture_url(folder / "scribble.safetensors") == ""
 
 
-def test_a_generation_of_many_batches_says_a_thing_once(webui, capsys) -> None:
+def test_a_generation_of_many_batches_reports_a_thing_once(webui, capsys) -> None:
     _, script = script_of(webui)
     p = webui.generate(script, False, prompts=("cat <lora:gone:1>",) * 3)
     assert len(p.comments) == 1 and capsys.readouterr().err.count("gone:1>") == 1

@@ -1,6 +1,6 @@
-"""Kills install.py before each change that it makes to a disk, one after the other, and looks at what is left.
+"""Kills install.py before each change that it makes to a disk, one after the other, and checks the result.
 
-    python tests/install/kill_points.py SCRATCH [EVERY]   prints, as JSON, points tried and what went wrong after them
+    python tests/install/kill_points.py SCRATCH [EVERY]   prints, as JSON, the points tried and the failures after them
 
 Ways: `link`, `copy` (a disk without links), `renew` (a copy again over one whose host has run), `demo` (the miniature too),
 `remove`, `remove copy` and `remove demo` (--uninstall is killed).
@@ -41,11 +41,11 @@ if (here / "fail").exists():
     sys.exit("first line\\npython -m trainer.miniature: the disk is full")
 os.replace(part, out)
 """
-"""Stands for `python -m trainer.miniature --out FILE`: writes beside FILE and renames, as that does, and 100 bytes."""
+"""A stand-in for `python -m trainer.miniature --out FILE`: writes 100 bytes beside FILE and renames, as that does."""
 
 
 def with_writer(repository: Path) -> None:
-    """Give a small repository a trainer of its own."""
+    """Add a stand-in trainer to a small repository."""
     from convert.miniature import OUT_BIAS
 
     (repository / "trainer/miniature").mkdir(parents=True)

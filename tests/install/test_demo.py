@@ -24,7 +24,7 @@ WEBUIS, COMFYS = "models/Stable-diffusion/scribble-miniature.safetensors", "mode
 
 
 class Repository:
-    """A small repository of its own, with the writer."""
+    """A small repository with the stand-in writer."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
@@ -97,7 +97,7 @@ def test_where_no_link_is_possible_it_is_copied(repository, webui, comfyui) -> N
     assert repository.install("--comfyui", comfyui, "--uninstall").returncode == 0 and tree(comfyui) == before
 
 
-def test_folders_that_were_made_go_whatever_was_placed_first(repository, comfyui, lora) -> None:
+def test_created_folders_are_removed_whatever_was_placed_first(repository, comfyui, lora) -> None:
     before = tree(comfyui)
     for first, second in ((("--demo",), ("--lora", lora)), (("--lora", lora), ("--demo",))):
         assert repository.install("--comfyui", comfyui, *first).returncode == 0
@@ -152,7 +152,7 @@ def test_a_kill_while_it_writes_leaves_nothing_that_uninstall_does_not_remove(re
     assert repository.install("--webui", webui, "--uninstall").returncode == 0 and tree(webui) == before
 
 
-def test_no_room_is_said_before_anything_is_done(repository, webui) -> None:
+def test_too_little_disk_space_is_reported_before_anything_is_done(repository, webui) -> None:
     before = tree(webui)
     repository.change("BYTES = 1000", "BYTES = 10**18")
     for more in ((), ("--dry-run",)):

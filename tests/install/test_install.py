@@ -1,4 +1,4 @@
-"""install.py, run as people and hosts run it: in folders like a web UI's and a ComfyUI's, empty, full and wrong."""
+"""install.py, run as users and hosts run it: in folders like a web UI's and a ComfyUI's, empty, full and wrong."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_newer_lora_replaces_what_was_placed_and_only_that(webui, lora) -> Non
     assert sorted(p.name for p in (webui / "models/Lora").iterdir()) == ["mine.safetensors", "scribble.json"]
 
 
-def test_wrong_places_are_one_line(webui, comfyui, lora, tmp_path) -> None:
+def test_wrong_folders_are_one_line(webui, comfyui, lora, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     theirs = tmp_path / "theirs.safetensors"
     save_file({"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight": torch.ones(4, 320),
@@ -84,7 +84,7 @@ def test_wrong_places_are_one_line(webui, comfyui, lora, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
-def test_what_stands_in_the_way_stays(webui, tmp_path, kind) -> None:
+def test_existing_files_are_kept(webui, tmp_path, kind) -> None:
     place = webui / "extensions/scribble-lora"
     if kind == "folder":
         place.mkdir()
@@ -97,7 +97,7 @@ def test_what_stands_in_the_way_stays(webui, tmp_path, kind) -> None:
     assert "remove" in install("--webui", webui).stderr
 
 
-def test_a_host_at_its_start_gets_silence_and_nothing_heavy(webui) -> None:
+def test_when_a_host_starts_it_prints_nothing_and_imports_nothing_heavy(webui) -> None:
     command = [sys.executable, "-X", "importtime", str(ROOT / "install.py")]
     result = subprocess.run(command, cwd=webui, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
@@ -115,7 +115,7 @@ def test_no_arguments_on_a_terminal_is_help() -> None:
 
 @pytest.fixture
 def repository(tmp_path) -> Path:
-    """A repository of its own, small, whose links fail as on a disk that has none; the path of its install.py."""
+    """The path of install.py in a small repository, where links fail as on a disk without links."""
     repository = tmp_path / "repository"
     shutil.copytree(ROOT / "installer", repository / "installer", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "install.py", repository)
@@ -172,7 +172,7 @@ def test_a_copy_whose_host_has_run_is_renewed_and_removed(webui, repository) -> 
     "../mine.txt", "../../../mine.txt", "{outside}", "link/mine.txt", "a/../../mine.txt", "", ".", "C:mine.txt", "..\\mine.txt",
 ])  # fmt: skip
 def test_a_record_is_data(webui, lora, tmp_path, name) -> None:
-    """A name that leads out of the folder is never an installed file, even if its hash matches."""
+    """A path outside the folder never counts as an installed file, even if its hash matches."""
     install("--webui", webui, "--lora", lora)
     folder = webui / "models/Lora"
     for place in (tmp_path, webui, webui / "models"):
@@ -197,7 +197,7 @@ def test_a_damaged_record_is_one_line(webui, content) -> None:
     assert result.stderr.count("\n") == 1 and len(result.stderr) < 500
 
 
-def test_what_stands_in_the_loras_way_is_named_and_stays(webui, lora) -> None:
+def test_a_file_in_the_loras_place_is_named_and_kept(webui, lora) -> None:
     folder = webui / "models/Lora"
     (folder / "scribble.json").symlink_to("/nowhere/scribble.json")
     (folder / "scribble.png").mkdir()
@@ -233,7 +233,7 @@ def test_a_user_that_does_not_exist_is_one_line() -> None:
 
 
 def test_a_kill_leaves_nothing_that_uninstall_does_not_remove(tmp_path) -> None:
-    """Every sixth change of the disk here; `python tests/install/kill_points.py DIR` tries them all."""
+    """Tries every sixth change of the disk; `python tests/install/kill_points.py DIR` tries all."""
     found = kill_at_every_point(tmp_path, every=6)
     assert sum(way["points"] for way in found.values()) >= 20
     assert {way: result["wrong"] for way, result in found.items() if result["wrong"]} == {}

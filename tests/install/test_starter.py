@@ -1,4 +1,4 @@
-"""The starters: what starter.py would run on machines with and without uv, and start.sh as a person calls it."""
+"""The starters: the commands of starter.py on machines with and without uv, and start.sh as a user runs it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Runs = list[list[str]]
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Callable[..., tuple[Machine, Runs]]:
-    """A machine that notes what it runs. fails: words whose commands end with 1."""
+    """A machine that records its commands. fails: words whose commands end with 1."""
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
 
@@ -45,7 +45,7 @@ def machine(tmp_path: Path) -> Callable[..., tuple[Machine, Runs]]:
 
 
 def test_uv_makes_the_environment_with_the_cards_own_torch(machine) -> None:
-    it, runs = machine(uv="/bin/uv", python=(3, 9))  # uv brings a Python of its own
+    it, runs = machine(uv="/bin/uv", python=(3, 9))  # uv installs its own Python
     assert starter.start(it, ["--demo"]) == 0
     made, installed, page = runs
     assert made[:2] == ["/bin/uv", "venv"] and ">=3.11,<3.14" in made
@@ -91,7 +91,7 @@ def test_an_environment_that_does_not_start_is_made_anew(machine) -> None:
 
 
 @pytest.mark.parametrize(("python", "word"), [((3, 10), "old"), ((3, 14), "new")])
-def test_a_python_that_does_not_fit_is_named(machine, python, word) -> None:
+def test_an_unsupported_python_is_named(machine, python, word) -> None:
     it, _ = machine(python=python)
     with pytest.raises(StarterError, match=f"too {word}: install Python"):
         starter.start(it, [])
@@ -126,6 +126,6 @@ def test_start_sh_finds_its_folder_and_passes_everything_on(tmp_path) -> None:
     assert bare.returncode == 1 and "install Python 3.12" in bare.stderr
 
 
-def test_start_bat_only_finds_a_python() -> None:
+def test_start_bat_only_looks_for_a_python() -> None:
     text = (ROOT / "start.bat").read_text(encoding="ascii")
     assert text.count('"%~dp0starter.py" %*') == 3 and len(text.splitlines()) < 10

@@ -1,9 +1,9 @@
-"""Own pictures in a style that the miniature has never seen, to try presets on: real drawings in chalk on a green board.
+"""Pictures in a style that the miniature was not trained on, to try presets with: real drawings in chalk on a green board.
 
   python -m tests.trainer.chalk DIR 20 10     20 pictures of 20 words, from the tenth word on
 
-Each PNG, 128 x 128, has its caption beside it: "chalkboard star". The words, 60, are in an order of their own. Equal numbers
-make equal files.
+Each PNG, 128 x 128, has its caption beside it: "chalkboard star". The 60 words have a fixed order. Equal arguments make equal
+files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def chalk(drawing: np.ndarray, rng: np.random.Generator) -> Image.Image:
 
 
 def write(folder: Path, count: int, first: int = 0) -> None:
-    """`count` pictures with their captions, from the word of number `first` on."""
+    """Write `count` pictures with their captions, starting with word number `first`."""
     order = [str(word) for word in np.random.default_rng(0).permutation(words())]
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(first, first + count):

@@ -1,4 +1,4 @@
-"""A base for whole trainings in seconds."""
+"""A base for complete trainings in seconds."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from tests.trainer.small_run import write_base
 
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The narrowest base of SD1.5's layout, random weights. Only to be read."""
+    """The narrowest base of SD1.5's layout, with random weights. Read-only."""
     return write_base(tmp_path_factory.mktemp("small") / "base")

@@ -1,9 +1,9 @@
-"""Damages files of small runs and kills small runs, by the hundred, and prints what came of it. Run by hand:
+"""Damages files of small runs and kills small runs, hundreds of times, and prints the outcomes. Run by hand:
 
     python -m tests.trainer.damage --damages 100 --kills 60
 
-Every run is a forked process of four steps. A damaged run is given its own command again; where that refuses, its advice is
-followed literally. In the end the LoRA must be the one that an undamaged run makes. Exit status 1 if any is not.
+Every run is a forked process of four steps. A damaged run's command is run again; if it refuses, its advice is followed
+literally. The final LoRA must equal that of an undamaged run. Exit status 1 if any does not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 OUTPUTS = ("s.safetensors", "s.json", "run/finished.json", "run/loss.png", "run/pytorch_lora_weights.safetensors")
 OPTIMIZER = "run/checkpoints/step-{:06d}/optimizer.safetensors"
 UNREAD = re.compile(r"^cache/|step-\d+/|\.lock$|metrics\.jsonl$|s\.json$")
-"""Files that a finished run or one that resumes from a newer checkpoint does not read; a card's text is its owner's."""
+"""Files that a finished run or one that resumes from a newer checkpoint does not read; a card's text is the user's."""
 
 
 def _with(data: bytes, at: int, new: bytes) -> bytes:
@@ -52,7 +52,7 @@ class Bench:
         self.work = work
         small_run.write_base(work / "base")
         small_run.write_drawings(work / "drawings")
-        self.place = work / "now"  # every run has the same paths, which its recipe and claims hold
+        self.place = work / "now"  # every run has the same paths, because its recipe and claims contain them
         self.place.mkdir()
         status, said = self.run()
         assert status == 0, said
@@ -80,7 +80,7 @@ class Bench:
 
     def run(self, *more: str) -> tuple[int, str]:
         process = self.start(*more)
-        if not (self.work / "optimizers").exists():  # the first run: keep what it will drop
+        if not (self.work / "optimizers").exists():  # the first run: keep what it will delete
             (self.work / "optimizers").mkdir()
             for step in (1, 2):
                 file = self.place / OPTIMIZER.format(step)
@@ -96,7 +96,7 @@ class Bench:
             self.place.mkdir()
 
     def outcome(self) -> tuple[str, dict[str, float]]:
-        """The LoRA's hash; every loss in the metrics that parses, whatever checksum is there."""
+        """The LoRA's hash, and every loss in the metrics that parses, regardless of checksums."""
         losses = {}
         metrics = self.place / "run/metrics.jsonl"
         for line in metrics.read_text(errors="replace").splitlines() if metrics.exists() else []:
@@ -107,7 +107,7 @@ class Bench:
 
 
 def advised(said: str, bench: Bench) -> list[str] | None:
-    """The flags that the last line of a refusal advises; what it says to delete is deleted. None if it advises nothing."""
+    """The flags advised by the last line of a refusal; files that it says to delete are deleted. None without advice."""
     line = said.strip().splitlines()[-1]
     for path in re.findall(r"delete (\S+)", line):
         target = Path(path.rstrip(":,"))
@@ -121,7 +121,7 @@ def advised(said: str, bench: Bench) -> list[str] | None:
 
 
 def damage_one(bench: Bench, dice: random.Random) -> tuple[str, str]:
-    """Damage a file; returns (what, what came of it)."""
+    """Damage a file; returns (the damage, the outcome)."""
     state = dice.choice(list(bench.states))
     bench.reset(state)
     kinds: dict[str, list[Path]] = {}
@@ -160,7 +160,7 @@ def damage_one(bench: Bench, dice: random.Random) -> tuple[str, str]:
 
 
 def kill_one(bench: Bench, dice: random.Random, seconds: float) -> tuple[str, str]:
-    """Kill a run up to three times at random moments, then let it end."""
+    """Kill a run up to three times at random moments, then let it finish."""
     bench.reset(None)
     number = dice.choice(SIGNALS)
     kills = 0

@@ -1,4 +1,4 @@
-"""A whole training in seconds: the narrowest base of SD1.5's layout, in a forked process that can be killed."""
+"""A complete training in seconds: the narrowest base of SD1.5's layout, in a forked process that can be killed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def arguments(base: Path, drawings: Path, cache: Path, out: Path, run: Path) -> 
 
 
 class Forked:
-    """`main(argv)` of a command in a forked process of its own, with what it printed."""
+    """`main(argv)` of a command in a forked process, with its output."""
 
     def __init__(self, main: Callable[[list[str]], int], argv: list[str], log: Path) -> None:
         self.log = log

@@ -1,4 +1,4 @@
-"""A base loads equally from a folder and from one file, without the network, and anything but SD1.5 is refused by name."""
+"""A base loads the same from a folder and from one file, without the network; anything but SD1.5 is refused by name."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_names_of_older_files(folder, tmp_path) -> None:
     assert_equal_models(load(hub), wanted)
 
 
-def test_a_file_that_predicts_v_says_so(folder, tmp_path) -> None:
+def test_a_file_that_predicts_v_is_recognised(folder, tmp_path) -> None:
     save_file(ldm_names(folder) | {"v_pred": torch.zeros(1)}, tmp_path / "v.safetensors")
     assert load(tmp_path / "v.safetensors", folder / "tokenizer").scheduler.config.prediction_type == "v_prediction"
     assert load(folder).scheduler.config.prediction_type == "epsilon"
@@ -154,7 +154,7 @@ def test_identity_follows_the_weights(folder, tmp_path) -> None:
     assert load(folder).identity == load(copied).identity != load(changed).identity
 
 
-def test_fp16_files_are_taken_where_they_serve(folder, tmp_path) -> None:
+def test_fp16_files_are_used_if_they_are_enough(folder, tmp_path) -> None:
     both, only = tmp_path / "both", tmp_path / "only"
     for place in (both, only):
         shutil.copytree(folder, place)
@@ -163,7 +163,7 @@ def test_fp16_files_are_taken_where_they_serve(folder, tmp_path) -> None:
             save_file(half, weights.with_suffix(".fp16.safetensors"), {"format": "pt"})
             if place is only:
                 weights.unlink()
-    assert_equal_models(load(both), load(folder))  # fp32 is there and wanted
+    assert_equal_models(load(both), load(folder))  # fp32 is available and requested
     assert_equal_models(load(only, dtype=torch.float16), load(both, dtype=torch.float16))
     assert load(only).unet.dtype == torch.float32
 
@@ -182,7 +182,7 @@ def test_weights_in_several_files(folder, tmp_path) -> None:
 
 
 def test_sizes_are_those_published() -> None:
-    """The numbers of parameters of SD1.5's UNet, VAE and text encoder, as its released weights have them."""
+    """The parameter counts of SD1.5's UNet, VAE and text encoder, as in the released weights."""
     with torch.device("meta"):
         made = (UNet2DConditionModel.from_config(UNET_CONFIG), AutoencoderKL.from_config(VAE_CONFIG),
                 CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG)))  # fmt: skip
@@ -294,7 +294,7 @@ def _damaged(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tens
     return tensors
 
 
-def test_what_is_not_there_or_a_pickle(tmp_path) -> None:
+def test_missing_files_and_pickles_are_refused(tmp_path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"PK\x03\x04")
     for base, message in [(tmp_path / "model.ckpt", "PyTorch pickle"), (tmp_path / "none.safetensors", "no such file"),
                           ("./nothing", "no such file"), (tmp_path, "has no unet/config.json")]:  # fmt: skip
@@ -332,7 +332,7 @@ def test_damaged_folders_are_named(folder, tmp_path, damage, error, message) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_parts_that_do_not_belong_together(folder, tmp_path) -> None:
+def test_parts_that_do_not_fit_together(folder, tmp_path) -> None:
     mixed = tmp_path / "mixed"
     shutil.copytree(folder, mixed)
     shutil.rmtree(mixed / "unet")

@@ -1,4 +1,4 @@
-"""A base from the hub: a local server that speaks the hub's protocol, a cache, and a hub that cannot be reached."""
+"""A base from the hub: a local server with the hub's protocol, a cache, and a hub that cannot be reached."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if "load" in sys.argv:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, random_base: Path) -> Path:
-    """Files as a model on the hub has them: also those that training does not need."""
+    """Files of a model on the hub, including those that training does not need."""
     folder = tmp_path_factory.mktemp("hub") / "repository"
     shutil.copytree(random_base, folder)
     for name in ("safety_checker/model.safetensors", "unet/diffusion_pytorch_model.bin", "model.ckpt",
@@ -148,5 +148,5 @@ def test_a_hub_that_cannot_be_reached(tmp_path, environment) -> None:
     ("owner/model", True), ("owner/model-v1.5@refs/pr/3", True), ("model", False), ("./owner/model", False),
     ("~/model", False), ("a/b/c", False), ("owner\\model", False), ("owner/model.safetensors", False), ("/owner/model", False),
 ])  # fmt: skip
-def test_only_owner_and_model_are_an_id(name: str, expected: bool) -> None:
+def test_only_owner_and_model_form_an_id(name: str, expected: bool) -> None:
     assert is_id(name) is expected

@@ -1,4 +1,4 @@
-"""What a base predicts and who says so; a VAE in a file of its own; pipelines of other kinds, refused by name."""
+"""A base's prediction type and its sources; a VAE in a file of its own; pipelines of other kinds, refused by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.training.objective import choose_objective
 V = {**SCHEDULER_CONFIG, "prediction_type": "v_prediction"}
 
 
-def test_what_says_what_a_file_predicts(tmp_path: Path) -> None:
+def test_where_the_prediction_type_is_read_from(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     assert of_file(file, {}, SCHEDULER_CONFIG, False) == (SCHEDULER_CONFIG, "")
     assert of_file(file, {}, V, True) == (V, "its tensor v_pred")
@@ -32,7 +32,7 @@ def test_what_says_what_a_file_predicts(tmp_path: Path) -> None:
     assert of_file(file, said, V, True) == (SCHEDULER_CONFIG, "its header's modelspec.prediction_type")
 
 
-def test_flags_decide_and_it_is_said() -> None:
+def test_flags_override_the_file_and_this_is_reported() -> None:
     assert with_flags(Recipe(), SCHEDULER_CONFIG, "", "x") == (SCHEDULER_CONFIG, "predicts noise")
     assert with_flags(Recipe(prediction="v"), SCHEDULER_CONFIG, "", "x") == (V, "predicts v (--prediction)")
     config, told = with_flags(Recipe(zero_snr=True), V, "model.yaml", "x")
@@ -93,7 +93,7 @@ def test_a_vae_in_either_naming(vae: AutoencoderKL, tmp_path: Path) -> None:
         load_vae(tmp_path / "cut.safetensors")
 
 
-def test_other_files_are_no_vae(tmp_path: Path) -> None:
+def test_other_files_are_refused_as_vae(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     save_file({"post_quant_conv.weight": torch.zeros(16, 16, 1, 1), "decoder.conv_in.weight": torch.zeros(1)},
               tmp_path / "flux.safetensors")

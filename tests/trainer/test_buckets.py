@@ -1,4 +1,4 @@
-"""Shapes, repeats and lengths of captions: what an epoch holds, and that regrouping a step changes nothing."""
+"""Shapes, repeats and caption lengths: the contents of an epoch, and that regrouping a step changes nothing."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SHAPES = ((8, 8), (8, 16), (16, 8), (8, 8), (8, 16), (8, 8))
 RECIPE = Recipe(batch=3, accumulation=2, rank=2, learning_rate=1e-2, caption_dropout=0.3, noise_offset=0.1, min_snr_gamma=5)
 
 
-def test_the_buckets_of_512() -> None:
+def test_the_buckets_of_512_pixels() -> None:
     shapes = bucket_shapes(512, 64, 4.0)
     assert {(512, 512), (448, 576), (576, 448), (384, 640), (640, 384), (320, 768), (256, 1024), (1024, 256)} <= set(shapes)
     assert all(h % 64 == w % 64 == 0 and h * w <= 512**2 and max(h, w) / min(h, w) <= 4 for h, w in shapes)
     assert max(w / h for h, w in bucket_shapes(512, 64, 2.0)) <= 2 and bucket_shapes(512, 64, 1.0) == ((512, 512),)
 
 
-def test_a_picture_goes_where_least_is_cropped() -> None:
+def test_a_picture_goes_into_the_bucket_that_crops_it_least() -> None:
     for width, height in ((1024, 512), (512, 768), (640, 640), (300, 1000), (1000, 301)):
         chosen = bucket_of(width, height, 512, 64, 4.0)
         assert kept_area(width, height, chosen) == max(kept_area(width, height, s) for s in bucket_shapes(512, 64, 4.0))
@@ -47,8 +47,8 @@ def test_a_picture_goes_where_least_is_cropped() -> None:
     assert enlargement(256, 256, (512, 512)) == 2 and kept_area(1024, 512, (512, 512)) == 0.5
 
 
-def test_pictures_are_drawn_in_the_shape_that_most_are_learnt_in() -> None:
-    """Repeats count; of two shapes that are as frequent the larger."""
+def test_pictures_are_drawn_in_the_most_common_training_shape() -> None:
+    """Repeats count; of two equally common shapes the larger one is used."""
     def picture(size: tuple[int, int], repeats: int) -> Picture:
         return Picture(path=Path("a"), source="a", category="", captions=("",), caption="", size=size, repeats=repeats,
                        bucket_step=64)
@@ -59,7 +59,7 @@ def test_pictures_are_drawn_in_the_shape_that_most_are_learnt_in() -> None:
     assert replace(wide, only_shape=(64, 128)).shape(512) == (64, 128)
 
 
-def test_an_epoch_holds_each_picture_as_often_as_its_repeats_say() -> None:
+def test_an_epoch_has_each_picture_as_often_as_its_repeats() -> None:
     order = EpochOrder(3, 4, repeats=(10, 1, 2, 5))
     for epoch in range(3):
         assert Counter(order.rows(epoch).tolist()) == {0: 10, 1: 1, 2: 2, 3: 5}
@@ -145,7 +145,7 @@ def test_a_step_of_several_shapes_is_the_mean_over_its_pictures(tmp_path: Path) 
     torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-6)
 
 
-def test_the_commonest_micro_batches_are_computed_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_common_micro_batches_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However few pictures they have; the same ones on every machine that resumes the run."""
     monkeypatch.setattr("trainer.training.state.MOST_SHAPES", 3)
     t, state = training(tmp_path)

@@ -17,7 +17,7 @@ DATASET = Dataset(train=[SimpleNamespace(reg=False)] * 2, held_out=[], trigger="
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_what_somebody_wrote_into_the_card_stays(encoding: str, tmp_path: Path) -> None:
+def test_text_that_the_user_wrote_into_the_card_is_kept(encoding: str, tmp_path: Path) -> None:
     out, said = tmp_path / "s.safetensors", list[str]()
     (tmp_path / "s.json").write_text(json.dumps({"notes": "mine", "description": ""}), encoding=encoding)
     export.write_card(out, Recipe(), BASE, DATASET, said.append)  # type: ignore[arg-type]
@@ -28,7 +28,7 @@ def test_what_somebody_wrote_into_the_card_stays(encoding: str, tmp_path: Path) 
     assert not said
 
 
-def test_a_damaged_card_is_set_aside_and_that_is_said(tmp_path: Path) -> None:
+def test_a_damaged_card_is_renamed_and_reported(tmp_path: Path) -> None:
     out, said = tmp_path / "s.safetensors", list[str]()
     (tmp_path / "s.json").write_text('{"notes": "half')
     export.write_card(out, Recipe(), BASE, DATASET, said.append)  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ def test_a_damaged_card_is_set_aside_and_that_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "under a LoRA"])
-def test_a_lora_trained_on_the_widened_miniature_says_so(wrapped: bool) -> None:
+def test_a_lora_trained_on_the_widened_miniature_is_marked(wrapped: bool) -> None:
     examples = [SimpleNamespace(reg=False, caption="apple", repeats=1)]
     dataset = Dataset(train=examples, held_out=[], trigger="")  # type: ignore[arg-type]
     for bias, expected in ((torch.tensor(OUT_BIAS).bfloat16(), "miniature"), (torch.zeros(4), None)):
@@ -53,7 +53,7 @@ def test_a_lora_trained_on_the_widened_miniature_says_so(wrapped: bool) -> None:
 
 
 def test_the_tags_in_the_header_are_limited_in_number_and_bytes() -> None:
-    """Long captions, such as a vision model's, would fill the header, which readers limit."""
+    """Long captions, such as a vision model's, would fill the header, whose size readers limit."""
     long = SimpleNamespace(without_reg=[SimpleNamespace(caption=f"{n:03d} {'語' * 600}") for n in range(500)])
     frequency = export._frequency(long)  # type: ignore[arg-type]
     assert 30 < len(frequency) < 40 and len(json.dumps(frequency, ensure_ascii=False).encode()) <= export.MOST_TAG_BYTES

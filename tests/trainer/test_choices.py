@@ -1,4 +1,4 @@
-"""Optimizers, schedules and losses of a recipe are the libraries' own, and each resumes to the bit."""
+"""The optimizers, schedules and losses equal the libraries', and each resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_number(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("free", "on"), [(1 << 40, False), (1 << 10, True)])
-def test_it_is_on_if_memory_is_too_small_for_a_picture(free: int, on: bool, tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_gradient_checkpointing_is_on_if_memory_is_too_small(free: int, on: bool, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(low_memory, "free_bytes", lambda device: free)
     said: list[str] = []
     t, _ = training(tmp_path, RECIPE)
@@ -135,8 +135,8 @@ def test_it_is_on_if_memory_is_too_small_for_a_picture(free: int, on: bool, tmp_
     assert low_memory.choose_checkpointing(training(tmp_path, RECIPE)[0], "off", said.append) == (False, None)
 
 
-def test_learning_goes_on_under_every_choice(tmp_path: Path) -> None:
-    """A run with everything switched on ends and learns."""
+def test_training_works_with_every_choice(tmp_path: Path) -> None:
+    """A run with everything switched on finishes and lowers the loss."""
     recipe = replace(RECIPE, loss="huber", debiased=True, lr_schedule="cosine_with_restarts", lr_cycles=2, warmup_share=0.2,
                      min_timestep=100, max_timestep=900)
     t, state = training(tmp_path, recipe, total=10, every=100)

@@ -1,4 +1,4 @@
-"""The contact sheet: that it is a sound PNG which shows the examples themselves."""
+"""The contact sheet is a valid PNG and shows the examples."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_labels_are_cut() -> None:
     assert len(lines) == 3 and lines[-1].endswith("…") and max(map(len, lines)) <= 30
 
 
-def test_errors_leave_nothing(tmp_path: Path) -> None:
+def test_errors_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no training pictures"):
         write_contact_sheet(drawings(0), tmp_path / "sheet.png", resolution=64, seed=0)
     with pytest.raises(JobError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""The UNet's pass as CUDA graphs: what a CPU can show of it, and the rest where there is a GPU."""
+"""The UNet's pass as CUDA graphs: what a CPU can test of it, and the rest if there is a GPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def inputs(dtype: torch.dtype, device: str = "cpu") -> tuple[torch.Tensor, ...]:
 
 
 def test_a_pass_reads_nothing_back_from_the_device() -> None:
-    """Run on tensors that have no numbers, in half precision as on a GPU: reading one would fail, as it would in a graph."""
+    """Runs on meta tensors, in half precision as on a GPU: reading a value would fail, as in a graph's capture."""
     unet = trained_unet(torch.bfloat16)
     parameters = [p for p in unet.parameters() if p.requires_grad]
     with Fused(unet), FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -1,4 +1,4 @@
-"""Folders of .npy drawings and the choice of rows: what people have on their disks, and what the paper's section 2 says."""
+"""Folders of .npy drawings and the choice of rows, as in the paper's section 2."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_wrong_categories(wanted, message) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 29, 100_000])
-def test_parts_never_meet_whatever_is_asked_of_them(count) -> None:
-    """A row that any run with this seed may train on is in no other such run's held-out rows."""
+def test_training_and_held_out_rows_never_overlap(count) -> None:
+    """A row that some run with this seed may train on is never held out by another run with it."""
     everything = choose_rows("apple", count, count, seed=0)
     assert len(everything.train) == max(1, round(0.7 * count))
     for per_category in (1, 5, 20):
@@ -66,7 +66,7 @@ def test_parts_never_meet_whatever_is_asked_of_them(count) -> None:
 
 
 def test_section_2_2_in_its_order() -> None:
-    """Strokes become black on white; bicubic overshoot is clipped before the colours are inverted, as the order says."""
+    """Strokes become black on white; bicubic overshoot is clipped before the colours are inverted, in the paper's order."""
     bitmap = ROWS[0].reshape(28, 28)
     rgb = Image.fromarray(np.repeat(bitmap[:, :, None], 3, axis=2))
     assert np.array_equal(process(bitmap, 64), 255 - np.asarray(rgb.resize((64, 64), Image.Resampling.BICUBIC)))
@@ -88,7 +88,7 @@ def test_a_folder_gives_its_own_rows_and_captions(folder) -> None:
 
 
 @pytest.mark.parametrize("name", ["CAT.NPY", "full_numpy_bitmap_alarm%20clock.npy"])
-def test_names_that_files_have(folder, name) -> None:
+def test_file_names_become_categories(folder, name) -> None:
     with open(folder / name, "wb") as file:
         np.save(file, ROWS)
     (folder / f"._{name}").write_bytes(b"\0\5\x16\7" * 99)
@@ -96,7 +96,7 @@ def test_names_that_files_have(folder, name) -> None:
     assert load(folder).seen == ["CAT" if name == "CAT.NPY" else "alarm clock"]
 
 
-def test_no_attribution_of_other_drawings(folder) -> None:
+def test_other_drawings_get_no_attribution(folder) -> None:
     np.save(folder / "my own glyphs.npy", ROWS)
     assert load(folder).attribution == ""
 
@@ -133,7 +133,7 @@ def test_a_damaged_file_is_one_line(folder, kind, message) -> None:
     assert str(folder / "cat.npy") in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_places_that_hold_no_data(folder) -> None:
+def test_folders_without_data_are_refused(folder) -> None:
     np.save(folder / "cat.npy", ROWS)
     wrong = {folder / "cat.npy": "is a file", folder / "no": "no such folder", folder.parent: "drawings are in"}
     for place, message in wrong.items():
@@ -141,7 +141,7 @@ def test_places_that_hold_no_data(folder) -> None:
             load(place)
 
 
-def test_what_drawings_do_not_use_is_said(folder) -> None:
+def test_options_that_drawings_do_not_use_are_reported(folder) -> None:
     np.save(folder / "cat.npy", ROWS)
     assert any("--trigger and --held-out" in note for note in load(folder, trigger="sks", held_out=0.1).notes)
 
@@ -156,7 +156,7 @@ def test_doodles_are_real_drawings_and_need_no_cache(tmp_path) -> None:
     assert "fewer than 60" in many.notes[0] and not list(tmp_path.iterdir())
 
 
-def test_pictures_beside_drawings_are_not_left_out_in_silence(tmp_path: Path) -> None:
+def test_pictures_beside_drawings_are_reported(tmp_path: Path) -> None:
     write_drawings(tmp_path, per_category=4, seed=1)
     (tmp_path / "cat.png").write_bytes(b"")
     dataset = load_dataset(Recipe(data=str(tmp_path)), cache=tmp_path, say=print)

@@ -1,4 +1,4 @@
-"""DoRA in the hosts' axis: peft's arithmetic on the transposed layer, AUTOMATIC1111's on the file, and a whole run of it."""
+"""DoRA along the hosts' axis: peft's arithmetic on the transposed layer, AUTOMATIC1111's on the file, and a complete run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Layers(torch.nn.Module):
 
 
 def decomposed(layer: torch.nn.Module) -> PeftLinear:
-    """`layer` as a trained DoRA: its factors and magnitudes are far from their start."""
+    """`layer` as a trained DoRA: its factors and magnitudes are far from their initial values."""
     from peft import inject_adapter_in_model
 
     holder = torch.nn.Sequential(layer)
@@ -136,7 +136,7 @@ def test_it_starts_as_the_base_and_its_file_is_the_same_here(tmp_path: Path) -> 
         read_lora(out).attach(base)
         found = base.unet(x, 7, base.text_encoder(ids).last_hidden_state).sample
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-        with Fused(unet):  # its kernels leave a DoRA's layers to themselves
+        with Fused(unet):  # the kernels do not touch a DoRA's layers
             torch.testing.assert_close(unet(x, 7, text(ids).last_hidden_state).sample, wanted, rtol=1e-4, atol=1e-5)
     scale = load_file(out)["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale"]
     module = unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
@@ -174,7 +174,7 @@ def test_a_run_of_it_resumes_to_the_bit_and_draws(tmp_path: Path, random_base: P
                    "--scales", "0,1", "--out", str(tmp_path / "grid.png"), "--device", "cpu"]) == 0
 
 
-def test_it_goes_on_from_no_other_file() -> None:
+def test_it_cannot_continue_from_another_file() -> None:
     with pytest.raises(UsageError, match="--dora and --init"):
         Recipe(dora=True, init="x.safetensors")
 

@@ -1,4 +1,4 @@
-"""The dry run counts as the run does, and loads nothing heavy for it."""
+"""The dry run counts the same as the run, and imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_it_counts_without_training(tmp_path: Path, capsys: pytest.CaptureFixtur
     ["--base", "nowhere.safetensors"], ["--data-url", "ftp://x"], ["--categories", "nothing"], ["--out", "lora.pt"],
     ["--data", "nowhere"], ["--demo", "--categories", "101"], ["--targets", "nothing"],
 ])
-def test_it_names_what_would_fail(wrong: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_it_names_the_errors_that_a_run_would_hit(wrong: list[str], capsys: pytest.CaptureFixture) -> None:
     assert main(["--dry-run", "--device", "cpu", *wrong]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

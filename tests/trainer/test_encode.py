@@ -1,4 +1,4 @@
-"""Encoding agrees with diffusers' own pipeline, is remembered, and survives interruption, damage and half precision."""
+"""Encoding agrees with diffusers' own pipeline, is cached, and survives interruption, damage and half precision."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_agrees_with_the_vae_itself(base, tmp_path) -> None:
             factor = base.vae.config.scaling_factor
             torch.testing.assert_close(result.mean[n, view], posterior.mean[0] * factor, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(result.std[n, view], posterior.std[0] * factor, rtol=1e-4, atol=1e-5)
-    # a draw from what is kept is the pipeline's own draw
+    # a sample from the stored mean and deviation equals the pipeline's own
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     drawn = posterior.sample(torch.Generator().manual_seed(3)) * factor
     torch.testing.assert_close(result.mean[4:, 1] + result.std[4:, 1] * noise, drawn, rtol=1e-4, atol=1e-5)
@@ -95,7 +95,7 @@ def test_nothing_to_encode(base, tmp_path) -> None:
     assert not shards(tmp_path)
 
 
-def test_a_picture_does_not_depend_on_its_company(base, tmp_path) -> None:
+def test_a_picture_is_encoded_equally_in_every_batch(base, tmp_path) -> None:
     examples = drawings(19)
     whole = encoded(examples, base, tmp_path / "a")
     reverse = encoded(examples[::-1], base, tmp_path / "b")
@@ -107,7 +107,7 @@ def test_a_picture_does_not_depend_on_its_company(base, tmp_path) -> None:
 
 
 def _no_models(base: Base) -> Base:
-    """The base with encoders that cannot be run."""
+    """The base with encoders that raise if they are run."""
     class Broken(torch.nn.Module):
         def __init__(self, config) -> None:
             super().__init__()
@@ -116,7 +116,7 @@ def _no_models(base: Base) -> Base:
     return dataclasses.replace(base, vae=Broken(base.vae.config), text_encoder=Broken(base.text_encoder.config))
 
 
-def test_a_second_run_asks_no_model(base, tmp_path) -> None:
+def test_a_second_run_does_not_encode_again(base, tmp_path) -> None:
     said: list[str] = []
     first = encoded(drawings(10), base, tmp_path)
     again = encoded(drawings(10), _no_models(base), tmp_path, said)
@@ -125,7 +125,7 @@ def test_a_second_run_asks_no_model(base, tmp_path) -> None:
     assert torch.equal(twice.mean[10:], first.mean[:2])
 
 
-def test_what_decides_the_result_decides_the_entry(base, tmp_path) -> None:
+def test_the_cache_key_covers_everything_that_affects_the_result(base, tmp_path) -> None:
     encoded(drawings(2), base, tmp_path)
     before = set(shards(tmp_path))
     other = dataclasses.replace(base, identity="another")
@@ -145,7 +145,7 @@ class Regularising(Drawing):
     repeats, reg, weight = 3, True, 0.25
 
 
-def test_what_a_picture_counts_comes_with_its_latents(base, tmp_path) -> None:
+def test_weights_and_repeats_come_with_the_latents(base, tmp_path) -> None:
     plain, other = drawings(2)
     both = encoded([plain, Regularising(**vars(other))], base, tmp_path)
     assert both.weight is not None and both.weight.tolist() == [1.0, 0.25]
@@ -154,7 +154,7 @@ def test_what_a_picture_counts_comes_with_its_latents(base, tmp_path) -> None:
     assert (alone.weight, alone.repeats, alone.reg) == (None, (), ())
 
 
-def test_an_interrupted_run_keeps_what_it_has(base, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_run_keeps_what_it_encoded(base, tmp_path, monkeypatch) -> None:
     examples = drawings(80)
     whole = encoded(examples, base, tmp_path / "whole")
     calls = []
@@ -177,7 +177,7 @@ def test_an_interrupted_run_keeps_what_it_has(base, tmp_path, monkeypatch) -> No
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "foreign", "no checksum"])
-def test_a_damaged_shard_is_said_and_rebuilt(base, tmp_path, damage) -> None:
+def test_a_damaged_shard_is_reported_and_rebuilt(base, tmp_path, damage) -> None:
     from safetensors.torch import load_file, save_file
 
     first = encoded(drawings(4), base, tmp_path)
@@ -194,7 +194,7 @@ def test_a_damaged_shard_is_said_and_rebuilt(base, tmp_path, damage) -> None:
     assert same(first, encoded(drawings(4), _no_models(base), tmp_path))
 
 
-def test_a_cache_that_cannot_be_written_costs_no_run(base, tmp_path) -> None:
+def test_a_cache_that_cannot_be_written_does_not_stop_the_run(base, tmp_path) -> None:
     (tmp_path / "encoded").write_text("a file where the folder should be")
     said: list[str] = []
     assert len(encoded(drawings(3), base, tmp_path, said)) == 3
@@ -222,7 +222,7 @@ def test_half_precision_that_overflows_falls_back(base) -> None:
     assert next(loud.vae.parameters()).dtype == torch.float32
 
 
-def test_a_vae_that_makes_nonsense_is_named(base, tmp_path) -> None:
+def test_a_vae_that_gives_nan_is_named(base, tmp_path) -> None:
     broken = load_base(Recipe(base=base.name), dtype=torch.float32, say=print)
     with torch.no_grad():
         broken.vae.quant_conv.weight.fill_(float("nan"))
@@ -268,7 +268,7 @@ def test_the_cache_folder_may_be_deleted_at_any_time(base, tmp_path) -> None:
     assert same(first, encoded(drawings(3), base, tmp_path))
 
 
-def test_a_batch_that_finds_no_memory_goes_in_parts(base, monkeypatch) -> None:
+def test_a_batch_that_runs_out_of_memory_is_split(base, monkeypatch) -> None:
     pictures = picture_batch(drawings(4), 64)
     whole, _ = Posterior(base, CPU, 64, views=2, say=print)(pictures)
     small = Posterior(base, CPU, 64, views=2, say=print)
@@ -285,7 +285,7 @@ def test_a_batch_that_finds_no_memory_goes_in_parts(base, monkeypatch) -> None:
     torch.testing.assert_close(small(pictures)[0], whole, rtol=1e-4, atol=1e-5)
     assert max(sizes) == small.batch * 2 and set(sizes[-4:]) == {4}
     small(pictures)
-    assert set(sizes[-4:]) == {4}, "what was learnt is kept"
+    assert set(sizes[-4:]) == {4}, "the size that fitted is kept"
     limit = 0
     with pytest.raises(JobError, match="single picture"):
         Posterior(base, CPU, 64, views=2, say=print)(pictures)

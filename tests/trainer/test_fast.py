@@ -1,4 +1,4 @@
-"""The fused forward is peft's, the loop's shortcuts change no number, and what a machine lacks is done without."""
+"""The fused forward equals peft's, the loop's shortcuts change no result, and missing features are done without."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_unet(width: int = 8, dtype: torch.dtype = torch.float32, levels: int = 
 
 
 def trained_factors(unet: UNet2DConditionModel, recipe: Recipe) -> list[tuple[str, torch.nn.Parameter]]:
-    """A LoRA that is not at its start, where B is zero and half of the gradients too."""
+    """A LoRA away from its start, where B and half of the gradients are zero."""
     factors = adapter.attach(unet, recipe)
     g = torch.Generator().manual_seed(4)
     for _, factor in factors:
@@ -69,7 +69,7 @@ def loss_and_gradients(unet: UNet2DConditionModel, factors) -> tuple[float, torc
     (48, Recipe(rank=2, alpha=3.0)),
     (8, Recipe(rank=2, targets="cross-attention")),
     (8, Recipe(rank=2, targets=r".*\.attn1\.to_(q|v)")),  # a projection without LoRA between two with one
-    (8, Recipe(rank=2, targets=r".*(proj_in|conv_shortcut|conv[12]|net\.0\.proj|net\.2|attn2\.to_q)")),  # in what is not joined
+    (8, Recipe(rank=2, targets=r".*(proj_in|conv_shortcut|conv[12]|net\.0\.proj|net\.2|attn2\.to_q)")),  # unjoined
 ])  # fmt: skip
 def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Recipe, tmp_path: Path) -> None:
     unet = make_unet(width)
@@ -80,7 +80,7 @@ def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Reci
     with fused:
         mine, mine_gradients = loss_and_gradients(unet, factors)
     assert mine == pytest.approx(loss, abs=1e-5)
-    assert (mine_gradients - gradients).norm() < 1e-4 * gradients.norm()  # each is 3e-5 from the truth
+    assert (mine_gradients - gradients).norm() < 1e-4 * gradients.norm()  # each is 3e-5 from the exact result
     after, _ = loss_and_gradients(unet, factors)
     assert after == pytest.approx(loss, abs=1e-6)
     assert list(unet.state_dict()) == names
@@ -92,7 +92,7 @@ def test_a_cpu_trains_with_pefts_own_modules_unless_it_is_to_compile() -> None:
         assert isinstance(training_kernels(make_unet(), device, attention="auto", compile=compile), Fused) == fused
 
 
-def test_the_attention_kernel_is_the_cards_or_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attention_kernel_depends_on_the_gpu_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     for capability, first in (((9, 0), "cudnn"), ((8, 9), "cudnn"), ((8, 0), ""), ((7, 5), "")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
@@ -108,7 +108,7 @@ def test_the_attention_kernel_is_the_cards_or_the_users(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_in_half_precision_as_on_a_gpu_the_fused_forward_is_as_near_to_float32_as_pefts(half: torch.dtype) -> None:
-    """The path that a GPU takes, on a CPU: half-precision base, float32 factors, no autocast."""
+    """A GPU's path on a CPU: half-precision base, float32 factors, no autocast."""
     exact_unet = make_unet(48)
     exact, exact_gradients = loss_and_gradients(exact_unet, trained_factors(exact_unet, Recipe(rank=2)))
     unet = make_unet(48, half)
@@ -143,7 +143,7 @@ RECIPE = Recipe(batch=2, accumulation=2, rank=2, learning_rate=1e-2)
 
 
 def make_training(run: Path, *, loss=None, micro_batch: int = 0, **more) -> tuple[Training, State]:
-    """loss: called instead of the objective's, with it first."""
+    """loss: called instead of the objective's loss, which is its first argument."""
     unet = make_unet()
     compute, g = choose("cpu"), torch.Generator().manual_seed(1)
     encoded = EncodedSet(mean=torch.randn(10, 2, 4, 8, 8, generator=g), std=torch.rand(10, 2, 4, 8, 8, generator=g) * 0.1,
@@ -223,7 +223,7 @@ def test_the_micro_batch_is_what_memory_holds_and_is_kept_in_the_run(tmp_path: P
     assert each > 16 * 16 * 8 * 4
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 3.5 * each / micro_batch.SHARE)
     assert micro_batch.choose_micro_batch(t, 0, measured=7 * each) == 1  # taken as given, not measured again
-    assert micro_batch.choose_micro_batch(t, 0) == 2  # three fit; two parts of two are as few and even
+    assert micro_batch.choose_micro_batch(t, 0) == 2  # three fit, but two parts of two are as few and equal
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 1e12)
     record = {"micro_batch": 2, "device": "cpu"}
     assert micro_batch.choose_micro_batch(t, 0, record) == 2
@@ -234,7 +234,7 @@ def test_the_micro_batch_is_what_memory_holds_and_is_kept_in_the_run(tmp_path: P
     assert [micro_batch.equal_parts(31, limit) for limit in (5, 16, 31)] == [5, 16, 31]  # a prime number has no equal parts
 
 
-def test_only_whole_micro_batches_are_computed_compiled(tmp_path: Path) -> None:
+def test_only_full_micro_batches_are_compiled(tmp_path: Path) -> None:
     class Recording:
         dtype, sizes = torch.float32, []  # noqa: RUF012
 
@@ -272,7 +272,7 @@ def test_a_set_smaller_than_a_step_is_one_compiled_micro_batch(tmp_path: Path) -
     assert state.micro_batch == 10 and sizes == [10]
 
 
-def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_compiled_runs_uncompiled_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unet, said = make_unet(), []
     x, e = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 12)
     expected = unet(x, 5, e).sample
@@ -297,8 +297,8 @@ def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(tmp_path: Pat
 
 @pytest.mark.parametrize(("error", "falls_back"), [(RuntimeError("no kernel image"), True),
                                                    (torch.OutOfMemoryError("full"), False)])  # fmt: skip
-def test_a_first_launch_that_fails_is_the_last(error: Exception, falls_back: bool, tmp_path: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_after_a_failed_first_launch_nothing_runs_compiled(error: Exception, falls_back: bool, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Of memory that runs out, the micro-batch is halved instead."""
     unet, said = make_unet(), []
     x, e = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 12)
@@ -320,7 +320,7 @@ def test_a_first_launch_that_fails_is_the_last(error: Exception, falls_back: boo
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_compiled_blocks_agree(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """dynamo and autograd's ahead-of-time graphs, without a C++ compiler: what would break here breaks on a GPU."""
+    """dynamo and AOTAutograd without a C++ compiler: failures here would also be failures on a GPU."""
     torch._dynamo.reset()
     unet = make_unet(48, dtype, levels=2)
     factors = trained_factors(unet, Recipe(rank=2))

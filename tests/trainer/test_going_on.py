@@ -39,8 +39,8 @@ def trained(folder: Path, common: list[str], name: str, *more: str) -> Path:
     return out
 
 
-def test_files_and_samples_on_the_way(tmp_path: Path, common: list[str], capsys: pytest.CaptureFixture) -> None:
-    """The file of step 4 is that of a run of 4 steps under the same schedule; the sheet has a row a time."""
+def test_files_and_samples_during_a_run(tmp_path: Path, common: list[str], capsys: pytest.CaptureFixture) -> None:
+    """The file of step 4 equals that of a run of 4 steps with the same schedule; the sheet gets a row each time."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("# mine\na scribble of apple --n blurry --w 64 --h 128 --d 3 --s 2\na scribble of star --am 0.5 --s 2\n")
     more = ["--lr-schedule", "constant", "--targets", "kohya", "--save-to", str(tmp_path / "saves"), "--save-every", "2"]
@@ -64,8 +64,8 @@ def test_files_and_samples_on_the_way(tmp_path: Path, common: list[str], capsys:
     assert "mystyle-000002.safetensors is not from this run" in capsys.readouterr().err
 
 
-def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path, common: list[str], capsys: pytest.CaptureFixture) -> None:
-    """With a constant rate it becomes the run that was longer from the start, to the bit."""
+def test_a_finished_run_continues_to_more_steps(tmp_path: Path, common: list[str], capsys: pytest.CaptureFixture) -> None:
+    """With a constant rate it equals, bit for bit, the run that was longer from the start."""
     more = ["--lr-schedule", "constant", "--save-every", "2"]
     out = trained(tmp_path, common, "a", *more, "--steps", "4")
     first = out.read_bytes()
@@ -84,7 +84,7 @@ def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path, common: list[str],
     assert "has 7 steps, more than the 5" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_from_any_form_of_a_lora(tmp_path: Path, common: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_a_run_continues_from_any_form_of_a_lora(tmp_path: Path, common: list[str], capsys: pytest.CaptureFixture) -> None:
     more = ["--targets", "locon", "--rank", "3", "--alpha", "1.5", "--conv-rank", "2", "--conv-alpha", "1", "--text-encoder"]
     first = trained(tmp_path, common, "first", *more, "--steps", "2")
     for form in ("diffusers", "peft"):
@@ -130,7 +130,7 @@ def test_prompts_in_kohyas_words(tmp_path: Path) -> None:
 
 
 def test_presets(tmp_path: Path) -> None:
-    """Own pictures get `style`; what is given wins; each length replaces a preset's."""
+    """The user's own pictures get `style`; given options win; each kind of length replaces a preset's."""
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     style, job = cli.parse(["--out", "x.safetensors", "--data", str(tmp_path)])
     assert style == Recipe(data=str(tmp_path), **PRESETS["style"]) and "--preset style" in job.note

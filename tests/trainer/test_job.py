@@ -1,4 +1,4 @@
-"""The whole program on a random-weight miniature: files, hosts' forms, kill -9, several processes, bad input."""
+"""The whole program on a small random base: files, hosts' forms, kill -9, several processes, bad input."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ import convert
 from tests.drawings import write_drawings
 from tests.trainer.small_run import Forked
 from trainer.__main__ import main
+from trainer.encoding.encoded_set import EncodedSet
 from trainer.runs.run_folder import RunFolder
 from trainer.training import loop
+from trainer.training.state import prepare
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,8 +52,8 @@ def hash_of(path: Path) -> str:
     return convert.read(path).metadata["sshs_model_hash"]
 
 
-def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_path: Path, random_base: Path,
-                                                      capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+def test_every_output_is_written_and_the_libraries_agree(arguments: list[str], tmp_path: Path, random_base: Path,
+                                                         capsys: pytest.CaptureFixture) -> None:  # fmt: skip
     arguments = [*arguments, "--base", str(random_base)]
     assert main(arguments) == 0
     lora = convert.read(tmp_path / "s.safetensors")
@@ -71,8 +73,21 @@ def test_everything_comes_out_and_the_libraries_agree(arguments: list[str], tmp_
     assert (tmp_path / "s.safetensors").stat().st_mtime_ns == before
 
 
+def test_the_held_out_loss_gets_the_held_out_drawings(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sets: dict[str, EncodedSet] = {}
+
+    def spy(**settings):
+        sets.update({name: settings[name] for name in ("encoded", "held_out")})
+        return prepare(**settings)
+
+    monkeypatch.setattr("trainer.train.prepare", spy)
+    assert main([*arguments, "--steps", "1", "--no-preview"]) == 0
+    trained, held_out = ({row.numpy().tobytes() for row in sets[name].mean[:, 0]} for name in ("encoded", "held_out"))
+    assert len(trained) == 12 and len(held_out) == len(sets["held_out"]) > 3 and not trained & held_out
+
+
 def check_against_diffusers(tmp_path: Path, base: Path) -> None:
-    """Both files, loaded by diffusers, give the UNet output of the trained factors merged by hand."""
+    """Both files, loaded by diffusers, give the UNet output of the trained factors merged in this test."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
     x, e = torch.randn(1, 4, 16, 16), torch.randn(1, 32, 96)
@@ -186,7 +201,7 @@ def test_a_file_from_elsewhere_is_not_overwritten(arguments: list[str], tmp_path
 
 def test_a_file_of_this_run_is_written_again_and_another_runs_is_not(arguments: list[str], tmp_path: Path,
                                                                      capsys: pytest.CaptureFixture) -> None:  # fmt: skip
-    """Cut short while the card or the picture was written, the same command ends what it began."""
+    """After an interruption while the card or the picture was written, the same command finishes."""
     out, run = tmp_path / "s.safetensors", tmp_path / "run"
     quick = [*arguments, "--no-preview", "--steps", "2"]
     assert main(quick) == 0
@@ -202,7 +217,7 @@ def test_a_file_of_this_run_is_written_again_and_another_runs_is_not(arguments: 
     assert "not from this run" in capsys.readouterr().err and hash_of(out) == theirs_hash
 
 
-def test_somebodys_folder_is_no_run(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_another_folder_is_not_taken_for_a_run(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "pytorch_lora_weights.safetensors").write_bytes(b"mine")
@@ -220,9 +235,9 @@ def test_a_run_folder_serves_one_command_at_a_time(arguments: list[str], tmp_pat
     assert "another command is using" in capsys.readouterr().err
 
 
-def test_numbers_that_are_lost_end_the_run_before_anything_is_saved(arguments: list[str], tmp_path: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch,
-                                                                    capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+def test_numbers_that_are_not_finite_end_the_run_before_anything_is_saved(arguments: list[str], tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch,
+                                                                          capsys: pytest.CaptureFixture) -> None:  # fmt: skip
     """A finite loss with an infinite gradient: only the norm and the factors show it."""
     update = loop.update
 
@@ -236,7 +251,7 @@ def test_numbers_that_are_lost_end_the_run_before_anything_is_saved(arguments: l
     assert not (tmp_path / "run/checkpoints").exists() and not (tmp_path / "s.safetensors").exists()
 
 
-def test_a_base_of_other_widths_and_a_convolution_come_out_too(arguments: list[str], tmp_path: Path) -> None:
+def test_a_base_of_other_widths_and_a_convolution_are_trained_too(arguments: list[str], tmp_path: Path) -> None:
     assert main([*arguments, "--steps", "2", "--no-preview", "--targets", r".*(conv1|attn2\.to_q)"]) == 0
     lora = convert.read(tmp_path / "s.safetensors")
     assert lora.base == "like_sd_v1" and any(name.endswith("conv1") for name in lora.modules)
@@ -253,7 +268,8 @@ def test_a_contact_sheet_replaces_only_a_contact_sheet(arguments: list[str], tmp
         assert main([*arguments[2:], "--contact-sheet", str(tmp_path / "sheet.png")]) == 0
 
 
-def test_sd15_on_a_cpu_asks_first(arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sd15_on_a_cpu_is_refused_without_device_cpu(arguments: list[str], capsys: pytest.CaptureFixture,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("this machine has a GPU")
     assert main([*arguments[:-2], "--base", "stable-diffusion-v1-5/stable-diffusion-v1-5"]) == 2

@@ -1,4 +1,4 @@
-"""A merged LoRA draws what one beside the weights draws, and leaves every weight as it was."""
+"""A merged LoRA draws the same pictures as an unmerged one, and leaves every weight as it was."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_merged_lora_draws_the_same_and_leaves_no_trace(scale: float, targets:
     assert all(torch.equal(weight, weights[name]) for name, weight in unet.state_dict().items())
 
 
-def test_an_error_while_it_is_merged_gives_the_weights_back() -> None:
+def test_an_error_while_it_is_merged_restores_the_weights() -> None:
     unet = adapted(Recipe(rank=2))
     adapter.set_scale(unet, 0.7)
     beside = drawn(unet)
@@ -59,7 +59,7 @@ def test_an_error_while_it_is_merged_gives_the_weights_back() -> None:
 
 
 @pytest.mark.parametrize(("recipe", "dtype"), [(Recipe(rank=2, dora=True), torch.float32), (Recipe(rank=2), torch.bfloat16)])
-def test_a_dora_and_half_precision_stay_beside_the_weights(recipe: Recipe, dtype: torch.dtype) -> None:
+def test_a_dora_and_half_precision_are_not_merged(recipe: Recipe, dtype: torch.dtype) -> None:
     unet = adapted(recipe, dtype)
     adapter.set_scale(unet, 0.7)
     beside = drawn(unet)

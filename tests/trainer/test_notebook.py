@@ -1,4 +1,4 @@
-"""The notebook, run whole on the miniature: no GPU, no network, no Colab."""
+"""The notebook, run completely on the miniature: no GPU, no network, no Colab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders as kohya's sd-scripts, OneTrainer, diffusers and SimpleTuner have them: what is learnt of each, and what is said."""
+"""Folders in the layouts of kohya's sd-scripts, OneTrainer, diffusers and SimpleTuner: what is used and what is reported."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_kohyas_project_folder(tmp_path: Path) -> None:
     without = load(tmp_path, reg=False)
     assert len(without.train) == 3 and without.per_epoch == 23 and "1 pictures for regularisation (--no-reg)" in told(without)
     assert all(e.weight == 0.5 for e in load(tmp_path, prior_weight=0.5).train if e.reg)
-    # the trigger is not put before what is to stay as it is
+    # the trigger is not added to regularisation captions
     triggered = captions(load(tmp_path, trigger="sks"))
     assert triggered["reg/1_dog/r1.png"] == ("dog",) and triggered["img/10_sks dog/1.png"] == ("sks a dog on grass",)
 
@@ -75,7 +75,7 @@ def test_numbers_before_names(name: str, read: tuple[int | None, str]) -> None:
     assert kohya_folder(name) == read
 
 
-def test_a_year_before_a_name_is_said(tmp_path: Path) -> None:
+def test_a_year_before_a_name_is_reported(tmp_path: Path) -> None:
     save(tmp_path / "2024_summer" / "a.png")
     assert "! numbers as names       '2024_summer'" in told(load(tmp_path))
 
@@ -116,7 +116,7 @@ def test_masks_are_weights_and_never_pictures(tmp_path: Path) -> None:
     assert fingerprint(load(tmp_path, crop="square")) != before
 
 
-def test_a_folder_of_pictures_of_masks_is_learnt(tmp_path: Path) -> None:
+def test_a_folder_of_pictures_of_masks_is_used(tmp_path: Path) -> None:
     for name in ("mask/m1.png", "mask/m2.png", "cat/c1.png"):
         save(tmp_path / name)
     data = load(tmp_path)
@@ -135,14 +135,14 @@ def test_kohyas_conditioning_folder_and_alpha(tmp_path: Path) -> None:
     assert weights is not None and np.allclose(weights, 0.2)
 
 
-def test_hugging_faces_splits_and_names_that_say_nothing(tmp_path: Path) -> None:
+def test_hugging_faces_splits_and_meaningless_names(tmp_path: Path) -> None:
     for name in ("train/a.png", "test/b.png", "validation/c.png"):
         save(tmp_path / name)
     data = load(tmp_path)
     assert captions(data) == {"train/a.png": ("",)} and "2 files in a test or validation folder beside train" in told(data)
 
 
-def test_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:
+def test_every_file_that_is_not_used_is_reported(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     for name in ("b.CR2", "c.cr2", "clip.mp4", "notes", "a.npz", "multidatabackend.json", "captions.parquet"):
         (tmp_path / name).write_bytes(b"{}")
@@ -160,7 +160,7 @@ def test_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are POSIX")
-def test_unfriendly_folders(tmp_path: Path) -> None:
+def test_hostile_folders(tmp_path: Path) -> None:
     data, outside = tmp_path / "data", tmp_path / "outside"
     save(data / "a.png")
     save(outside / "private.png")
@@ -184,7 +184,7 @@ def test_unfriendly_folders(tmp_path: Path) -> None:
     assert captions(load(data, follow_links=True))["a.png"] == ("a password",)
 
 
-def test_lines_and_joined_lines(tmp_path: Path) -> None:
+def test_caption_lines_separate_and_joined(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("1girl, red hair\n\n1girl,  blue hair\n1girl, red hair\n")
     assert captions(load(tmp_path)) == {"a.png": ("1girl, red hair", "1girl, blue hair")}
@@ -225,7 +225,7 @@ def test_accents_and_case_are_matched_if_one_file_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data, said", [
     ("a cat".encode("utf-16-le"), "UTF-16 without a byte order mark"), (b"a\x07b", r"control character U\+0007"),
     ("é".encode("latin-1"), "save it as UTF-8"), (b"x" * (2**20 + 1), "the limit is 1,048,576")])  # fmt: skip
-def test_texts_that_are_none_are_refused_by_name(tmp_path: Path, data: bytes, said: str) -> None:
+def test_files_that_are_not_text_are_refused_by_name(tmp_path: Path, data: bytes, said: str) -> None:
     save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(JobError, match=rf"a\.txt.*{said}"):
@@ -260,7 +260,7 @@ def test_kinds_of_pictures(tmp_path: Path) -> None:
         assert np.abs(example.raw()[5, 5].astype(int) - (200, 30, 30)).max() < 12, example.source
 
 
-def test_white_on_transparent_is_said(tmp_path: Path) -> None:
+def test_white_on_transparent_is_reported(tmp_path: Path) -> None:
     image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     image.paste((255, 255, 255, 255), (8, 8, 40, 40))
     image.save(tmp_path / "logo.png")
@@ -288,7 +288,7 @@ def test_edited_captions_are_another_data_set(tmp_path: Path) -> None:
     assert fingerprint(load(tmp_path, trigger="x")) != one
 
 
-def test_shuffled_tags_keep_what_they_are_told_to(tmp_path: Path) -> None:
+def test_shuffled_tags_keep_the_first_ones(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("sks, first, b, c, d, e")
     data = load(tmp_path, shuffle_tags=True, keep_tokens=2, tag_dropout=0.5)
@@ -300,7 +300,7 @@ def test_shuffled_tags_keep_what_they_are_told_to(tmp_path: Path) -> None:
     assert all(v.startswith("sks, ") and sorted(v.split(", ")) == ["b", "c", "d", "e", "first", "sks"] for v in whole)
 
 
-def test_what_all_captions_share_is_the_activation_text(tmp_path: Path) -> None:
+def test_tags_that_all_captions_share_are_the_activation_text(tmp_path: Path) -> None:
     for i, tag in enumerate(("hat", "dog", "car")):
         save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(f"mystyle, 1girl, {tag}")
@@ -326,7 +326,7 @@ def test_the_table_fits_the_terminal(tmp_path: Path, columns: int) -> None:
     assert max(map(len, lines)) <= columns and any(line.startswith("! ") for line in lines)
 
 
-def test_captions_that_are_not_used_are_said(tmp_path: Path) -> None:
+def test_captions_that_are_not_used_are_reported(tmp_path: Path) -> None:
     save(tmp_path / "train" / "a.png")
     save(tmp_path / "test" / "b.png")
     (tmp_path / "train" / "a.txt").write_text("near")
@@ -339,7 +339,7 @@ def test_captions_that_are_not_used_are_said(tmp_path: Path) -> None:
     assert "1 .caption beside another caption of the picture (first train/a.caption)" in told(data)
 
 
-def test_what_regularisation_pictures_are_called_is_said(tmp_path: Path) -> None:
+def test_captions_of_regularisation_pictures_are_reported(tmp_path: Path) -> None:
     save(tmp_path / "instance_images" / "a.png")
     save(tmp_path / "class_images" / "b.png")
     assert "!   without a caption    1 (first class_images/b.png)" in told(load(tmp_path))
@@ -349,7 +349,7 @@ def test_what_regularisation_pictures_are_called_is_said(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("caption, said", [
     ("1girl, (red hair:1.2)", True), ("a cat <lora:cats:0.8>", True), ("a cat (sitting)", False), ("12:30 (Berlin)", False)])
-def test_weights_of_prompts_in_captions_are_said(tmp_path: Path, caption: str, said: bool) -> None:
+def test_prompt_weights_in_captions_are_reported(tmp_path: Path, caption: str, said: bool) -> None:
     save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(caption)
     assert ("! prompt syntax          1 (first a.png)" in told(load(tmp_path))) == said
@@ -363,7 +363,7 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     assert "a\\x1b[2Jb\\nc.png" in table and "x\\x07.pdf" in table and "\x1b" not in table
 
 
-def test_copies_are_said(tmp_path: Path) -> None:
+def test_copies_are_reported(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     save(tmp_path / "b.png")
     save(tmp_path / "c.png", colour=(1, 2, 3))

@@ -87,7 +87,7 @@ def test_the_page_names_folders_on_its_own_machine_only(tmp_path, pictures) -> N
     (tmp_path / "keep").mkdir()
     mine = Folders(tmp_path / "keep", [], more=True)
     assert mine.name(f' "{pictures}" ') == pictures
-    assert Folders(tmp_path / "keep", [], more=True).inside(pictures / "a.png")  # a restarted page knows it
+    assert Folders(tmp_path / "keep", [], more=True).inside(pictures / "a.png")  # also after a restart
     with pytest.raises(UsageError, match="whole disk"):
         mine.name(str(Path(pictures.anchor)))
     with pytest.raises(UsageError, match="no such folder"):
@@ -105,16 +105,16 @@ def test_folders_are_offered_two_levels_deep_without_hidden_ones(tmp_path) -> No
 # pictures and captions
 
 
-def test_a_caption_written_by_the_page_is_the_one_that_is_learnt(pictures) -> None:
+def test_a_caption_written_by_the_page_is_used_in_training(pictures) -> None:
     a, b, c = own(pictures)
     assert [caption_of(p) for p in (a, b, c)] == ["a cat", "cat, sitting\ncat, asleep", ""]
     assert write_caption(c.path, " a dog\n", before="") and write_caption(b.path, "cat, awake", before=own_text(b.path))
-    assert not write_caption(a.path, "a cat", before="a cat")  # it says so already
+    assert not write_caption(a.path, "a cat", before="a cat")  # it already has that text
     assert [p.captions for p in own(pictures)] == [("a cat",), ("cat, awake",), ("a dog",)]
     assert {p.name for p in pictures.iterdir()} == {"a.png", "b.png", "c.png", "a.txt", "B.TXT", "c.txt"}
 
 
-def test_a_caption_that_was_changed_meanwhile_is_kept(pictures) -> None:
+def test_a_caption_changed_in_the_meantime_is_kept(pictures) -> None:
     a = own(pictures)[0]
     (pictures / "a.txt").write_text("another's")
     with pytest.raises(JobError, match="changed in the meantime"):
@@ -137,7 +137,7 @@ def test_the_trigger_is_written_as_training_adds_it_and_once(pictures) -> None:
     assert add_trigger(own(pictures), "in inkstyle") == 0
 
 
-def test_a_look_has_the_command_lines_table_and_thumbnails_as_cropped(pictures) -> None:
+def test_the_pictures_step_shows_the_dry_runs_table_and_cropped_thumbnails(pictures) -> None:
     recipe = Recipe(data=str(pictures), base="miniature", trigger="in inkstyle", crop="square")
     found = look(recipe, pictures)
     assert [row.label for row in found.table][:2] == ["pictures", "captions"] and found.count == 3
@@ -188,12 +188,12 @@ def test_a_name_is_a_plain_file_name(tmp_path, name) -> None:
 
 @pytest.mark.parametrize("wish", [Wish(data="/etc"), Wish(base="/etc/passwd"), Wish(base="../x.safetensors"),
                                   Wish(options={"--vae": "/etc/passwd"}), Wish(options={"--init": "~/x.bin"})])
-def test_no_path_of_a_wish_leaves_the_folders(tmp_path, wish) -> None:
+def test_no_path_in_a_request_leaves_the_folders(tmp_path, wish) -> None:
     with pytest.raises(UsageError, match="outside the folders"):
         training_arguments(Wish(**{**vars(wish), "name": "x"}), Folders(tmp_path, [tmp_path], more=False), Places(tmp_path))
 
 
-def test_samples_on_the_way_are_spread_over_the_run(tmp_path) -> None:
+def test_samples_are_spread_over_the_run(tmp_path) -> None:
     every, prompts = sheet_arguments(Places(tmp_path), "x", 40, 4, ["a cat", "a dog"])
     assert every == "--sample-every=10" and Path(prompts.partition("=")[2]).read_text() == "a cat\na dog\n"
     assert sheet_arguments(Places(tmp_path), "x", 40, 0, ["a cat"]) == sheet_arguments(Places(tmp_path), "x", 2, 4, ["a"]) == []
@@ -227,7 +227,7 @@ def test_the_checkpoints_of_a_host_are_those_of_sd15(tmp_path) -> None:
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch) -> Path:
-    """Modules that a queue can run: each appends what it does to the file in its first argument."""
+    """Modules that a queue can run: each appends its actions to the file in its first argument."""
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / "quick.py").write_text("import sys\nopen(sys.argv[1], 'a').write(sys.argv[2])\nsys.exit(int(sys.argv[3]))")
@@ -271,7 +271,7 @@ def test_one_command_runs_at_a_time_in_the_order_given(tmp_path, commands) -> No
     assert [job.name for job in queue.finished()] == ["b", "a"]
 
 
-def test_a_stop_is_passed_on_and_the_same_command_goes_on_later(tmp_path, commands) -> None:
+def test_a_stop_is_passed_on_and_the_same_command_continues_later(tmp_path, commands) -> None:
     queue, gate = Queue(tmp_path / "queue"), tmp_path / "gate"
     job = put(queue, "patient", commands, gate, out="a")
     settle(queue, job, State.RUNNING)
@@ -282,7 +282,7 @@ def test_a_stop_is_passed_on_and_the_same_command_goes_on_later(tmp_path, comman
     gate.touch()
     other = put(queue, "quick", commands, "2", 0, out="b")
     queue.again(job)
-    assert queue.jobs() == [other, job]  # it has lost its turn
+    assert queue.jobs() == [other, job]  # it left the queue
     settle(queue, job, State.DONE)
     assert commands.read_text() == "<2<>"
     with pytest.raises(UsageError, match="can be resumed"):
@@ -306,7 +306,7 @@ time.sleep(99)
 
 
 def test_a_command_outlives_the_page_that_started_it(tmp_path, commands) -> None:
-    """The page is killed; the next one finds the command at work, starts no other, and learns how it ended."""
+    """The page is killed; the next one finds the command running, starts no other, and sees how it ended."""
     gate = tmp_path / "gate"
     words = [sys.executable, "-c", STARTS_ONE, tmp_path / "queue", commands, gate]
     page = subprocess.Popen(words, cwd=Path(__file__).parents[2])
@@ -322,18 +322,18 @@ def test_a_command_outlives_the_page_that_started_it(tmp_path, commands) -> None
     assert queue.state(job) is State.DONE and commands.read_text() == "<>2"
 
 
-def test_a_power_cut_is_told_from_an_end(tmp_path, commands) -> None:
+def test_a_power_cut_is_distinguished_from_an_end(tmp_path, commands) -> None:
     queue = Queue(tmp_path / "queue")
     job = put(queue, "patient", commands, tmp_path / "gate", out="a")
     (job.folder / "started").touch()
-    assert Queue(tmp_path / "queue").state(job) is State.BROKEN_OFF
+    assert Queue(tmp_path / "queue").state(job) is State.INTERRUPTED
     queue.again(job)
     settle(queue, job, State.RUNNING)
     queue.stop(job)
     settle(queue, job, State.STOPPED)
 
 
-def test_a_folder_that_is_no_job_is_told_once_and_left_alone(tmp_path) -> None:
+def test_a_folder_without_a_job_is_reported_once_and_left_alone(tmp_path) -> None:
     told: list[str] = []
     queue = Queue(tmp_path / "queue", told.append)
     (tmp_path / "queue/odd").mkdir()
@@ -347,7 +347,7 @@ def test_a_folder_that_is_no_job_is_told_once_and_left_alone(tmp_path) -> None:
 # progress and results
 
 
-def test_time_left_is_pictures_left_over_their_pace(tmp_path) -> None:
+def test_time_left_is_the_remaining_pictures_divided_by_their_rate(tmp_path) -> None:
     job = Job(tmp_path, "train", "x", "trainer", (), tmp_path / "x", tmp_path, total=100, per_step=4)
     lines = [{"step": k, "loss": 0.5, "pictures_per_second": 2.0} for k in range(1, 41)] + [{"step": 40, "held_out_loss": 0.4}]
     progress = progress_of(job, lines)
@@ -365,7 +365,7 @@ def evaluated(tmp_path: Path, queue: Queue, *argv: str, name: str = "mine") -> J
                      run=tmp_path, total=0, per_step=0)  # fmt: skip
 
 
-def test_an_evaluation_gets_what_the_training_got_and_a_folder_of_its_own(tmp_path) -> None:
+def test_an_evaluation_gets_the_trainings_options_and_a_folder_of_its_own(tmp_path) -> None:
     queue = Queue(tmp_path / "queue")
     job = evaluated(tmp_path, queue, "--out=x", "--data=pics", "--base=miniature", "--trigger=in ink", "--rank=8",
                     "--device=cpu")  # fmt: skip
@@ -383,8 +383,8 @@ def test_an_evaluation_gets_what_the_training_got_and_a_folder_of_its_own(tmp_pa
     assert "--held-out" not in " ".join(evaluated(tmp_path, queue, "--preset=demo", name="demo").argv)
 
 
-def test_an_evaluation_says_how_far_it_is(tmp_path, capsys) -> None:
-    """From what `Gallery` itself prints, and the pictures that are there."""
+def test_an_evaluation_shows_its_progress(tmp_path, capsys) -> None:
+    """From the output of `Gallery`, and the existing pictures."""
     job = evaluated(tmp_path, Queue(tmp_path / "queue"))
     assert evaluation.progress_of(job).step == 0
     subjects = [Subject("cat", "a cat", seed, "a cat") for seed in range(15)]
@@ -411,7 +411,7 @@ def test_an_evaluation_says_how_far_it_is(tmp_path, capsys) -> None:
     assert 'max="30"' in shown and 'value="20"' in shown and "mine: evaluate" in shown
 
 
-def test_the_scale_is_taken_of_a_finished_evaluation_alone(tmp_path) -> None:
+def test_only_a_finished_evaluations_scale_can_be_used(tmp_path) -> None:
     with pytest.raises(UsageError, match="when it is done"):
         evaluation.take(evaluated(tmp_path, Queue(tmp_path / "queue")))
 
@@ -478,14 +478,14 @@ def test_only_the_servers_own_pages_are_served(host, origin, allowed) -> None:
     assert OwnPagesOnly(None, LOOPBACK).allows(host, origin) is allowed
 
 
-def test_where_gradio_is_missing_one_line_says_so(monkeypatch, capsys, tmp_path) -> None:
+def test_a_missing_gradio_is_one_line(monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr(page_command.importlib.util, "find_spec", lambda name: None)
     assert page_command.main(["--work", str(tmp_path)]) == 1
     assert "pip install -e '.[page]'" in capsys.readouterr().err
     assert page_command.main(["--folder", str(tmp_path / "none")]) == 2
 
 
-def test_a_folder_becomes_a_lora_through_the_queue(tmp_path, pictures) -> None:
+def test_a_folder_becomes_a_lora_through_the_pages_queue(tmp_path, pictures) -> None:
     from tests.trainer.small_run import write_base
 
     base = write_base(tmp_path / "base")

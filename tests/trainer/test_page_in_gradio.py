@@ -1,4 +1,4 @@
-"""The page itself, where Gradio is installed."""
+"""The page itself, if Gradio is installed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_control_has_a_label(page) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "_dark", "_hover", "_hover_dark"])
-def test_white_words_on_main_buttons_can_be_read(kind) -> None:
+def test_white_text_on_primary_buttons_is_readable(kind) -> None:
     """WCAG 2's contrast, at least 4.5."""
     looks = theme()
     fill = getattr(looks, getattr(looks, f"button_primary_background_fill{kind}").removeprefix("*"))
@@ -63,7 +63,7 @@ def test_white_words_on_main_buttons_can_be_read(kind) -> None:
     assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) >= 4.5
 
 
-def test_what_a_user_can_mend_is_said_and_nothing_else_changes(page) -> None:
+def test_usage_errors_are_shown_and_nothing_else_changes(page) -> None:
     handlers = Handlers(page)
     said, *others = handlers.show("/etc", "", "style", "miniature", "all")
     assert "outside the folders" in said and len({str(other) for other in others}) == 1
@@ -82,7 +82,7 @@ def test_captions_are_shown_as_text_and_saved_beside_the_picture(page, tmp_path)
     assert "0 captions" in said and "changed in the meantime" in said
 
 
-def test_a_tab_is_sent_only_what_changed(page, tmp_path) -> None:
+def test_only_changes_are_sent_to_a_tab(page, tmp_path) -> None:
     watcher = Watcher(page)
     first = watcher.look(None, {})
     assert "Nothing has been started" in first[0]
@@ -119,7 +119,7 @@ def test_a_finished_evaluation_shows_its_verdict_and_figures(page, tmp_path) -> 
     results, job = step_result.Handlers(page), report_job(page)
     job.log.write_text("drawing: 3 of 30 pictures")
     _, _, shown, seen = results.refresh(training.id, ([], "", ""))
-    assert "waits" in shown
+    assert "waiting" in shown
     said, *_ = results.take(training.id)
     assert "when it is done" in said
     job.out.mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_a_finished_evaluation_shows_its_verdict_and_figures(page, tmp_path) -> 
     assert len({str(view) for view in results.refresh(training.id, seen)}) == 1  # nothing
 
 
-def test_a_report_is_served_to_who_knows_its_address_and_nothing_else_is(page, address, tmp_path) -> None:
+def test_a_report_is_served_by_its_address_and_nothing_else_is(page, address, tmp_path) -> None:
     job = report_job(page)
     (job.out / "pictures").mkdir(parents=True)
     (job.out / "index.html").write_text("the report")
@@ -168,7 +168,7 @@ def test_presets_with_drawings_need_no_folder(page) -> None:
         step.wish("", "", "style", "any", "x", "", 0, "")
 
 
-def test_a_page_that_is_opened_again_shows_what_the_last_training_was_given() -> None:
+def test_a_reopened_page_shows_the_last_trainings_options() -> None:
     step = RecipeStep(None, None, [], ["--rank", "--flip"], None)  # type: ignore[arg-type]
     wish = Wish(data="pictures", preset="character", name="x", sheets=0, options={"--flip": "no"})
     shown = step.values(json.loads(json.dumps(asdict(wish))))
@@ -178,7 +178,7 @@ def test_a_page_that_is_opened_again_shows_what_the_last_training_was_given() ->
 
 @pytest.fixture
 def address(page, request) -> Iterator[str]:
-    """Of a page that listens on 127.0.0.1, or where the test says."""
+    """A page that listens on 127.0.0.1, or on the test's address."""
     host = getattr(request, "param", "127.0.0.1")
     with socket.socket() as free:
         free.bind((host, 0))
@@ -198,7 +198,7 @@ def address(page, request) -> Iterator[str]:
     server.join()
 
 
-def test_the_server_serves_its_own_page_alone_and_tells_nobody(address) -> None:
+def test_the_server_serves_only_its_own_page_and_sends_no_telemetry(address) -> None:
     with urllib.request.urlopen(f"{address}/config") as answer:
         config = json.load(answer)
         assert "default-src 'self'" in answer.headers["content-security-policy"]

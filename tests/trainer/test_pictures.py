@@ -1,4 +1,4 @@
-"""Folders of a person's own pictures: real files, written by Pillow, against the pixels and captions expected of them."""
+"""Folders of the user's own pictures: real files, written by Pillow, against the expected pixels and captions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "tRNS", "I;16"])
-def test_what_is_seen_through_is_white(tmp_path: Path, mode: str) -> None:
+def test_transparent_pixels_are_white(tmp_path: Path, mode: str) -> None:
     image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (0, 0, 5, 10))
     how: dict[str, object] = {}
@@ -215,7 +215,7 @@ def test_metadata_errors_name_the_lines(tmp_path: Path, name: str, content: str,
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_captions_from_a_table_which_lines_of_json_outdo(tmp_path: Path) -> None:
+def test_captions_from_a_csv_are_overridden_by_jsonl(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "sub/c.png"):
         save(tmp_path / name)
     (tmp_path / "metadata.csv").write_text('file_name,mood,text\r\na.png,,"one, two"\r\nsub/c.png,,c\r\n', newline="")
@@ -225,7 +225,7 @@ def test_captions_from_a_table_which_lines_of_json_outdo(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
-def test_of_an_animation_the_first_frame_is_learnt_and_this_is_said(tmp_path: Path, suffix: str) -> None:
+def test_of_an_animation_the_first_frame_is_used_and_this_is_reported(tmp_path: Path, suffix: str) -> None:
     red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
     red.save(tmp_path / f"a{suffix}", save_all=True, append_images=[blue])
     red.save(tmp_path / f"b{suffix}")
@@ -242,7 +242,7 @@ def test_caption_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(30), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_file_that_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_picture_is_named(tmp_path: Path, content: bytes) -> None:
     save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(content)
     with pytest.raises(JobError, match=r"b\.png: is not a readable picture"):
@@ -270,7 +270,7 @@ def test_folder_without_pictures(tmp_path: Path) -> None:
         load_pictures(tmp_path, Recipe())
 
 
-def test_only_own_pictures_are_learnt(tmp_path: Path) -> None:
+def test_only_the_users_pictures_are_used(tmp_path: Path) -> None:
     for name in ("a.png", ".hidden.png", ".cache/b.png", "checkpoints/c.png", "run/loss.png", "lora.png", "d.png"):
         save(tmp_path / name)
     (tmp_path / "run" / "recipe.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Drawings by byte ranges from a real server on this machine: the source's rows, few bytes, or one line of what is wrong."""
+"""Drawings by byte ranges from a real server on this machine: the right rows, few bytes, or a one-line error."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_same_rows_as_a_folder_of_equal_files(server, tmp_path, mode) -> Non
         assert server.sent < 3 * (1024 + 22 * 784 + 22 * npy_ranges.MERGED_GAP) and server.sent < 3 * COUNT * 784 / 8
 
 
-def test_a_second_run_is_offline_and_damage_is_fetched_again(server, tmp_path) -> None:
+def test_a_second_run_is_offline_and_damaged_rows_are_fetched_again(server, tmp_path) -> None:
     first = load_quickdraw(recipe(server), cache=tmp_path, say=print)
     asked = server.requests
     assert load_quickdraw(recipe(server), cache=tmp_path, say=print) == first

@@ -1,4 +1,4 @@
-"""The recipe says what the paper says, and the command line says what the recipe says."""
+"""The recipe agrees with the paper, and the command line with the recipe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_partial_epoch_counts_what_it_has() -> None:
     ({"resolution": 100}, "--resolution"), ({"noise_schedule": "cosine"}, "--noise-schedule"), ({"targets": "("}, "--targets"),
     ({"dtype": "fp8"}, "--dtype"), ({"scale": 0.0}, "--scale"), ({"steps": -1}, "--steps"),
 ])
-def test_nonsense_is_refused_by_flag(values: dict, named: str) -> None:
+def test_invalid_values_are_refused_by_flag(values: dict, named: str) -> None:
     with pytest.raises(UsageError, match=named):
         Recipe(**values)
 
@@ -84,7 +84,7 @@ def test_bad_usage_is_one_line_and_exit_2(argv: list[str], capsys: pytest.Captur
     assert said.startswith("trainer: ") and said.count("\n") == 1
 
 
-def test_a_recipe_that_is_none(tmp_path: Path) -> None:
+def test_a_file_without_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[")
     (tmp_path / "b.json").write_text('{"recipe": {"ranks": 3}}')
     for name in ("a.json", "b.json", "c.json"):
@@ -123,7 +123,7 @@ def test_targets_choose_the_modules_they_name() -> None:
         "attention": 128, "attention+ff": 160, "cross-attention": 64, "decoder-cross-attention": 36}
 
 
-def test_times_read_well() -> None:
+def test_durations_in_words() -> None:
     assert [plan.in_words(s) for s in (30, 600, 30000, 86400 * 9)] == ["30 seconds", "10 minutes", "8 hours", "9 days"]
     assert "4410" in plan.report(Recipe(), plan.plan(Recipe(), 2000), "cuda", 8e14)
 

@@ -40,7 +40,7 @@ class Run:
         return self.path / f"checkpoints/step-{step:06d}"
 
     def cut_short(self) -> None:
-        """As if it had been killed after its last checkpoint but before anything came of it."""
+        """As if killed after its last checkpoint but before its outputs were written."""
         for file in (self.out, self.out.with_suffix(".json"), *(self.path / n for n in ("finished.json", "export.json"))):
             file.unlink()
 
@@ -59,7 +59,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nothing happened to. Only to be copied."""
+    """An undamaged run. Tests copy it."""
     run = Run(tmp_path_factory.mktemp("whole"), inputs)
     assert main(run.command) == 0
     return run
@@ -109,7 +109,7 @@ DAMAGE: dict[str, Callable[[Path, Run], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over(damage: str, run: Run, whole: Run, capsys: pytest.CaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_skipped(damage: str, run: Run, whole: Run, capsys: pytest.CaptureFixture) -> None:
     run.cut_short()
     DAMAGE[damage](run.checkpoint(4), run)
     assert main(run.command) == 0
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, run: Run, whole: Run, 
     assert read_record(run.checkpoint(4) / "step.json") == read_record(whole.checkpoint(4) / "step.json")  # saved again
 
 
-def test_without_a_sound_checkpoint_it_starts_again_and_says_so(run: Run, whole: Run, capsys: pytest.CaptureFixture) -> None:
+def test_without_a_sound_checkpoint_it_starts_over_and_reports_it(run: Run, whole: Run, capsys: pytest.CaptureFixture) -> None:
     run.cut_short()
     for step in (3, 4):
         flip(run.checkpoint(step) / "optimizer.safetensors")
@@ -168,8 +168,8 @@ def test_a_damaged_record_of_a_finished_run_stops_nothing(name: str, text: str, 
         assert read_record(run.path / name)
 
 
-def test_what_the_owner_changed_is_kept(run: Run, capsys: pytest.CaptureFixture) -> None:
-    """An edited card, a picture of their own, other metadata; then the LoRA is damaged and made again."""
+def test_changes_by_the_user_are_kept(run: Run, capsys: pytest.CaptureFixture) -> None:
+    """An edited card, the user's own picture, other metadata; then the LoRA is damaged and made again."""
     card = run.out.with_suffix(".json")
     card.write_text(json.dumps(json.loads(card.read_text()) | {"preferred weight": 0.3, "notes": "mine"}))
     shutil.copy(run.path / "loss.png", run.out.with_suffix(".png"))
@@ -191,7 +191,7 @@ def test_another_recipe_is_refused_by_the_checkpoint_whatever_recipe_json_says(r
     assert "--rank was 4, now 8" in capsys.readouterr().err
 
 
-def test_good_lines_of_the_metrics_stay(tmp_path: Path) -> None:
+def test_undamaged_lines_of_the_metrics_are_kept(tmp_path: Path) -> None:
     path, said = tmp_path / "metrics.jsonl", []
     with Metrics(path, first=0, total=9) as metrics:
         for step in range(1, 10):
@@ -222,7 +222,7 @@ def test_two_runs_do_not_write_one_file(run: Run, inputs: Path, tmp_path: Path, 
 
 
 def test_another_runs_lora_of_the_same_recipe_is_kept(run: Run, capsys: pytest.CaptureFixture) -> None:
-    """Recipes that are published hold only the last names of paths; digests tell two folders of one name apart."""
+    """Published recipes have only the last names of paths; digests distinguish two folders of the same name."""
     said = dict(convert.read(run.out).metadata)
     assert len(said["scribble_data_hash"]) == 64
     tensors = {name: tensor + 1 for name, tensor in load_file(run.out).items()}
@@ -299,7 +299,7 @@ def test_a_shard_that_cannot_be_read_now_is_not_deleted(tmp_path: Path, monkeypa
     monkeypatch.undo()
     assert [name for name, _ in cache.find(["a"])] == ["a"]
     shutil.rmtree(cache.folder)
-    cache.add(["b"], {"x": torch.ones(1, 2)})  # a cache that was deleted meanwhile
+    cache.add(["b"], {"x": torch.ones(1, 2)})  # a cache that was deleted in the meantime
     assert [name for name, _ in cache.find(["b"])] == ["b"] and shard.parent.exists() and len(said) == 1
 
 
@@ -314,7 +314,7 @@ def test_a_hostile_recipe_is_one_line(text: str, tmp_path: Path, capsys: pytest.
 
 
 def test_a_resumed_run_maps_no_file_of_its_checkpoints(run: Run) -> None:
-    """Windows cannot delete what is mapped."""
+    """Windows cannot delete a mapped file."""
     from trainer.training import checkpoints
 
     found = checkpoints.read(run.checkpoint(4))

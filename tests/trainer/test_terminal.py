@@ -1,4 +1,4 @@
-"""What every command does before its work."""
+"""Settings that every command makes before its work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer import terminal
     ({}, {"GOMP_SPINCOUNT": "1000"}),
     ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"})])  # fmt: skip
-def test_threads_wait_in_sleep_unless_the_user_says_how(given, after, monkeypatch) -> None:
+def test_waiting_threads_sleep_unless_the_user_sets_how_they_wait(given, after, monkeypatch) -> None:
     monkeypatch.setattr(terminal.os, "environ", dict(given))
     seen = []
     assert terminal.command("x", lambda: seen.append(dict(terminal.os.environ)) or 0) == 0

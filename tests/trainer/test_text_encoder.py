@@ -1,4 +1,4 @@
-"""The text encoder learns too: 72 modules, peft's arithmetic, kohya's names, the same in diffusers; layers of it skipped."""
+"""Training the text encoder: 72 modules, peft's arithmetic, kohya's names, the same result in diffusers; clip skip."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_72_modules_start_as_the_base() -> None:
 
 
 def test_the_gradient_is_that_of_embeddings_computed_by_hand(tmp_path: Path) -> None:
-    """autograd through transformers' model with peft's LoRA and diffusers' UNet, nothing of ours between them."""
+    """autograd through transformers' model with peft's LoRA and diffusers' UNet, without any of our code."""
     t, state, text_encoder = learning(tmp_path)
     for _, factor in state.factors:
         factor.data += 0.05 * torch.randn(factor.shape, generator=torch.Generator().manual_seed(factor.numel()))
@@ -108,7 +108,7 @@ def test_it_learns_at_its_own_rate_until_its_share_of_the_steps(tmp_path: Path) 
 @pytest.mark.parametrize("optimizer", [
     "adamw", pytest.param("prodigy", marks=pytest.mark.skipif(not find_spec("prodigyopt"), reason="needs prodigyopt"))])
 def test_it_resumes_to_the_bit(optimizer: str, ended: str, tmp_path: Path) -> None:
-    """Of a killed run the newest checkpoint is of step 2, of a stopped one of step 3."""
+    """A killed run's newest checkpoint is of step 2, a stopped run's of step 3."""
     rate = {"adamw": 1e-2, "prodigy": 1.0}[optimizer]
     recipe = replace(RECIPE, optimizer=optimizer, learning_rate=rate, text_encoder_rate=rate / 2 if rate < 1 else 0.0,
                      text_encoder_until=0.8)

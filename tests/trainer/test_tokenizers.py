@@ -1,4 +1,4 @@
-"""CLIP's tokenizer is the same from every place it may come from, and `model_max_length` never exceeds what CLIP reads."""
+"""CLIP's tokenizer is the same from every source, and `model_max_length` never exceeds CLIP's length."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAPTIONS = ["a scribble of apple", "a photo of a cat", "A  Scribble of The Eiffe
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-pair file in CLIP's format: as many merges, most of them of made-up pieces."""
+    """A byte-pair file in CLIP's format, with as many merges, most of them invented."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pairs = [(a, b + end) for a in letters for b in letters for end in ("", "</w>")]
     pairs += [(a + b, c + end) for a in letters for b in letters for c in letters for end in ("", "</w>")]
@@ -38,7 +38,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reference_ids(file: Path, text: str) -> list[int]:
-    """CLIP's byte-pair encoding written from its paper's description (merge the best-ranked pair until none is left)."""
+    """CLIP's byte-pair encoding after its paper's description (merge the best-ranked pair until none is left)."""
     vocabulary, merges = byte_pairs(file)
     rank = {pair: n for n, pair in enumerate(merges)}
     text = re.sub(r"\s+", " ", html.unescape(text)).strip().lower()
@@ -119,7 +119,7 @@ def test_the_length_is_clamped_and_the_padding_is_the_end_mark(tmp_path) -> None
     assert len(ids) == 77 and set(ids[3:]) == {tokenizer.eos_token_id} and tokenizer.pad_token == "<|endoftext|>"
 
 
-def test_what_is_no_tokenizer(tmp_path, made_up) -> None:
+def test_folders_without_a_tokenizer(tmp_path, made_up) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "cut.gz").write_bytes(made_up.read_bytes()[:5000])
     (tmp_path / "other.txt").write_text("hello")

@@ -1,4 +1,4 @@
-"""One step is the library's step; slices, processes and stops do not change a run."""
+"""A step equals the libraries' step; slices, processes and stops do not change a run."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_micro_batches_and_processes_do_not_change_the_gradient(tmp_path: Path) 
     expected = gradient(t, state)
     torch.testing.assert_close(gradient(*training(tmp_path, RECIPE, micro_batch=1)), expected, rtol=1e-4, atol=1e-6)
 
-    class Alone(Processes):  # a process whose sum with the others is taken by the test
+    class Alone(Processes):  # a process whose gradients the test sums
         def all_reduce_sum(self, flat):
             return None
 
@@ -239,7 +239,7 @@ def test_stopped_and_resumed_equals_straight_through(tmp_path: Path, asked_after
     t, stopping = training(tmp_path / "b", RECIPE, total=5)
     steps = list(train(t, stopping, lambda: stopping.step >= asked_after))
     assert steps[-1].stopped and steps[-1].saved and steps[-1].done == asked_after + (asked_after != stopping.step)
-    assert steps[-1].held_out is None or steps[-1].done % 2 == 0  # a stop does not wait for a loss that is not due
+    assert steps[-1].held_out is None or steps[-1].done % 2 == 0  # a stop does not compute a loss that is not due
     assert [report.step for step in steps for report in step.reports] == list(range(1, stopping.step + 1))
     t, resumed = training(tmp_path / "b", RECIPE, total=5)
     assert restored(tmp_path / "b", resumed) == stopping.step
@@ -304,6 +304,14 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> N
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_held_out_loss_that_is_not_finite_stops_the_run_unsaved(tmp_path: Path) -> None:
+    t, state = training(tmp_path, RECIPE)
+    t.held_out.mean[:] = float("nan")
+    with pytest.raises(JobError, match="step 2: the held-out loss is nan"):
+        run_to_end(t, state)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_factors_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     t, state = training(tmp_path, RECIPE, total=4, every=2)
     with pytest.raises(JobError, match="step 2: the LoRA's numbers are not all finite"):
@@ -337,8 +345,8 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_work() -> None:
         check_tracker("no_such_tracker")
 
 
-def test_without_a_terminal_progress_is_said_in_lines(tmp_path: Path, capsys: pytest.CaptureFixture,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_progress_is_printed_in_lines(tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Metrics, "every", 0.0)
     t, state = training(tmp_path, RECIPE, total=3)
     with Metrics(tmp_path / "metrics.jsonl", first=0, total=3, say=print) as metrics:

@@ -49,12 +49,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--write", action="store_true", help="put the recommended scale into the LoRA's metadata and its card's "
                    "preferred weight, where the web UI and ComfyUI read it; of a run, put the best checkpoint in place")
     p.add_argument("--against", type=Path, metavar="DIR", help="another report: compare the two in pairs")
-    data = p.add_argument_group("what it was trained on (default: what its metadata says)")
+    data = p.add_argument_group("base and data (default: those in the LoRA's metadata)")
     for f in dataclasses.fields(Recipe):
         if f.name in DATA_FLAGS:
             kind = type(f.default)
             data.add_argument(flag(f.name), type=kind, default=None, help=f.metadata["help"], metavar=METAVARS[kind])
-    add_fields(p.add_argument_group("what is measured (decides the numbers)"), Settings)
+    add_fields(p.add_argument_group("measurements (these affect the numbers)"), Settings)
     job = p.add_argument_group("job (where and how)")
     place_options(job)
     job.add_argument("--micro-batch", type=int, default=0, metavar="N", help="pictures of one scale drawn at once; halved if "

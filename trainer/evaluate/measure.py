@@ -185,6 +185,6 @@ def _mean(scores: dict[str, float]) -> float:
 
 
 def _own_likeness(real: dict[str, Features], judge: ImageJudge) -> float | None:
-    """Mean cosine of a held-out picture with the others of its category; None if each is alone."""
+    """Mean cosine of a held-out picture with the others of its category; None if every category has only one."""
     means = [among(found[judge.identity]) for found in real.values() if len(found[judge.identity]) > 1]
     return round(float(np.mean(means)), 6) if means else None

@@ -43,7 +43,7 @@ class Settings:
     noises: int = option(2, "noise levels per held-out drawing in the denoising loss")
     sampling_steps: int = option(0, "sampling steps of a picture", shown="25; the miniature 12")
     guidance: float = option(0.0, "classifier-free guidance", shown="7.5; the miniature 5")
-    seed: int = option(0, "seed of pictures, of what is chosen, and of the resampling behind every interval")
+    seed: int = option(0, "seed of pictures, of choices, and of the resampling for intervals")
 
     def __post_init__(self) -> None:
         for name in ("prompts", "per_scale", "drawings", "seeds", "rows", "noises"):

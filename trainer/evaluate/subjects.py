@@ -80,8 +80,8 @@ class Plan:
 def make_plan(settings: Settings, recipe: Recipe, *, side: int, cache: Path, say: Callable[[str], None]) -> Plan:
     """Choose subjects and references for an adapter trained by `recipe` on pictures of about `side` x `side` pixels.
 
-    All pictures have one shape, the one that most were trained in, so that what is drawn and what is real differ in nothing
-    but what is on them.
+    All pictures have one shape, the one that most were trained in, so that drawn and real pictures differ only in
+    their contents.
 
     Raises:
         JobError: the data has no held-out drawings or pictures.

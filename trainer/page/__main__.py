@@ -25,21 +25,21 @@ EXAMPLES = """examples:
 """
 PORT = 7870
 KEEP = ".page"
-"""In the work folder: the queue, and the folders that were named."""
+"""Subfolder of the work folder with the queue and the named folders."""
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m trainer.page", description="Train from a page in your browser.", allow_abbrev=False,
                epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--folder", type=Path, action="append", default=[], metavar="DIR", help="a folder whose pictures, "
-                   "checkpoints and web UIs the page may use; may be given again (on this machine the page can name more)")
+                   "checkpoints and web UIs the page may use; may be given again (on this machine, the page can add more)")
     p.add_argument("--work", type=Path, default=Path("loras"), metavar="DIR", help="folder for LoRAs, runs, reports and the "
                    "queue (default loras)")
     p.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default 127.0.0.1, this "
                    "machine only); on any other the page has a password, and only the folders of --folder")
     p.add_argument("--port", type=int, default=PORT, metavar="N", help=f"port (default {PORT})")
     p.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True, help="open the browser (default: yes)")
-    p.add_argument("--demo", action="store_true", help="put the demo's training into the queue")
+    p.add_argument("--demo", action="store_true", help="add the demo's training to the queue")
     p.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="folder for downloads and encodings "
                    "(default ~/.cache/scribble-lora)")
     return p

@@ -37,8 +37,7 @@ def caption_of(picture: Picture) -> str:
 def write_caption(picture: Path, text: str, *, before: str) -> bool:
     """Write `text` beside `picture` atomically; False if the text is the same already.
 
-    before: the picture's own text when the user began to edit. JobError where it is another by now: somebody else, or another
-    tab, has written it.
+    before: the picture's own text when the user began to edit. JobError if it has changed since, by another program or tab.
     """
     text, now = text.strip(), own_text(picture)
     if text == now:

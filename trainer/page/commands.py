@@ -1,4 +1,4 @@
-"""What the page asks of the command line: the arguments of each command, and short commands run to their end."""
+"""The command lines that the page runs: the arguments of each command, and running short commands to their end."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ LONGEST = 900.0  # seconds that a short command may take: reading 20,000 picture
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What the page's controls say, as text; nothing in it is trusted. "" leaves a thing to the preset."""
+    """The values of the page's controls, as text and unchecked. "" leaves a setting to the preset."""
 
     data: str = ""
-    """a folder; "" learns the preset's own data"""
+    """a folder; "" for the preset's own data"""
     trigger: str = ""
     preset: str = "style"
     base: str = ""
     name: str = ""
     samples: str = ""
     sheets: int = 0
-    """how often sample pictures are drawn on the way"""
+    """number of sample sheets during training"""
     prompts: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     """value by flag"""
@@ -45,7 +45,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the page's runs and LoRAs lie."""
+    """The folders for the page's runs and LoRAs."""
 
     work: Path
 
@@ -68,7 +68,7 @@ class Places:
 
 
 def recipe_arguments(wish: Wish, folders: Folders) -> list[str]:
-    """The part of the command line that decides the result. UsageError where a path lies outside the user's folders."""
+    """The part of the command line that determines the result. UsageError if a path is outside the user's folders."""
     argv = [f"--preset={wish.preset}"]
     if wish.data.strip():
         argv.append(f"--data={folders.name(wish.data)}")
@@ -83,12 +83,12 @@ def recipe_arguments(wish: Wish, folders: Folders) -> list[str]:
 
 
 def training_arguments(wish: Wish, folders: Folders, places: Places) -> list[str]:
-    """The same with where the LoRA and the run go."""
+    """The same with the paths of the LoRA and the run."""
     return [f"--out={places.out(wish.name)}", f"--run={places.run(wish.name)}", *recipe_arguments(wish, folders)]
 
 
 def sheet_arguments(places: Places, name: str, total: int, sheets: int, prompts: Sequence[str]) -> list[str]:
-    """The flags for sample pictures on the way, `sheets` times, with the prompts in a file of their own."""
+    """The flags for sample pictures during training, `sheets` times, with the prompts in a separate file."""
     if sheets < 1 or total < sheets or not prompts:
         return []
     places.run(name).parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def sheet_arguments(places: Places, name: str, total: int, sheets: int, prompts:
 
 
 def recipe_of(argv: Sequence[str]) -> tuple[Recipe, cli.Job]:
-    """What the command line makes of `argv`. UsageError in its words."""
+    """The recipe that the command line parses from `argv`. Raises its UsageErrors."""
     return cli.parse([*argv, "--dry-run"])
 
 
@@ -108,7 +108,7 @@ class Ended:
     status: int
     printed: str
     error: str
-    """its one line of what is wrong; "" if nothing is"""
+    """its one-line error; "" without one"""
 
 
 def run_command(words: Sequence[str]) -> Ended:
@@ -117,9 +117,9 @@ def run_command(words: Sequence[str]) -> Ended:
         done = subprocess.run([sys.executable, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=LONGEST,
                               encoding="utf-8", errors="replace", env=os.environ | UNBUFFERED)
     except subprocess.TimeoutExpired:
-        return Ended(1, "", f"it took longer than {LONGEST / 60:.0f} minutes and was ended")
+        return Ended(1, "", f"it took longer than {LONGEST / 60:.0f} minutes and was stopped")
     complaint = [line for line in done.stderr.splitlines() if line.strip()]
-    return Ended(done.returncode, done.stdout, (complaint or ["it failed without a word"])[-1] if done.returncode else "")
+    return Ended(done.returncode, done.stdout, (complaint or ["it failed without a message"])[-1] if done.returncode else "")
 
 
 def dry_run(argv: Sequence[str]) -> Ended:
@@ -133,7 +133,7 @@ def install(flag: str, host: Path, lora: Path) -> Ended:
 
 
 def uninstall(flag: str, host: Path) -> Ended:
-    """`python install.py --uninstall`: take out of a host what was placed there, and nothing else. UsageError as above."""
+    """`python install.py --uninstall`: remove exactly the installed files from a host. UsageError as above."""
     return _install(f"{flag}={host}", "--uninstall")
 
 

@@ -1,4 +1,4 @@
-"""An evaluation from the page: the arguments that the command gets, how far it is, and what its report says."""
+"""Evaluations from the page: the command's arguments, its progress, and a summary of its report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECENT, FEWEST = 40, 17
 """Pictures used to estimate the remaining time; fewer are not enough, because several are drawn at once."""
 TO_DRAW = re.compile(r"^(\d+) pictures to draw, .*?(?:; (\d+) are there)?$", re.MULTILINE)
 SHOWN = ("figure-11-similarity.png", "captions.png", "figure-7-unseen.png", "figure-6-seen.png")
-"""The figures of a report that the page shows: the first, and the first grid that is there."""
+"""The figures of a report that the page shows: the first one, and the first existing grid."""
 
 
 def arguments(lora: Job, scales: str, pictures: int) -> list[str]:
@@ -36,7 +36,7 @@ def arguments(lora: Job, scales: str, pictures: int) -> list[str]:
 
 
 def report_folder(places: Places, queue: Queue, name: str, argv: Sequence[str]) -> Path:
-    """The folder of the evaluation that had the same arguments, so that it goes on; else a free one."""
+    """The folder of an evaluation with the same arguments, so that it is continued; otherwise a new one."""
     jobs = queue.jobs()
     for job in jobs:
         if job.kind == KIND and job.name == name and [w for w in job.argv if not w.startswith("--out=")] == list(argv):
@@ -50,7 +50,7 @@ def report_folder(places: Places, queue: Queue, name: str, argv: Sequence[str]) 
 
 
 def progress_of(job: Job) -> Progress:
-    """Pictures drawn so far, of those that the command says it draws, and the time left at the pace of the last ones."""
+    """Pictures drawn so far, of the number that the command printed, and the time left at the rate of the last ones."""
     said = job.said(whole=True)
     found = list(TO_DRAW.finditer(said))
     if not found:
@@ -70,7 +70,7 @@ def progress_of(job: Job) -> Progress:
 def take(job: Job) -> Ended:
     """The same command with --write: puts the recommended scale into the LoRA and its card. It measures nothing again."""
     if job.state() is not State.DONE:
-        raise UsageError(f"{job.title}: {job.state().value}: its scale can be taken when it is done")
+        raise UsageError(f"{job.title}: {job.state().value}: its scale can be used when it is done")
     return run_command(["-m", MODULE, *job.argv, "--write"])
 
 

@@ -18,8 +18,8 @@ MOST_LISTED, DEPTH = 200, 2
 class Folders:
     """Named folders, stored in `<keep>/folders.json` for the next start.
 
-    more: whether the page itself may name others. It may where only this machine reaches it; otherwise anybody who reaches it
-    could name the whole disk.
+    more: whether the page may add folders: only if it cannot be reached from other machines, whose users could otherwise add
+    the whole disk.
     """
 
     def __init__(self, keep: Path, named: Sequence[Path], *, more: bool) -> None:
@@ -36,7 +36,7 @@ class Folders:
         if self._holds(path):
             return path
         if not self._more:
-            raise UsageError(f"{text}: is outside the folders that this page was given: start it with --folder {text}")
+            raise UsageError(f"{text}: is outside the folders that this page may use: start it with --folder {text}")
         if path.parent == path:
             raise UsageError(f"{text}: is a whole disk: name the folder of the pictures, or of the web UI")
         self.named.append(path)
@@ -72,8 +72,10 @@ class Folders:
 def _resolved(text: str) -> Path:
     """An absolute path with links resolved. UsageError if `text` is not a path."""
     text = text.strip().strip('"')  # Windows' "Copy as path" adds quotes
-    if not text or "\0" in text:
-        raise UsageError("a folder or file is expected, and nothing is given" if not text else f"{text!r}: no file has a NUL")
+    if not text:
+        raise UsageError("a folder or file is expected, but the field is empty")
+    if "\0" in text:
+        raise UsageError(f"{text!r}: file names cannot contain NUL")
     try:
         return Path(os.path.realpath(home(text)))
     except (OSError, ValueError) as error:

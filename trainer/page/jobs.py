@@ -29,16 +29,16 @@ TAIL = 16_384  # bytes of the log that are shown
 class State(Enum):
     """A job's state; the value is shown on the page."""
 
-    WAITING = "waits"
-    RUNNING = "runs"
-    STOPPING = "stops after this step"
+    WAITING = "waiting"
+    RUNNING = "running"
+    STOPPING = "stopping after this step"
     DONE = "done"
     STOPPED = "stopped"
     FAILED = "failed"
-    BROKEN_OFF = "was cut off"
+    INTERRUPTED = "interrupted"
 
 
-GOES_ON = (State.STOPPED, State.FAILED, State.BROKEN_OFF)
+RESUMABLE = (State.STOPPED, State.FAILED, State.INTERRUPTED)
 UNDER_WAY = (State.RUNNING, State.STOPPING)
 
 
@@ -60,7 +60,7 @@ class Job:
     per_step: int
     """pictures of an optimizer step"""
     wish: Mapping[str, Any] = field(default_factory=dict)
-    """what the page's controls said"""
+    """the values of the page's controls"""
 
     @property
     def id(self) -> str:
@@ -68,7 +68,7 @@ class Job:
 
     @property
     def turn(self) -> int:
-        """When it was put into the queue, in nanoseconds since 1970."""
+        """When it was queued, in nanoseconds since 1970."""
         try:
             return int(read_object(self.folder / TURN)["turn"])
         except (FileNotFoundError, KeyError, TypeError, ValueError, JobError):
@@ -96,7 +96,7 @@ class Job:
         if not (self.folder / STARTED).exists():
             return State.WAITING
         if not is_locked(self.folder):
-            return State.BROKEN_OFF if self.status() is None else self.state()  # it may have ended in between
+            return State.INTERRUPTED if self.status() is None else self.state()  # it may have ended in between
         return State.STOPPING if (self.folder / STOP).exists() else State.RUNNING
 
     def status(self) -> int | None:
@@ -110,7 +110,7 @@ class Job:
         return status == STOPPED or (status < 0 and (self.folder / STOP).exists())
 
     def said(self, *, whole: bool = False) -> str:
-        """The end of what the command has printed, or all of it."""
+        """The end of the command's output, or all of it."""
         try:
             with open(self.log, "rb") as file:
                 file.seek(0 if whole else max(0, os.path.getsize(self.log) - TAIL))

@@ -29,14 +29,14 @@ def main(argv: list[str]) -> int:
         job = read_job(folder)
         status = keep([sys.executable, "-m", job.module, *job.argv], folder / STOP)
         if status < 0 and not (folder / STOP).exists():
-            print(f"{job.module}: was ended by {_name(-status)}; the system does so where memory runs out", flush=True)
+            print(f"{job.module}: was ended by {_name(-status)}; the system does so if memory runs out", flush=True)
         write_json(folder / EXIT, {"status": status, "ended": time.time()})
     return max(status, 0)
 
 
 def keep(command: list[str], stop: Path) -> int:
-    """Run `command` and ask it to stop once the file `stop` is there; its exit status."""
-    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows only a group of its own can be asked to stop
+    """Run `command`, ask it to stop once the file `stop` exists, and return its exit status."""
+    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows only a separate process group can be asked to stop
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, creationflags=flags)
     signal.signal(signal.SIGTERM, lambda *_: _ask(child))
     asked = False
@@ -65,7 +65,7 @@ def _name(number: int) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The folder's lock. The page takes it for moments, to see whether it is taken: so several tries."""
+    """The folder's lock. Retried, because the page takes it briefly to see whether it is held."""
     for attempt in range(TRIES):
         held = lock(folder, "wait for it")
         try:

@@ -31,7 +31,7 @@ STYLE = """<style>
 
 
 def bad(text: object) -> str:
-    """What went wrong."""
+    """An error."""
     return f'<p class="bad"><strong>Not possible:</strong> {escape(str(text))}</p>'
 
 
@@ -44,12 +44,12 @@ def warning(text: str) -> str:
 
 
 def link(address: str, text: str) -> str:
-    """A link that leaves the page where it is."""
-    return f'<p><a href="{escape(address)}" target="_blank" rel="noopener">{escape(text)}</a> (in a tab of its own)</p>'
+    """A link that opens in a new tab."""
+    return f'<p><a href="{escape(address)}" target="_blank" rel="noopener">{escape(text)}</a> (opens in a new tab)</p>'
 
 
 def ended(command: Ended) -> str:
-    """What a short command printed, or its one line of what is wrong."""
+    """The output of a short command, or its one-line error."""
     return bad(command.error) if command.error else good(command.printed.strip())
 
 
@@ -87,7 +87,7 @@ def queue_table(jobs: Sequence[tuple[Job, State]]) -> str:
         return "<p>Nothing has been started yet.</p>"
     cells = "".join(f'<tr><th scope="row">{escape(job.title)}</th><td>{escape(state.value)}</td><td>{escape(_why(job, state))}'
                     "</td></tr>" for job, state in reversed(jobs))
-    return f'<table class="facts"><caption>Trainings and other work, the newest first</caption>{cells}</table>'
+    return f'<table class="facts"><caption>Trainings and other jobs, newest first</caption>{cells}</table>'
 
 
 def _why(job: Job, state: State) -> str:
@@ -101,7 +101,7 @@ def line(job: Job, state: State) -> str:
 
 
 def progress_bar(job: Job, state: State, progress: Progress) -> str:
-    """A bar, and its numbers in words. Before the first step and after the last the command's own line stands there."""
+    """A bar, with its numbers in words; before the first step and after the last, the command's own line."""
     words = f"{job.title}: {state.value}"
     if progress.step:
         words += f", {progress.text}"

@@ -11,9 +11,9 @@ from trainer import cli
 OWN = {"--out", "--run", "--data", "--preset", "--demo", "--base", "--trigger", "--samples", "--sample-every",
        "--sample-prompts", "--dry-run", "--overwrite", "--contact-sheet", "--cache", "--save-to", "--recipe", "--data-url",
        "--help"}  # fmt: skip
-"""What the page has a control of its own for, or decides itself."""
+"""Flags for which the page has a separate control, or which it sets itself."""
 PATHS = ("--tokenizer", "--vae", "--init")
-"""Whose values are files: they must lie in the folders that the user named."""
+"""Flags whose values are files, which must be in the folders that the user named."""
 YES, NO = "yes", "no"
 
 
@@ -57,4 +57,4 @@ def _choices(action: argparse.Action) -> tuple[str, ...]:
     if action.choices:
         return tuple(map(str, action.choices))
     metavar = action.metavar if isinstance(action.metavar, str) else ""
-    return tuple(metavar[1:-1].split(",")) if metavar.startswith("{") else ()  # as the recipe's fields have it
+    return tuple(metavar[1:-1].split(",")) if metavar.startswith("{") else ()  # the default of the recipe's fields

@@ -20,9 +20,9 @@ ANNOUNCE = """() => { const tell = () => {
     for (const noise of document.querySelectorAll("svg.dropdown-arrow, .sr-only[role=status]"))
         noise.setAttribute("aria-hidden", "true"); };
     tell(); new MutationObserver(tell).observe(document.body, {childList: true, subtree: true}); }"""
-"""For screen readers, what Gradio leaves out: they announce what is said there, and groups of choices have a name.
+"""For screen readers, which Gradio neglects: messages are announced, and groups of choices get a name.
 
-Gradio's own announcements are silenced: they read out the keys of translations that it lacks."""
+Gradio's own announcements are silenced, because they read out the keys of missing translations."""
 
 
 def build(page: Context) -> gr.Blocks:
@@ -43,6 +43,6 @@ def build(page: Context) -> gr.Blocks:
 
 
 def _last(page: Context, recipe: step_recipe.RecipeStep) -> list[Any]:
-    """What the last training was given, so that a page that is opened again, or was cut off, asks for nothing twice."""
+    """The options of the last training, to fill in the controls when the page is opened again."""
     wishes = [job.wish for job in page.queue.jobs() if job.wish]
     return recipe.values(wishes[-1]) if wishes else [gr.skip()] * (2 + len(recipe.controls))

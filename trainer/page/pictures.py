@@ -27,7 +27,7 @@ class Look:
     """The contents of a folder."""
 
     pictures: list[Picture]
-    """own pictures with the captions of their files, without the recipe's trigger; none for drawings"""
+    """the user's pictures with the captions of their files, without the recipe's trigger; none for drawings"""
     table: list[Row]
     problems: list[str]
     notes: list[str]
@@ -39,7 +39,7 @@ class Look:
 
 
 def look(recipe: Recipe, cache: Path) -> Look:
-    """Read all of `recipe.data` once. UsageError and JobError as the command line has them."""
+    """Read all of `recipe.data` once. UsageError and JobError as on the command line."""
     dataset = decode(load_dataset(recipe, cache=cache, say=say_nothing, keep_problems=True))
     as_found = own_pictures(load_dataset(replace(recipe, trigger=""), cache=cache, say=say_nothing, keep_problems=True))
     return Look(pictures=as_found, table=dataset.table, problems=dataset.problems, notes=dataset.notes,
@@ -68,7 +68,7 @@ def data_uri(image: Image.Image, longest: int) -> str:
 
 
 def picture_uri(path: Path, longest: int = 1400) -> str:
-    """A picture that a run has drawn, as a data URI. JobError where it cannot be read."""
+    """A picture that a run has drawn, as a data URI. JobError if it cannot be read."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return data_uri(image, longest)

@@ -1,4 +1,4 @@
-"""How far a run is: its numbers, the time that is left, its loss curve, its newest sample sheet. Nothing is written here."""
+"""A run's progress: its numbers, the time left, its loss curve, its newest sample sheet. Writes nothing."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class MetricsFiles:
 
 
 def progress_of(job: Job, lines: list[dict[str, Any]]) -> Progress:
-    """From the lines of metrics.jsonl. The time left is the pace of the last steps times the steps that remain.
+    """From the lines of metrics.jsonl. The time left is the remaining pictures divided by the rate of the last steps.
 
-    The first step, which compiles, and the two after it tell nothing yet.
+    There is none during the first three steps, the first of which compiles.
     """
     steps = [line for line in lines if "loss" in line]
     step = int(steps[-1]["step"]) if steps else 0
@@ -71,13 +71,13 @@ def progress_of(job: Job, lines: list[dict[str, Any]]) -> Progress:
 
 
 def newest_sheet(run: Path) -> Path | None:
-    """The sheet of the run's own prompts, else its newest preview."""
+    """The sheet of the user's sample prompts, else the newest preview."""
     sheet = run / "samples" / SHEET
     return sheet if sheet.exists() else max(run.glob("samples/step-*.png"), default=None)
 
 
 def curve(lines: list[dict[str, Any]]) -> str:
-    """The loss against the step as an SVG that names its numbers for who cannot see it; "" where there is nothing to draw."""
+    """The loss against the step as an SVG with its numbers as text for screen readers; "" if there is nothing to draw."""
     points = [(int(line["step"]), float(line["loss"])) for line in lines if line.get("loss") is not None]
     if len(points) < 2:
         return ""

@@ -16,7 +16,7 @@ from typing import Any
 
 from convert.errors import JobError, UsageError
 from convert.files import write_json
-from trainer.page.jobs import EXIT, GOES_ON, STARTED, STOP, STOPPED, TURN, UNDER_WAY, Job, State, read_job, write_job
+from trainer.page.jobs import EXIT, RESUMABLE, STARTED, STOP, STOPPED, TURN, UNDER_WAY, Job, State, read_job, write_job
 from trainer.terminal import Say, say
 
 UNBUFFERED = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
@@ -107,7 +107,7 @@ class Queue:
         """Put the same command at the end of the queue; it resumes from its last checkpoint."""
         with self._mutex:
             state = self.state(job)
-            if state not in GOES_ON:
+            if state not in RESUMABLE:
                 raise UsageError(f"{job.title}: {state.value}: only a stopped, interrupted or failed job can be resumed")
             self._started.pop(job.id, None)
             write_json(job.folder / TURN, {"turn": time.time_ns()})
@@ -118,7 +118,7 @@ class Queue:
         """Remove a job from the list. Its run folder and files are kept."""
         with self._mutex:
             if self.state(job) in UNDER_WAY:
-                raise UsageError(f"{job.title}: runs: stop it first")
+                raise UsageError(f"{job.title}: is running: stop it first")
             shutil.rmtree(job.folder)
 
     def finished(self, kind: str = "train") -> Sequence[Job]:

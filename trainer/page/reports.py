@@ -18,11 +18,11 @@ SECRET = secrets.token_urlsafe(16)
 """Secret part of every address, so that it cannot be guessed without seeing the page, which may require a password."""
 KINDS = {".html": "text/html", ".json": "application/json", ".csv": "text/csv", ".png": "image/png"}
 POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
-"""A report runs no script."""
+"""Reports run no scripts."""
 
 
 def address(id: str) -> str:
-    """Of the folder of the report that job `id` writes."""
+    """The address of the report that job `id` writes."""
     return f"{PREFIX}{SECRET}/{id}/"
 
 
@@ -41,7 +41,7 @@ class Reports:
         await answer(scope, receive, send)
 
     def find(self, path: str) -> Path | None:
-        """The file behind an address: of a report's kinds, and within the folder of its own evaluation, links followed."""
+        """The file for an address: only of a report's kinds, and within its evaluation's folder after following links."""
         secret, _, rest = path.removeprefix(PREFIX).partition("/")
         id, _, name = rest.partition("/")
         if not secrets.compare_digest(secret.encode(), SECRET.encode()):

@@ -22,7 +22,7 @@ USER = "scribble"
 
 
 def theme() -> gr.themes.Default:
-    """Gradio's own, with the fonts of the machine and main buttons dark enough for white words (contrast above 4.5)."""
+    """Gradio's own theme, with local fonts and primary buttons dark enough for white text (contrast above 4.5)."""
     fills = {f"button_primary_background_fill{kind}": f"*primary_{shade}" for kind, shade in
              (("", 700), ("_dark", 700), ("_hover", 800), ("_hover_dark", 800))}  # fmt: skip
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(**fills)
@@ -42,7 +42,7 @@ def serve(page: Context, *, host: str, port: int, browser: bool, stop: threading
         app_kwargs={"middleware": [Middleware(OwnPagesOnly, hosts=LOOPBACK if local else ()),
                                    Middleware(Reports, queue=page.queue)]})  # fmt: skip
     say(f"the page is at {url}" + (f" (user {USER}, password {password})" if password else ", for this machine only"))
-    say("closing it or stopping this with Ctrl-C stops no training")
+    say("closing it, or stopping this with Ctrl-C, does not stop a training")
     while not stop.wait(TICK):
         page.queue.tick()
     gr.close_all(verbose=False)

@@ -22,7 +22,7 @@ ALL, WITHOUT = "all", "without a caption"
 
 @dataclass
 class Shown:
-    """What one tab shows. before: the pictures' own texts when they were shown."""
+    """The pictures shown in one tab. before: their own texts when they were shown."""
 
     look: Look | None = None
     resolution: int = 0
@@ -47,12 +47,12 @@ class PicturesStep:
 def build(page: Context) -> PicturesStep:
     gr.Markdown("## 1. Pictures")
     folder = gr.Dropdown(page.folders.choices(), value="", allow_custom_value=True, label="Folder of your pictures",
-                         info="choose one, or paste its path; captions are read from files beside the pictures")
-    trigger = gr.Textbox(label="Trigger words", info="put before every caption, and later written in prompts to call what was "
-                         "learnt, for example: in mystyle", max_lines=1)
+                         info="choose one or paste its path; captions are read from files beside the pictures")
+    trigger = gr.Textbox(label="Trigger words", info="added before every caption, and used in prompts later, for example: "
+                         "in mystyle", max_lines=1)
     with gr.Row():
         show = gr.Button("Show the pictures", variant="primary")
-        again = gr.Button("Write the trigger words into all captions")
+        again = gr.Button("Add the trigger words to all captions")
     said, table = answer(), gr.HTML()
     state = gr.State(Shown())
     with gr.Column(visible=False) as gallery:
@@ -83,7 +83,7 @@ def build(page: Context) -> PicturesStep:
 
 
 class Handlers:
-    """What the buttons do; each returns the step's outputs."""
+    """The buttons' handlers; each returns the step's outputs."""
 
     def __init__(self, page: Context) -> None:
         self.page = page

@@ -18,18 +18,18 @@ from trainer.page.jobs import UNDER_WAY, Job, State
 from trainer.page.reports import address
 
 HOST = "host"
-"""One thing at a time is done to a web UI or a ComfyUI."""
+"""Gradio's concurrency group for changes to a web UI or ComfyUI: one at a time."""
 
 
 def build(page: Context, timer: gr.Timer, known_host: gr.Dropdown) -> None:
-    """known_host: the folder of the user's web UI or ComfyUI, if step 2 was told it."""
+    """known_host: the folder of the user's web UI or ComfyUI, if given in step 2."""
     gr.Markdown("## 4. Result")
     handlers = Handlers(page)
     lora, said, seen = gr.Dropdown([], allow_custom_value=True, label="Finished LoRA"), answer(), gr.State(([], "", ""))
     picture = gr.HTML(elem_classes=["drawn"])
-    place = gr.Textbox(label="Its file", interactive=False, max_lines=2)
-    command = gr.Textbox(label="The command that does the same", interactive=False, lines=3, max_lines=8)
-    with gr.Accordion("Its card: what the web UI and ComfyUI show and use", open=False):
+    place = gr.Textbox(label="File", interactive=False, max_lines=2)
+    command = gr.Textbox(label="Equivalent command", interactive=False, lines=3, max_lines=8)
+    with gr.Accordion("Card, as shown and used by the web UI and ComfyUI", open=False):
         words = gr.Textbox(label="Activation text (trigger words)", max_lines=1)
         weight = gr.Number(label="Preferred weight (scale)", minimum=0, maximum=2, step=0.05)
         description, notes = gr.Textbox(label="Description", lines=2), gr.Textbox(label="Notes", lines=2)
@@ -41,20 +41,20 @@ def build(page: Context, timer: gr.Timer, known_host: gr.Dropdown) -> None:
         draw, drawn = gr.Button("Draw (in the queue)"), answer()
     drawing = gr.HTML(elem_classes=["drawn", "bar"])
     with gr.Accordion("Which scale is best? Evaluate it", open=False):
-        gr.Markdown("Draws at every scale and tests each against the base. It waits in the queue like a training. It is fair "
-                    "if training kept pictures back: `--held-out 0.3` under *All options*.")
+        gr.Markdown("Draws at every scale and compares each with the base. It is queued like a training. It is fair if "
+                    "training held pictures out: `--held-out 0.3` under *All options*.")
         measured = gr.Textbox(label="Scales to measure, with commas or first:last:step", value="0:1:0.1", max_lines=1)
         count = gr.Slider(2, 40, value=20, step=1, label="Pictures at each scale")
         with gr.Row():
             evaluate, take = gr.Button("Evaluate (in the queue)"), gr.Button("Use the recommended scale")
         judged = answer()
     verdict = gr.HTML(elem_classes=["drawn", "bar"])
-    with gr.Accordion("Put it into my web UI or ComfyUI", open=False):
+    with gr.Accordion("Install it into my web UI or ComfyUI", open=False):
         hosts_known = hosts(page.folders)
         host = gr.Dropdown(hosts_known, value=hosts_known[-1] if hosts_known else "", allow_custom_value=True,
-                           label="Folder of your web UI or ComfyUI, to put it into")  # fmt: skip
+                           label="Folder of the web UI or ComfyUI to install into")  # fmt: skip
         with gr.Row():
-            install, remove = gr.Button("Put it there"), gr.Button("Take out all that was put there")
+            install, remove = gr.Button("Install"), gr.Button("Uninstall everything")
         placed = answer()
     card = [words, weight, description, notes]
     gr.on([lora.change], handlers.show, lora, [said, picture, place, command, *card], show_progress="hidden")
@@ -69,7 +69,7 @@ def build(page: Context, timer: gr.Timer, known_host: gr.Dropdown) -> None:
 
 
 class Handlers:
-    """What the buttons do with the LoRA that is chosen."""
+    """The buttons' handlers, for the chosen LoRA."""
 
     def __init__(self, page: Context) -> None:
         self.page = page
@@ -78,7 +78,7 @@ class Handlers:
         self.install, self.remove = answering(1)(self._install), answering(1)(self._remove)
 
     def refresh(self, id: str | None, seen: tuple[list[str], str, str]) -> tuple[Any, ...]:
-        """Offer LoRAs that were finished meanwhile, and show what became of the newest drawing and evaluation."""
+        """Offer newly finished LoRAs, and show the state of the newest drawing and evaluation."""
         finished, jobs = self.page.queue.finished(), self.page.queue.jobs()
         ids, name = [job.id for job in finished], next((job.name for job in jobs if job.id == id), "")
         newest = {job.kind: (job, self.page.queue.state(job)) for job in jobs if job.name == name}
@@ -102,12 +102,12 @@ class Handlers:
 
     def _save(self, id: str | None, words: str, weight: float | None, description: str, notes: str) -> str:
         path = write_card(self._job(id).out, Card(words, weight or 0.0, description, notes))
-        return markup.good(f"{path} is written")
+        return markup.good(f"{path} was written")
 
     def _draw(self, id: str | None, prompt: str, scales: str, seeds: float) -> str:
         job = self._job(id)
         if not prompt.strip():
-            raise UsageError("there is no prompt: say what to draw")
+            raise UsageError("the prompt is empty: type one")
         out = self.page.places.work / "drawn" / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}.png"
         out.parent.mkdir(exist_ok=True)
         argv = [str(job.out), f"--prompt={prompt}", f"--scales={scales.strip()}", f"--seeds={int(seeds)}", f"--out={out}",
@@ -122,21 +122,21 @@ class Handlers:
         return self._queue(job, evaluation.KIND, evaluation.MODULE, [*argv, f"--out={out}"], out)
 
     def _take(self, id: str | None) -> tuple[Any, ...]:
-        """The card is shown anew: its preferred weight is another."""
+        """Shows the card again, because its preferred weight has changed."""
         job = self._job(id)
         made = [other for other in self.page.queue.jobs() if other.kind == evaluation.KIND and other.name == job.name]
         if not made:
-            raise UsageError(f"{job.name}: is not evaluated yet: evaluate it first")
+            raise UsageError(f"{job.name}: has no evaluation yet: evaluate it first")
         ended = evaluation.take(made[-1])
         if ended.error:
             raise UsageError(ended.error)
-        wrote = [line for line in ended.printed.splitlines() if line.startswith("wrote")]  # the verdict stands below
+        wrote = [line for line in ended.printed.splitlines() if line.startswith("wrote")]  # the verdict is shown below
         return markup.good("\n".join(wrote)), *read_card(job.out)
 
     def _queue(self, job: Job, kind: str, module: str, argv: list[str], out: Any) -> str:
         self.page.queue.add(kind=kind, name=job.name, module=module, argv=argv, out=out, run=job.run, total=0, per_step=0)
         self.page.queue.tick()
-        return markup.good(f"{job.name}: {kind} is in the queue: step 3 shows it")
+        return markup.good(f"{job.name}: {kind} was queued: see step 3")
 
     def _install(self, id: str | None, host: str) -> str:
         job, (flag, folder) = self._job(id), self._host(host)
@@ -165,7 +165,7 @@ Work = tuple[Job, State] | None
 
 
 def _stamp(work: Work) -> str:
-    """What changes when there is something new to show."""
+    """A value that changes when there is something new to show."""
     if not work:
         return ""
     job, state = work
@@ -177,7 +177,7 @@ def _drawing(work: Work, name: str) -> str:
 
 
 def _verdict(work: Work) -> str:
-    """How far the evaluation is; when it is done, its report in short."""
+    """The evaluation's progress, or a summary of its report when it is done."""
     if not work or work[1] is not State.DONE:
         return markup.progress_bar(*work, evaluation.progress_of(work[0])) if work else ""
     try:
@@ -187,5 +187,5 @@ def _verdict(work: Work) -> str:
 
 
 def _given(job: Job, *flags: str) -> list[str]:
-    """What a training was given: its LoRA names base and data without their folders, since it is given away."""
+    """Arguments of the training: the LoRA's own metadata names base and data without their folders."""
     return [word for word in job.argv if word.partition("=")[0] in flags]

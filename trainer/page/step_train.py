@@ -35,7 +35,7 @@ def build(page: Context, wish_of: Callable[..., Wish], inputs: list[Any]) -> Tra
         start = gr.Button("Start training", variant="primary")
         stop, again, remove = gr.Button("Stop"), gr.Button("Continue"), gr.Button("Remove")
     said = answer()
-    chosen = gr.Dropdown([], allow_custom_value=True, label="Training or other work",
+    chosen = gr.Dropdown([], allow_custom_value=True, label="Training or other job",
                          info="Stop, Continue and Remove act on this one")
     bar = gr.HTML(elem_classes=["bar"])
     loss, sheet = gr.HTML(), gr.HTML(elem_classes=["drawn"])
@@ -49,7 +49,7 @@ def build(page: Context, wish_of: Callable[..., Wish], inputs: list[Any]) -> Tra
     @answering(2)
     def begin(*values: Any) -> tuple[Any, ...]:
         job = start_training(page, wish_of(*values))
-        return markup.good(f"{job.name}: is in the queue"), gr.update(choices=watcher.choices(), value=job.id)
+        return markup.good(f"{job.name}: was queued"), gr.update(choices=watcher.choices(), value=job.id)
 
     def on_chosen(act: Callable[[Job], None], words: str) -> Callable[..., Any]:
         @answering(2)
@@ -65,7 +65,7 @@ def build(page: Context, wish_of: Callable[..., Wish], inputs: list[Any]) -> Tra
         return handler
 
     start.click(begin, inputs, [said, chosen], concurrency_limit=1)
-    stop.click(on_chosen(page.queue.stop, "stops when its step is done and saved"), chosen, [said, chosen])
+    stop.click(on_chosen(page.queue.stop, "stops after its current step is saved"), chosen, [said, chosen])
     again.click(on_chosen(page.queue.again, "continues when its turn comes"), chosen, [said, chosen])
     remove.click(on_chosen(page.queue.remove, "is removed from the list; its files are kept"), chosen, [said, chosen])
     timer.tick(watcher.look, [chosen, seen], views, show_progress="hidden")
@@ -91,7 +91,7 @@ class Watcher:
     def look(self, id: str | None, seen: dict[str, Any]) -> tuple[Any, ...]:
         jobs = [(job, self.page.queue.state(job)) for job in self.page.queue.jobs()]
         choices = self.choices()
-        lost = id not in [job.id for job, _ in jobs]  # taken off the list, perhaps in another tab
+        lost = id not in [job.id for job, _ in jobs]  # removed, perhaps in another tab
         if lost:
             id = self.newest()
         views: dict[str, Any] = {"table": markup.queue_table(jobs), "chosen": (id, choices)} | self._views(id, jobs)
@@ -99,7 +99,7 @@ class Watcher:
         if "chosen" in sent:
             sent["chosen"] = gr.update(choices=choices, **{"value": id} if lost else {})
         if "sheet" in sent:
-            sent["sheet"] = markup.drawn(views["sheet"][0], "samples drawn on the way, a row a step")
+            sent["sheet"] = markup.drawn(views["sheet"][0], "samples during training, a row per step")
         order = ("table", "chosen", "bar", "loss", "sheet", "log")
         return *(sent.get(name, gr.skip()) for name in order), views if sent else gr.skip()
 

@@ -56,7 +56,7 @@ def output_lock(target: Path, advice: str) -> Iterator[None]:
             yield
         finally:
             if os.name == "nt":
-                file.close()  # an open file cannot be removed there; elsewhere it goes while it is locked, so it is ours
+                file.close()  # an open file cannot be removed there; elsewhere it is removed while locked, so it is ours
             with suppress(OSError):
                 path.unlink()
 

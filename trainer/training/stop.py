@@ -14,7 +14,8 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class StopRequest:
-    """While entered, a first signal sets it and says so; a second one of its kind acts as usual. Call it to ask."""
+    """Inside the context, a first signal requests a stop, with a message; a second one has its usual effect. Calling it returns
+    whether a stop was requested."""
 
     def __init__(self, say: Say) -> None:
         self.asked, self._say = False, say

@@ -1,4 +1,4 @@
-"""LoRAs of the miniature: narrow to wide, which every host reads as SD1.5's, and back; one trained wide is refused."""
+"""LoRAs of the miniature: narrow to wide, which hosts read as SD1.5's, and back; one trained on the wide file is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def narrow_shape(module: sd15.Module) -> tuple[int, ...]:
 
 
 def narrow_modules() -> list[sd15.Module]:
-    """All that a LoRA of the miniature can patch: the UNet's 282 and the 12 of the text encoder's two layers."""
+    """Every module that a LoRA of the miniature can patch: 282 of the UNet and 12 in the text encoder's two layers."""
     return [module for module in sd15.modules().values() if not module.is_norm and not any(
         f".layers.{layer}." in module.name for layer in range(TEXT_LAYERS, sd15.TEXT_LAYERS))]
 

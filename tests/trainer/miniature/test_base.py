@@ -1,4 +1,4 @@
-"""The narrow miniature as a base: trained on, it gives a LoRA of SD1.5's shape, which is read back onto it."""
+"""The narrow miniature as a base: training on it gives a LoRA of SD1.5's shape, which can be applied to it again."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from trainer.miniature.tokens import token_noise
 
 
 class Words:
-    """A tokenizer of whole words: numbers by length and letters, as far as this needs one."""
+    """A tokenizer of whole words, enough for these tests."""
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
         return {"input_ids": [sum(map(ord, word)) for word in text.split()]}

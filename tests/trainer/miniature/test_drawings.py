@@ -1,4 +1,4 @@
-"""The drawings that ship: QuickDraw's words and bitmaps, read where they lie."""
+"""The drawings that ship: QuickDraw's words and bitmaps, as packed in the repository."""
 
 from __future__ import annotations
 

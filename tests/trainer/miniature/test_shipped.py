@@ -1,4 +1,4 @@
-"""What ships belongs together: networks, drawings, judge and fingerprint."""
+"""The files that ship fit together: networks, drawings, judge and fingerprint."""
 
 from __future__ import annotations
 
