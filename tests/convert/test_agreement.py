@@ -190,7 +190,7 @@ def test_peft_loads_our_text_encoder_folder(use_dora, text_encoder, tmp_path):
         torch.testing.assert_close(loaded(tokens)[0], trained(tokens)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_ours_where_diffusers_own_function_is_wrong(maker, tmp_path):
+def test_our_conversion_is_right_where_diffusers_own_is_wrong(maker, tmp_path):
     """Its alpha is the rank as an integer; true alpha 8 at rank 4 is twice the strength."""
     from diffusers.utils import convert_state_dict_to_kohya
 

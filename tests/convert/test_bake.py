@@ -127,7 +127,7 @@ def test_tucker_cores_and_differences(maker, tmp_path):
     torch.testing.assert_close(after[f"{key}.bias"], before[f"{key}.bias"] + 2)
 
 
-def test_what_does_not_fit_is_refused(maker, tmp_path, capsys):
+def test_a_lora_that_does_not_fit_is_refused(maker, tmp_path, capsys):
     base = _checkpoint(tmp_path / "base.safetensors", torch.float16)
     lora = maker.write(tmp_path / "lora.safetensors", "kohya", maker.attention("unet")[:3], alpha=1)
     out = tmp_path / "out.safetensors"

@@ -63,7 +63,7 @@ def test_errors_are_one_line_and_a_status(arguments, status, said, source, tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors", "taken.safetensors"]
 
 
-def test_many_at_once(source, tmp_path, maker, capsys):
+def test_several_files_in_one_command(source, tmp_path, maker, capsys):
     other = maker.write(tmp_path / "other.safetensors", "kohya", maker.attention("unet")[:3])
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"<html>")
@@ -108,7 +108,7 @@ def test_json_reports(source, tmp_path, capsys):
     assert audit["hash"] == audit["hash_stored"] == report["model_hash"]
 
 
-def test_check_finds_numbers_that_are_none_and_stale_hashes(source, maker, tmp_path, capsys):
+def test_check_finds_nan_and_stale_hashes(source, maker, tmp_path, capsys):
     from safetensors.torch import save_file
 
     tensors = maker.tensors("kohya", maker.attention("unet")[:2], alpha=2)
@@ -123,7 +123,7 @@ def test_check_finds_numbers_that_are_none_and_stale_hashes(source, maker, tmp_p
     )  # copies what it is given
 
 
-def test_a_closed_pipe_is_no_crash(source):
+def test_a_closed_pipe_does_not_crash(source):
     command = f"{sys.executable} -m convert {source} --check --json | head -c 1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
@@ -135,7 +135,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def test_one_option_has_the_same_words_in_all_commands():
+def test_an_option_has_the_same_help_in_all_commands():
     for option in ("--to", "--dtype", "--overwrite", "--json", "--alpha", "--only", "--rank", "--base"):
         actions = [action for parser in COMMANDS.values() for action in parser._actions if option in action.option_strings]
         assert actions
@@ -192,7 +192,7 @@ def _pythons():
 
 
 @pytest.mark.parametrize("python", _pythons())
-def test_standard_library_alone_under_any_package_name(python, source, tmp_path):
+def test_only_the_standard_library_is_needed_under_any_package_name(python, source, tmp_path):
     command = [python, "-I", "-S", "-c", ISOLATED, str(ROOT), str(source), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -200,7 +200,7 @@ def test_standard_library_alone_under_any_package_name(python, source, tmp_path)
 
 
 @pytest.mark.parametrize("command", ["reduce", "merge", "extract", "bake"])
-def test_a_command_that_needs_numpy_says_so_where_there_is_none(command):
+def test_a_command_that_needs_numpy_reports_its_absence(command):
     hidden = "import sys, importlib.util\nsys.modules['numpy'] = None\nimportlib.util.find_spec = lambda *_: None\n"
     command_line = [sys.executable, "-c", f"{hidden}import convert.{command}"]
     done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -64,7 +64,7 @@ def test_pefts_magnitudes_pass_to_diffusers_and_are_refused_for_kohya(suffix, ma
     assert json.loads((tmp_path / "p" / "adapter_config.json").read_text())["use_dora"] is True
 
 
-def test_lycoris_magnitudes_per_row_become_pefts_and_stay_in_kohya_with_a_word(maker, tmp_path):
+def test_lycoris_magnitudes_per_row_become_pefts_and_stay_in_kohya_with_a_note(maker, tmp_path):
     source = _write(maker, tmp_path / "in.safetensors", "kohya", "dora_scale", _rows)
     report = convert.convert_file(source, tmp_path / "out.safetensors")
     assert any("one per output row" in str(note) for note in report.notes)

@@ -37,7 +37,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_cannot_be_read_says_why_in_fields(case, tmp_path):
+def test_errors_of_unreadable_files_have_the_reason_in_fields(case, tmp_path):
     tensors, metadata, kind, fields = CASES[case]
     path = tmp_path / "in.safetensors"
     save_file(tensors, path, metadata)
@@ -54,7 +54,7 @@ def test_what_cannot_be_read_says_why_in_fields(case, tmp_path):
     assert (type(copied), str(copied), vars(copied)) == (kind, str(error), vars(error))
 
 
-def test_what_a_form_lacks(tmp_path):
+def test_what_a_form_cannot_hold_is_named_in_fields(tmp_path):
     tensors = {**_pair(Q), f"{Q}.lora_magnitude_vector": torch.zeros(320), f"{K2}.diff": torch.zeros(320, 768)}
     save_file(tensors, tmp_path / "in.safetensors")
     lora = convert.read(tmp_path / "in.safetensors")

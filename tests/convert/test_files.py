@@ -58,7 +58,7 @@ def test_writers(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["none/a.txt", "."])
-def test_what_cannot_be_written_is_said_in_one_line(target, tmp_path):
+def test_a_file_that_cannot_be_written_is_one_line(target, tmp_path):
     with pytest.raises(convert.JobError, match="cannot be written") as caught:
         write_text(tmp_path / target, "x")
     assert "\n" not in str(caught.value)
@@ -74,12 +74,12 @@ def test_a_full_disk(tmp_path):
             file.flush()
 
 
-def test_an_error_of_another_file_is_not_blamed_on_the_target(tmp_path):
+def test_an_error_of_another_file_does_not_name_the_target(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
         (tmp_path / "other").read_bytes()
 
 
-def test_a_link_stays_a_link(tmp_path):
+def test_a_symbolic_link_is_kept(tmp_path):
     (tmp_path / "real").write_text("old")
     try:
         (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -29,7 +29,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("key", FOREIGN)
-def test_by_its_keys(key, maker, tmp_path):
+def test_foreign_networks_are_recognised_by_their_keys(key, maker, tmp_path):
     sound = maker.tensors("kohya", maker.attention("unet")[:2])
     save_file({**sound, key: torch.zeros(4, 4)}, tmp_path / "in.safetensors")
     with pytest.raises(convert.JobError, match=f"is a.* {FOREIGN[key]}|is an.* {FOREIGN[key]}|is a.*{FOREIGN[key]}"):
@@ -37,7 +37,7 @@ def test_by_its_keys(key, maker, tmp_path):
 
 
 @pytest.mark.parametrize(("width", "base"), [(1024, "SD2"), (2048, "SDXL")])
-def test_by_the_width_of_the_prompt_embedding(width, base, maker, tmp_path):
+def test_foreign_bases_are_recognised_by_the_width_of_the_prompt_embedding(width, base, maker, tmp_path):
     down, up = torch.zeros(4, width), torch.zeros(320, 4)
     save_file({f"{TO_K2}.lora_down.weight": down, f"{TO_K2}.lora_up.weight": up}, tmp_path / "in.safetensors")
     with pytest.raises(convert.JobError, match=f"LoRA of {base};"):
@@ -54,14 +54,14 @@ def test_by_the_width_of_the_prompt_embedding(width, base, maker, tmp_path):
         ({"modelspec.architecture": "stable-diffusion-3-medium/lora"}, "SD3"),
     ],
 )
-def test_by_its_metadata_where_the_shapes_do_not_tell(metadata, base, maker, tmp_path):
+def test_foreign_bases_are_recognised_by_metadata_if_the_shapes_are_equal(metadata, base, maker, tmp_path):
     source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:2], metadata=metadata)
     with pytest.raises(convert.JobError, match=f"the base {base};"):
         convert.read(source)
 
 
 @pytest.mark.parametrize("value", ["sd_v1", "sd_1.5", "SD 1.5", "sd15", "None", "sd_v1_v"])
-def test_every_way_to_say_stable_diffusion_1(value, maker, tmp_path):
+def test_every_name_of_stable_diffusion_1(value, maker, tmp_path):
     source = maker.write(
         tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:2], metadata={"ss_base_model_version": value}
     )

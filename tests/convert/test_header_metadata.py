@@ -57,7 +57,7 @@ def test_the_legacy_hash_of_any_size(rank, maker, tmp_path):
     assert _read(tmp_path / "out.safetensors")["sshs_legacy_hash"] == _kohya_hashes(tmp_path / "out.safetensors")[1]
 
 
-def test_what_hosts_look_for(source, tmp_path):
+def test_keys_that_hosts_read(source, tmp_path):
     given = {"modelspec.trigger_phrase": "a scribble of", "ss_tag_frequency": {"doodles": {"a scribble of cat": 20}}}
     convert.convert_file(source, tmp_path / "cat.safetensors", alpha=8, metadata=given)
     metadata = _read(tmp_path / "cat.safetensors")
@@ -146,7 +146,7 @@ def test_metadata_that_no_header_can_hold(mapping, said, source, tmp_path):
     assert source.read_bytes() == before
 
 
-def test_a_long_header_is_read_and_written_with_a_word_on_its_longest_key(source, tmp_path):
+def test_a_long_header_is_read_and_written_with_a_note_on_its_longest_key(source, tmp_path):
     """ComfyUI loads such a file but does not show its metadata; other programs' long headers are not refused."""
     big = {"modelspec.thumbnail": "x" * (2 << 20)}
     report = convert.convert_file(source, tmp_path / "long.safetensors", metadata=big)
@@ -173,7 +173,7 @@ def test_convert_bytes_is_the_file(source, tmp_path):
         convert.convert_bytes(source, to="peft")
 
 
-def test_any_mapping_of_names_is_not_shared(source):
+def test_returned_mappings_are_not_shared(source):
     """Two reads return two objects: a caller cannot change another's."""
     assert convert.read(source).metadata is not convert.read(source).metadata
 

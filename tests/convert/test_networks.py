@@ -123,7 +123,7 @@ def test_a_lora_within_the_rank_is_copied_byte_for_byte(tmp_path):
     assert losses.total == 0
 
 
-def test_what_folds_exactly_needs_no_rank(tmp_path):
+def test_networks_that_fold_exactly_need_no_rank(tmp_path):
     """A Tucker core folds into the same rank; a LoHa of rank 2 is a LoRA of rank 4; a LoKr of two small halves too."""
     draw = torch.Generator().manual_seed(0)
     shapes = {
@@ -241,7 +241,7 @@ def test_extracting_finds_a_known_change_as_well_as_any_svd(tmp_path):
         assert (_matrix(written, module) - moved).norm() <= (1 + 1e-5) * best
 
 
-def test_the_commands_report_in_the_words_of_check(tmp_path, capsys):
+def test_the_commands_report_as_check_does(tmp_path, capsys):
     _checkpoints(tmp_path, known=8, noise=0.0)
     base, tuned, lora, small = (f"{tmp_path}/{name}.safetensors" for name in ("base", "tuned", "lora", "small"))
     bare = {key: tensor for key, tensor in _factors(4).items() if not key.endswith("alpha")}
@@ -262,7 +262,7 @@ def test_the_commands_report_in_the_words_of_check(tmp_path, capsys):
         assert ("no alpha" in said) == (main == merging.main)
 
 
-def test_extracting_half_precision_takes_no_rounding_for_a_change(tmp_path, capsys):
+def test_extracting_half_precision_does_not_mistake_rounding_for_a_change(tmp_path, capsys):
     base, tuned = _checkpoints(tmp_path, known=4, noise=0.0)
     save_file({key: tensor.half() for key, tensor in tuned.items()}, tmp_path / "half.safetensors")
     arguments = [f"{tmp_path}/half.safetensors", "--from", f"{tmp_path}/base.safetensors", "--rank", "4", "--json"]
@@ -276,7 +276,7 @@ def test_extracting_half_precision_takes_no_rounding_for_a_change(tmp_path, caps
     assert not (tmp_path / "none.safetensors").exists()
 
 
-def test_extracting_and_baking_are_each_others_inverse(tmp_path):
+def test_extracting_and_baking_are_inverses(tmp_path):
     base, tuned = _checkpoints(tmp_path, known=8, noise=0.0)
     old, new, lora = (tmp_path / f"{name}.safetensors" for name in ("base", "tuned", "lora"))
     extracting.extract(new, old, lora, Limit(rank=8))

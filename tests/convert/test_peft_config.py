@@ -46,7 +46,7 @@ def test_what_peft_writes_by_default_is_neutral(tmp_path):
         ({"q": 2, "attn1.to_.": 8}, TO_Q), ({"encoder.layers.0.mlp.fc1": 2, "fc1": 8}, FC1), ({"fc.": 2, "fc1": 8}, FC1),
     ],
 )  # fmt: skip
-def test_of_overlapping_patterns_the_one_counts_that_peft_takes(pattern, module, tmp_path):
+def test_of_overlapping_patterns_the_one_that_peft_takes_counts(pattern, module, tmp_path):
     from peft.utils.other import get_pattern_key
 
     expected = pattern[get_pattern_key(pattern.keys(), module.name.removeprefix("text_model."))]

@@ -60,7 +60,7 @@ WORDS = ["stable-diffusion-v1-5", "SD 1.5 LCM", "runwayml/stable-diffusion-v1-5"
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_free_word_does_not_decide_the_base(word, maker, tmp_path):
+def test_free_text_does_not_determine_the_base(word, maker, tmp_path):
     metadata = {"ss_base_model_version": word, "modelspec.architecture": "stable-diffusion-v1/lora"}
     source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:2], metadata=metadata)
     assert convert.read(source).base == "sd_v1"
@@ -70,7 +70,7 @@ def test_a_free_word_does_not_decide_the_base(word, maker, tmp_path):
 
 
 @pytest.mark.parametrize("word", ["", *WORDS[:4]])
-def test_words_for_sd15_do_not_excuse_other_shapes(word, tmp_path):
+def test_metadata_naming_sd15_does_not_excuse_other_shapes(word, tmp_path):
     pair = {f"{KOHYA}.lora_down.weight": torch.zeros(4, 100), f"{KOHYA}.lora_up.weight": torch.zeros(100, 4)}
     save_file(pair, tmp_path / "in.safetensors", {"ss_base_model_version": word})
     with pytest.raises(convert.DoesNotFit):
@@ -78,13 +78,13 @@ def test_words_for_sd15_do_not_excuse_other_shapes(word, tmp_path):
 
 
 @pytest.mark.parametrize("word", ["like_sd_v1", "my own mix"])
-def test_other_shapes_are_of_the_base_that_the_word_names(word, tmp_path):
+def test_other_shapes_belong_to_the_base_in_the_metadata(word, tmp_path):
     pair = {f"{KOHYA}.lora_down.weight": torch.zeros(4, 100), f"{KOHYA}.lora_up.weight": torch.zeros(100, 4)}
     save_file(pair, tmp_path / "in.safetensors", {"ss_base_model_version": word})
     assert convert.read(tmp_path / "in.safetensors").base == word
 
 
-def test_our_miniature_is_known_by_its_word_and_has_the_architecture_of_its_shapes(maker, tmp_path):
+def test_our_miniature_is_known_by_its_metadata_and_has_the_architecture_of_its_shapes(maker, tmp_path):
     word = {"ss_base_model_version": "scribble_miniature"}
     source = maker.write(tmp_path / "in.safetensors", "kohya", maker.attention("unet")[:2], metadata=word)
     convert.convert_file(source, tmp_path / "out.safetensors")
@@ -133,7 +133,7 @@ def test_unknown_tensors_are_left_out_on_request_and_listed(maker, tmp_path):
 
 
 @pytest.mark.parametrize(("channels", "model"), [(9, "inpainting"), (8, "InstructPix2Pix")])
-def test_a_conv_in_with_more_channels_is_carried_with_a_word(channels, model, maker, tmp_path):
+def test_a_conv_in_with_more_channels_is_kept_with_a_note(channels, model, maker, tmp_path):
     tensors = maker.tensors("kohya", [CONV_IN], alpha=4, shapes={"conv_in": (320, channels, 3, 3)})
     save_file(tensors, tmp_path / "in.safetensors")
     report = convert.convert_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
@@ -163,7 +163,7 @@ def test_any_alpha_that_is_written_is_read_back(alpha, form, maker, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
-def test_numbers_that_are_none_are_named_by_conversion_and_by_check(value, dtype, maker, tmp_path):
+def test_nan_is_reported_by_conversion_and_by_check(value, dtype, maker, tmp_path):
     tensors = maker.tensors("kohya", maker.attention("unet")[:3], dtype=dtype)
     wide = tensors[f"{KOHYA}.lora_up.weight"].float()
     wide[-1, -1] = value

@@ -105,7 +105,7 @@ def test_the_report_contains_every_number_and_picture(report: dict, tmp_path: Pa
     assert page.count("data:image/svg+xml") == 7 and page.count("data:image/jpeg") == 5
 
 
-def test_the_same_again_is_the_same_and_a_stop_changes_nothing(
+def test_running_again_gives_the_same_report_and_a_stop_changes_nothing(
     report: dict, lora: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "report"
@@ -127,7 +127,7 @@ def test_the_same_again_is_the_same_and_a_stop_changes_nothing(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs fork")
-def test_a_kill_in_the_middle(report: dict, lora: Path, clip: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_can_be_continued(report: dict, lora: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     assert main([*arguments(lora, out, clip), "--device", "abacus"]) == 2  # a refused start leaves the folder free
     child = Forked(main, arguments(lora, out, clip), tmp_path / "log")
@@ -142,7 +142,7 @@ def test_a_kill_in_the_middle(report: dict, lora: Path, clip: Path, tmp_path: Pa
         assert (out / name).read_bytes() == (tmp_path / "report" / name).read_bytes()
 
 
-def test_write_puts_the_scale_where_hosts_look_and_keeps_the_rest(
+def test_write_puts_the_scale_where_hosts_read_it_and_keeps_the_rest(
     report: dict, lora: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     from safetensors.torch import load_file

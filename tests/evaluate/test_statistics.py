@@ -41,7 +41,7 @@ def test_few_categories_have_no_interval_some_have_students_and_many_agree_with_
 
 
 @pytest.mark.parametrize("categories", [5, 10, 20])
-def test_intervals_hold_the_truth_as_often_as_they_say(categories: int) -> None:
+def test_intervals_have_their_nominal_coverage(categories: int) -> None:
     """250 repeats; `python tests/evaluate/simulated_coverage.py` does 1,000 and more cases."""
     assert 0.92 < coverage.coverage(250, categories) < 0.98
     assert coverage.coverage(250, categories, together=True) > 0.92
@@ -110,7 +110,7 @@ def test_mmd_is_its_definition_and_zero_in_the_mean_for_equal_distributions() ->
     assert abs(np.mean(same)) < 3 * np.std(same) / 20 < mmd(unit(50), unit(50, 1))
 
 
-def test_the_nearest_of_some_drawn_at_random_is_the_mean_over_all_draws() -> None:
+def test_the_expected_nearest_of_a_random_subset_is_the_mean_over_all_subsets() -> None:
     features = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
     others = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
     cosines = (features @ others.T).numpy()
@@ -119,7 +119,7 @@ def test_the_nearest_of_some_drawn_at_random_is_the_mean_over_all_draws() -> Non
         np.testing.assert_allclose(nearest(features, others, count), np.mean(draws, axis=0), rtol=1e-5)
 
 
-def test_what_is_near_to_every_drawing_is_not_a_copy() -> None:
+def test_a_picture_near_to_every_drawing_is_not_a_copy() -> None:
     """A picture in a category's middle is nearer to training drawings than held-out ones are, and as near to those."""
     def unit(features: np.ndarray) -> torch.Tensor:
         return torch.nn.functional.normalize(torch.from_numpy(features), dim=-1)

@@ -42,7 +42,7 @@ def table(folder: Path, text: str, clip: Path | None = None) -> Path:
     return path
 
 
-def test_every_table_that_comes_along_is_sound() -> None:
+def test_every_included_table_is_valid() -> None:
     assert known_tables() == ["bases", "checkpoints", "drawings", "noise-schedules", "presets", "rank-and-targets"]
     for name in known_tables():
         for preset in ({}, PRESETS["demo"]):

@@ -188,7 +188,7 @@ def test_micro_batches_of_one_shape_change_nothing(tmp_path: Path, size: int) ->
     torch.testing.assert_close(state.gradient, whole, rtol=1e-3, atol=1e-6)
 
 
-def test_processes_compute_what_one_computes(tmp_path: Path) -> None:
+def test_processes_compute_the_same_as_one(tmp_path: Path) -> None:
     t, state = training(tmp_path)
     draw = t.draw(2)
     backward(t, state, draw)
@@ -205,7 +205,7 @@ def test_processes_compute_what_one_computes(tmp_path: Path) -> None:
     torch.testing.assert_close(parts[0] + parts[1], state.gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     t, state = training(tmp_path / "whole")
     steps = list(train(t, state))
     assert state.step == 6 and all(step.held_out is None or math.isfinite(step.held_out) for step in steps)

@@ -96,7 +96,7 @@ def test_at_most_eight_shapes_are_captured(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_graphs_train_what_the_plain_pass_trains() -> None:
+def test_graphs_train_the_same_as_the_plain_pass() -> None:
     unet, said = trained_unet(torch.bfloat16, "cuda"), []
     graphed, parameters = Graphed(unet, unet, "on", said.append), [p for p in unet.parameters() if p.requires_grad]
     gradients = []

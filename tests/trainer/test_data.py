@@ -65,7 +65,7 @@ def test_training_and_held_out_rows_never_overlap(count) -> None:
     assert count < 10 or everything.train != choose_rows("pear", count, count, seed=0).train
 
 
-def test_section_2_2_in_its_order() -> None:
+def test_drawings_are_processed_in_the_order_of_section_2_2() -> None:
     """Strokes become black on white; bicubic overshoot is clipped before the colours are inverted, in the paper's order."""
     bitmap = ROWS[0].reshape(28, 28)
     rgb = Image.fromarray(np.repeat(bitmap[:, :, None], 3, axis=2))

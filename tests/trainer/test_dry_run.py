@@ -48,7 +48,7 @@ def test_it_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("names", [*TARGETS, r"mid_block\..*to_q|.*conv_shortcut|time_embedding\.linear_1"])
 @pytest.mark.parametrize(("unet_config", "text_config"), [(UNET_CONFIG, TEXT_CONFIG), (NARROW_UNET_CONFIG, NARROW_TEXT_CONFIG)])
-def test_it_counts_what_a_run_puts_on_the_networks(names: str, unet_config: dict, text_config: dict) -> None:
+def test_it_counts_the_modules_and_numbers_that_a_run_trains(names: str, unet_config: dict, text_config: dict) -> None:
     recipe = Recipe(targets=names, rank=4, conv_rank=2, text_encoder=True, clip_skip=2)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
@@ -61,7 +61,7 @@ def test_it_counts_what_a_run_puts_on_the_networks(names: str, unet_config: dict
     assert targets.count(recipe, facts) == (len(shapes), numbers)
 
 
-def test_the_narrow_networks_are_those_that_are_written_down() -> None:
+def test_the_stored_configuration_equals_the_narrow_networks() -> None:
     with torch.device("meta"):
         unet, text = narrow.narrow_unet().config, narrow.narrow_text_encoder().config
     for key in ("block_out_channels", "cross_attention_dim", "sample_size", "attention_head_dim", "norm_num_groups"):

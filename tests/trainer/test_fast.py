@@ -71,7 +71,7 @@ def loss_and_gradients(unet: UNet2DConditionModel, factors) -> tuple[float, torc
     (8, Recipe(rank=2, targets=r".*\.attn1\.to_(q|v)")),  # a projection without LoRA between two with one
     (8, Recipe(rank=2, targets=r".*(proj_in|conv_shortcut|conv[12]|net\.0\.proj|net\.2|attn2\.to_q)")),  # unjoined
 ])  # fmt: skip
-def test_the_fused_forward_is_pefts_and_leaves_no_trace(width: int, recipe: Recipe, tmp_path: Path) -> None:
+def test_the_fused_forward_equals_pefts_and_is_undone(width: int, recipe: Recipe, tmp_path: Path) -> None:
     unet = make_unet(width)
     factors = trained_factors(unet, recipe)
     loss, gradients = loss_and_gradients(unet, factors)
@@ -158,7 +158,7 @@ def make_training(run: Path, *, loss=None, micro_batch: int = 0, **more) -> tupl
     return t, state
 
 
-def test_draws_made_ahead_are_the_steps_own() -> None:
+def test_prefetched_draws_equal_the_steps_own() -> None:
     def draw(step: int):
         schedule = NoiseSchedule(torch.ones(1000))
         return draw_step(RECIPE, step, order=EpochOrder(0, 10), views=2, latent=(4, 8, 8), schedule=schedule)
@@ -169,7 +169,7 @@ def test_draws_made_ahead_are_the_steps_own() -> None:
     assert list(Prefetcher(draw, 5, 5, pinned=False)) == []
 
 
-def test_a_step_that_is_not_finite_is_named_though_it_is_read_late(tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_is_named_although_it_is_read_late(tmp_path: Path) -> None:
     seen, reported = [], []
 
     def breaking(loss, *arguments):
@@ -209,7 +209,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_gradient(erro
         backward(t, state, t.draw(0))
 
 
-def test_another_runtime_error_is_not_taken_for_memory(tmp_path: Path) -> None:
+def test_another_runtime_error_is_not_treated_as_out_of_memory(tmp_path: Path) -> None:
     def broken(loss, *arguments):
         raise RuntimeError("sizes do not match")
 
@@ -217,7 +217,7 @@ def test_another_runtime_error_is_not_taken_for_memory(tmp_path: Path) -> None:
         list(train(*make_training(tmp_path, loss=broken)))
 
 
-def test_the_micro_batch_is_what_memory_holds_and_is_kept_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_micro_batch_is_what_fits_into_memory_and_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     t, _ = make_training(tmp_path)
     each = micro_batch.activation_bytes(t)
     assert each > 16 * 16 * 8 * 4
@@ -354,7 +354,7 @@ def _one_of_four(rank: int, count: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_four_processes_train_what_one_trains_and_send_one_buffer_a_step(tmp_path: Path,
+def test_four_processes_train_the_same_as_one_and_send_one_buffer_a_step(tmp_path: Path,
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Steps of 4, 4 and 2 pictures: in the last one two processes have none. One process alone is asked to stop after two."""
     monkeypatch.setenv("STOP_AT", "2")

@@ -114,7 +114,7 @@ def spawn(arguments: list[str], **environment: str) -> subprocess.Popen:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is a POSIX signal")
-def test_killed_and_run_again_is_the_same_file(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_killed_and_run_again_gives_the_same_file(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     long = [*arguments, "--steps", "14", "--checkpoint-every", "2", "--no-preview"]
     process = spawn(long)
     deadline = time.monotonic() + 120
@@ -130,7 +130,7 @@ def test_killed_and_run_again_is_the_same_file(arguments: list[str], tmp_path: P
 
 
 @pytest.mark.skipif(os.name == "nt", reason="gloo on Windows is not tried")
-def test_two_processes_train_what_one_trains(arguments: list[str], tmp_path: Path) -> None:
+def test_two_processes_train_the_same_as_one(arguments: list[str], tmp_path: Path) -> None:
     """As torchrun and, on GPUs, accelerate launch start them; accelerate on a CPU would want MPI for a second one."""
     arguments = [*arguments, "--no-preview"]
     assert main([*arguments, "--run", str(tmp_path / "one"), "--out", str(tmp_path / "one.safetensors")]) == 0

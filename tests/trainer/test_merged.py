@@ -34,7 +34,7 @@ def drawn(unet: UNet2DConditionModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("targets", ["attention", "locon"])
 @pytest.mark.parametrize("scale", [0.0, 0.7])
-def test_a_merged_lora_draws_the_same_and_leaves_no_trace(scale: float, targets: str) -> None:
+def test_a_merged_lora_draws_the_same_and_restores_the_weights(scale: float, targets: str) -> None:
     unet = adapted(Recipe(rank=2, alpha=3.0, targets=targets))
     weights = {name: weight.clone() for name, weight in unet.state_dict().items()}
     adapter.set_scale(unet, scale)

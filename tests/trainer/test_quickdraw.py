@@ -131,7 +131,7 @@ def test_a_second_run_is_offline_and_damaged_rows_are_fetched_again(server, tmp_
 @pytest.mark.parametrize(("mode", "message"), [
                          ("busy", "503"), ("cut", "cannot be read"), ("html", "a web page"),
                          ("lies", "damaged or cut off"), ("shifted", "Content-Range"), ("silent", "Content-Range")])
-def test_misbehaviour_is_one_line(server, tmp_path, mode, message) -> None:
+def test_a_faulty_server_is_one_line(server, tmp_path, mode, message) -> None:
     server.mode = mode
     with pytest.raises(JobError, match=message) as caught:
         load_quickdraw(recipe(server), cache=tmp_path, say=print)

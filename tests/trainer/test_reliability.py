@@ -249,7 +249,7 @@ def test_a_file_that_appears_while_it_trains_is_kept(run: Run, whole: Run, monke
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=str)
-def test_killed_and_run_again_is_the_same_lora(number: int, inputs: Path, whole: Run, tmp_path: Path) -> None:
+def test_killed_and_run_again_gives_the_same_lora(number: int, inputs: Path, whole: Run, tmp_path: Path) -> None:
     run = Run(tmp_path, inputs)
     for moment in ("recipe.json", "checkpoints/step-000002")[number != signal.SIGKILL :]:
         process = small_run.Forked(main, run.command, run.log)

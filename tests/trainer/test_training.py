@@ -232,7 +232,7 @@ def test_micro_batches_and_processes_do_not_change_the_gradient(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("asked_after", [1, 3])
-def test_stopped_and_resumed_equals_straight_through(tmp_path: Path, asked_after: int) -> None:
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, asked_after: int) -> None:
     """Stopped in a step that is due for a checkpoint, and in one that is not."""
     t, straight = training(tmp_path / "a", RECIPE, total=5)
     run_to_end(t, straight)
@@ -284,7 +284,7 @@ def test_a_full_disk_is_named_and_leaves_no_part(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(JobError, match="step-000002: cannot be written .* make room on this disk"):
+        with pytest.raises(JobError, match="step-000002: cannot be written .* free some disk space"):
             run_to_end(t, state)
         metrics = Metrics(tmp_path / "metrics.jsonl", first=0, total=100)
         with pytest.raises(JobError, match="metrics.jsonl: cannot be written .*File too large"), metrics:

@@ -157,8 +157,8 @@ def save(unet: UNet, folder: Path, text_encoder: TextEncoder | None = None) -> P
             StableDiffusionPipeline.save_lora_weights(folder, weight_name=temporary.name, **weights,
                                                       **_collate_lora_metadata(networks))
     except SafetensorError as error:
-        raise JobError(f"{folder}: the LoRA cannot be written ({error}): make room on this disk; the same command "
-                       "continues from the last checkpoint") from error
+        raise JobError(f"{folder}: the LoRA cannot be written ({error}): free some disk space; the same "
+                       "command then continues from the last checkpoint") from error
     return target
 
 

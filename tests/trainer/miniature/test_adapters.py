@@ -124,7 +124,7 @@ def in_web_ui(tensors: dict[str, torch.Tensor], name: str, weight: torch.Tensor)
     return merged * (tensors[f"{name}.dora_scale"] / norm) - weight
 
 
-def test_what_hosts_make_of_a_widened_dora_is_the_narrow_change_widened(narrow_file, tmp_path) -> None:
+def test_hosts_apply_a_widened_dora_as_the_narrow_change_widened(narrow_file, tmp_path) -> None:
     tensors, generator, weights = load_file(narrow_file), torch.Generator().manual_seed(1), {}
     for module in narrow_modules():
         if module.name == "time_embedding.linear_1":  # its wide form has columns of zeros: the trainer refuses it

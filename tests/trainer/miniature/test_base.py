@@ -56,13 +56,13 @@ def test_the_narrow_file_is_a_base_with_clips_tokens(packed) -> None:
     assert base.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
-def test_it_says_which_prompts_name_nothing_it_can_draw(packed) -> None:
+def test_prompts_that_name_nothing_it_can_draw_are_reported(packed) -> None:
     base = base_of(packed)
     prompts = ["a scribble of apple", "two apples", "a scribble of fox", "pineapple"]
     assert base.words == ("apple",) and base.without_words(prompts) == ["a scribble of fox", "pineapple"]
 
 
-def test_its_lora_is_one_of_sd15_for_hosts_and_says_its_base(trained) -> None:
+def test_its_lora_has_sd15s_shapes_for_hosts_and_names_its_base(trained) -> None:
     lora = convert.read(trained)
     assert lora.base == "sd_v1" and len(lora.modules) == 128 and lora.rank == 4
     assert all(module.shape == module.module.shape and module.module.scope == sd15.UNET for module in lora.modules.values())
@@ -70,7 +70,7 @@ def test_its_lora_is_one_of_sd15_for_hosts_and_says_its_base(trained) -> None:
     assert lora.metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
 
 
-def test_the_wide_file_draws_on_the_narrow_base_what_was_trained(packed, trained) -> None:
+def test_the_wide_file_draws_the_same_on_the_narrow_base(packed, trained) -> None:
     base = base_of(packed)
     torch.manual_seed(1)
     x, t, states = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 64)

@@ -114,7 +114,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path):
     return tmp_path
 
 
-def test_a_training_in_two_sittings_is_the_training_in_one(small) -> None:
+def test_a_training_in_two_runs_equals_one_run(small) -> None:
     captions, known = prompts.Captions(Words(), [START, END]), [START, END]
     for steps, name in ((2, "two"), (4, "two"), (4, "one")):
         folder = small / name
@@ -135,7 +135,7 @@ def test_a_sheet_of_the_saved_state_has_a_picture_for_each_word_and_style(small)
         assert sheet.size == (2 * 128, 5 * 128)  # apple and star; four styles and the bare word
 
 
-def test_the_copy_is_read_where_the_state_itself_is_gone(small) -> None:
+def test_the_copy_is_read_if_the_state_is_missing(small) -> None:
     captions, known, mirror = prompts.Captions(Words(), [START, END]), [START, END], small / "copy"
     mirror.mkdir()
     denoiser.train_unet(small, mirror, captions, known, denoiser.Plan(steps=1, batch=4))
@@ -159,7 +159,7 @@ def test_more_training_of_the_decoder_leaves_the_latents(tmp_path, monkeypatch) 
         assert not torch.equal(before.decode(z).sample, after.decode(z).sample)
 
 
-def test_what_is_shipped_is_the_average_with_its_words_and_licences(small) -> None:
+def test_the_shipped_file_has_the_averaged_weights_words_and_licences(small) -> None:
     captions, known = prompts.Captions(Words(), [START, END]), [START, END]
     denoiser.train_unet(small, None, captions, known, denoiser.Plan(steps=1, batch=4))
     narrow_vae().save_pretrained(small / "vae")

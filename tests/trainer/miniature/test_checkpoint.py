@@ -127,7 +127,7 @@ def test_the_wide_network_with_the_wide_lora_draws_the_narrow_picture(small, wri
     assert (from_file - narrow).abs().max() < 2
 
 
-def test_the_files_bytes_are_always_the_same(small, written, tmp_path) -> None:
+def test_the_file_is_always_byte_for_byte_the_same(small, written, tmp_path) -> None:
     again = tmp_path / "again.safetensors"
     checkpoint.write_checkpoint(again, small, BY)
     assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(written.read_bytes()).digest()
@@ -144,7 +144,7 @@ def test_the_diffusers_folder_is_a_pipeline_that_agrees_with_the_file(small, wri
         assert all(torch.equal(tensor.float(), theirs[name].float()) for name, tensor in state.items())
 
 
-def test_bad_targets(small, written, tmp_path, monkeypatch) -> None:
+def test_invalid_targets(small, written, tmp_path, monkeypatch) -> None:
     with pytest.raises(UsageError, match="exists"):
         checkpoint.write_checkpoint(written, small, BY)
     with pytest.raises(UsageError, match="no folder"):
@@ -181,6 +181,6 @@ def test_packing_keeps_every_number_within_half_a_step_and_writes_equal_files(sm
     assert torch.equal(unpack(pack(states, rows, known)).unet["conv_in.weight"], back.unet["conv_in.weight"])
 
 
-def test_the_command_says_what_is_missing(tmp_path, capsys) -> None:
+def test_the_command_reports_missing_files(tmp_path, capsys) -> None:
     with pytest.raises(JobError, match="cannot be read"):
         run(parser().parse_args(["--words", "--networks", str(tmp_path / "none")]))

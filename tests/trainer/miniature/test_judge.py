@@ -38,7 +38,7 @@ def test_features_are_of_length_one_and_the_same_every_time(judge: SmallClip) ->
     torch.testing.assert_close(judge.images(shown[2:3]), judge.images(shown)[2:3])  # whatever else is in the batch
 
 
-def test_it_knows_drawings_it_has_not_seen(judge: SmallClip) -> None:
+def test_it_recognises_unseen_drawings(judge: SmallClip) -> None:
     among = sorted(WORDS)
     shown = [(word, picture) for word in EASY for picture in seen_as(word, 8)]
     first, five = rates(judge.images(prepare([picture for _, picture in shown])),
@@ -46,7 +46,7 @@ def test_it_knows_drawings_it_has_not_seen(judge: SmallClip) -> None:
     assert first > 0.5 and five > 0.75  # chance: 1/60, 1/12
 
 
-def test_a_text_is_its_known_words_the_longest_first(judge: SmallClip) -> None:
+def test_a_text_is_matched_by_known_words_the_longest_first(judge: SmallClip) -> None:
     def known(text: str) -> list[str]:
         return [judge.words[place] for place in judge.read(text).places]
 
@@ -117,7 +117,7 @@ def small(tmp_path: Path) -> tuple[Icons, Path]:
     return icons, tmp_path
 
 
-def test_it_learns_from_its_own_rows_alone(small: tuple[Icons, Path]) -> None:
+def test_it_trains_only_on_its_own_rows(small: tuple[Icons, Path]) -> None:
     icons, folder = small
     pictures = judge_pictures.Pictures(icons, folder)
     assert len(pictures.own) == 4 and len(pictures.others) == 6  # two of six rows, twice; all six
@@ -136,7 +136,7 @@ def test_a_batch_is_drawn_by_its_generator(small: tuple[Icons, Path]) -> None:
     assert (one.ground[one.kind <= 0] == 0).all()  # drawings and outlines are on white
 
 
-def test_a_training_in_two_sittings_is_the_training_in_one(small, capsys) -> None:
+def test_a_training_in_two_runs_equals_one_run(small, capsys) -> None:
     icons, folder = small
     for steps, name in ((2, "one"), (1, "two"), (2, "two")):
         (folder / name).mkdir(exist_ok=True)
