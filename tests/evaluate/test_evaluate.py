@@ -123,7 +123,7 @@ def test_running_again_gives_the_same_report_and_a_stop_changes_nothing(
     (out / "identities.json").write_text(json.dumps(known | {"base": "of other weights"}))
     assert main(arguments(lora, out, clip)) == 1 and "the base changed since this report began" in capsys.readouterr().err
     assert main([*arguments(lora, out, clip), "--seed", "5"]) == 2
-    assert re.fullmatch(r"trainer.evaluate: --out .*holds the report of something else \(--seed .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"trainer.evaluate: --out .*holds another report \(--seed .*\n", capsys.readouterr().err)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs fork")
@@ -163,7 +163,7 @@ def test_write_puts_the_scale_where_hosts_read_it_and_keeps_the_rest(
     (tmp_path / "report" / "report.json").write_text(json.dumps(report))
     capsys.readouterr()
     assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 1
-    assert "is left as it is" in capsys.readouterr().err and read(lora).metadata == now
+    assert "was not changed" in capsys.readouterr().err and read(lora).metadata == now
     lora.with_suffix(".json").write_text("[broken")
     assert main([*arguments(lora, tmp_path / "report", clip), "--write"]) == 1
     assert "is not valid JSON" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_a_scale_that_loses_the_prompt_is_not_recommended() -> None:
     assert (kept["scale"], kept["verdict"]) == (1.0, "end")
     lost = verdict_of([0.4, 0.6, 0.7, 0.9], prompt=[25, 25, 24.98, 21])
     assert (lost["scale"], lost["verdict"], lost["low"]) == (0.625, "prompt", 1.0)
-    assert "the largest scale where they do not" in recommend.in_words(lost)
+    assert "the largest scale that keeps the prompt" in recommend.in_words(lost)
     gone = verdict_of([0.4, 0.6, 0.7, 0.9], prompt=[25, 23, 22, 21])
     assert (gone["scale"], gone["verdict"]) == (None, "prompt lost") and "show their prompt less" in recommend.in_words(gone)
 
@@ -97,7 +97,7 @@ def test_without_a_recommendation_nothing_is_written(name: str, lora: Path) -> N
     before = lora.read_bytes(), lora.with_suffix(".json").read_bytes()
     found = {"scale": None, "low": None, "high": None, "best": 0.5, "categories": 3, "verdict": name,
              "gain": {"mean": 0.0, "low": -0.1, "high": 0.1}}
-    with pytest.raises(JobError, match="is left as it is. Nothing is recommended: "):
+    with pytest.raises(JobError, match="was not changed. Nothing is recommended: "):
         recommend.write(lora, found, "")
     assert (lora.read_bytes(), lora.with_suffix(".json").read_bytes()) == before
 

@@ -47,7 +47,7 @@ def finished_lora(run: Path) -> Path:
     except (FileNotFoundError, KeyError) as error:
         raise JobError(f"{run}: this run has not written its LoRA yet: let it finish first") from error
     if not out.is_file():
-        raise JobError(f"{run}: its LoRA {out} is not there: run the training command again, which writes it")
+        raise JobError(f"{run}: its LoRA {out} is missing: run the training command again, which writes it")
     return out
 
 
@@ -57,7 +57,7 @@ def steps_of(run: Path) -> list[int]:
 
 
 def measure_run(settings: Settings, job: Job) -> JointReport:
-    """Measure every checkpoint of run folder `job.lora` into a sub-folder of `job.out`; returns the joint report.
+    """Measure every checkpoint of run folder `job.lora` into a subfolder of `job.out`; returns the joint report.
 
     Raises:
         UsageError, JobError: as `evaluate` does; the run is not finished or has no checkpoints.
@@ -86,7 +86,7 @@ def measure_run(settings: Settings, job: Job) -> JointReport:
 
 
 def _trained(run: Path) -> Recipe:
-    """The recipe of run folder `run`, with its whole paths. JobError if it cannot be read."""
+    """The recipe of run folder `run`, with full paths. JobError if it cannot be read."""
     try:
         return Recipe(**read_object(run / RECIPE)["recipe"])
     except (OSError, FileError, KeyError, TypeError) as error:
@@ -121,7 +121,7 @@ def _joint(run: Path, reports: dict[int, Report], out: Path) -> JointReport:
 def pair(reports: dict[int, Report]) -> Verdict:
     """The step and scale to use, by `recommend`'s rules over all pairs at once; equal scales: the earliest step.
 
-    Pairs are put in the order of their scale, then their step, so that the first of equals has the smallest scale.
+    Pairs are sorted by scale, then step, so that the first of equally good ones has the smallest scale.
     """
     steps, scales = list(reports), next(iter(reports.values()))["scales"]
     style = {step: category_means(report, "similarity") for step, report in reports.items()}
@@ -164,7 +164,7 @@ def put_in_place(joint: JointReport, job: Job) -> list[Path]:
     """
     found, final = joint["recommended"], finished_lora(job.lora)
     if found["scale"] is None:
-        raise JobError(f"--write: {final} is left as it is. {in_words(found)}")
+        raise JobError(f"--write: {final} was not changed. {in_words(found)}")
     kept = final.with_name(f"{final.stem}.before-evaluation{final.suffix}")
     if not kept.exists():
         with atomic_path(kept) as temporary:
@@ -175,7 +175,7 @@ def put_in_place(joint: JointReport, job: Job) -> list[Path]:
     say(f"{final} is now the LoRA of step {found['step']}; the one of the last step is kept as {kept.name}")
     written = recommend.write(final, found, read_lora(final).trigger)
     record = job.lora / FINISHED
-    if record.is_file():  # the run's result from now on: the training command finds it done
+    if record.is_file():  # this is now the run's result, so the training command has nothing to do
         RunFolder(job.lora).finish(final, read_object(record).get("run", {}))
     return written
 
@@ -228,4 +228,4 @@ def _page(joint: JointReport, svg: bytes) -> str:
         *(f"<p class=warning>{escape(warning)}</p>" for warning in joint["warnings"]), "<div class=plots>",
         figure(svg, "similarity by step and scale", "Mean over categories. Framed: the pair to use.",
                least=LEAST_WIDTH), "</div>",
-        "<h2>Each step by itself</h2>", rows(["step", "its own recommended scale", "similarity there"], lines)])
+        "<h2>Each step separately</h2>", rows(["step", "its own recommended scale", "similarity there"], lines)])

@@ -31,7 +31,7 @@ def check_claim(out: Path, settings: Settings, recipe: Recipe, digest: str) -> N
     changed = [f"{name if name == 'LoRA' else flag(name)} was {theirs.get(name)!r}, now {mine.get(name)!r}"
                for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
     if changed:
-        raise UsageError(f"--out {out}: holds the report of something else ({'; '.join(changed)}): name another folder, or "
+        raise UsageError(f"--out {out}: holds another report ({'; '.join(changed)}): name another folder, or "
                          "delete this one")
 
 
@@ -61,11 +61,11 @@ def bind(out: Path, found: dict[str, str]) -> None:
 
 
 def read(path: Path) -> Any:
-    """A JSON object that this program wrote, which is taken to have its fields. JobError if it is damaged."""
+    """A JSON object that this program wrote; its fields are not checked. JobError if it is damaged."""
     try:
         return read_object(path)
     except (OSError, FileError) as error:
-        raise JobError(f"{error}: delete the folder {path.parent} to start anew") from error
+        raise JobError(f"{error}: delete the folder {path.parent} to start over") from error
 
 
 def finished(out: Path) -> Report | None:

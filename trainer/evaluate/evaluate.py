@@ -61,7 +61,7 @@ def evaluate(settings: Settings, job: Job, lora: LoraFile, recipe: Recipe, out: 
     base = load_base(recipe, dtype=compute.base_dtype, say=say)
     if compute.device.type == "cpu" and job.device == "auto" and base.family != SCRIBBLE_NARROW:
         raise UsageError("no GPU was found, and a CPU takes days for hundreds of pictures of Stable Diffusion 1.5: give "
-                         "--device cpu if you mean it, fewer --scales and --per-scale, or a LoRA of the miniature")
+                         "--device cpu to do it anyway, fewer --scales and --per-scale, or a LoRA of the miniature")
     lora.attach(base)
     asked, settings = settings, settings.settled(base.family)
     judges = _judges(settings, base, compute.device)
@@ -103,7 +103,7 @@ def verdict(report: Report) -> Verdict:
 
 
 def _batch(base: Base, compute: Compute) -> int:
-    """Pictures drawn at once, unless the user says how many."""
+    """The default number of pictures drawn at once."""
     return 16 if compute.device.type == "cuda" or base.family == SCRIBBLE_NARROW else 8
 
 
@@ -124,23 +124,23 @@ def _judges(settings: Settings, base: Base, device: torch.device) -> Judges:
 
 
 def _trained_on(lora: LoraFile, recipe: Recipe, plan: Plan) -> list[str]:
-    """A line if the pictures compared with are, or may be, those that the LoRA was trained on."""
+    """A warning if the reference pictures are, or may be, training pictures of the LoRA."""
     if plan.groups[0].kind != HELD_OUT:
         return []
     own = lora.recipe
     if own is None:
-        return ["the LoRA does not say which pictures it was trained on: if these are among them, every number flatters it"]
-    # a LoRA carries its folder's name, not the whole path
+        return ["the LoRA does not record its training pictures: if these are among them, all results are too good"]
+    # a LoRA stores the folder's name, not the full path
     if Path(own.data).name != Path(recipe.data).name:
         return []
     if (own.held_out, own.data_seed_used) == (recipe.held_out, recipe.data_seed_used):
         return []
     return [f"the LoRA was trained on these pictures (its run held out a share of {own.held_out:g} by seed "
-            f"{own.data_seed_used}): every number flatters it; train with --held-out 0.3 to measure it fairly"]
+            f"{own.data_seed_used}): all results are too good; train with --held-out 0.3 to measure it fairly"]
 
 
 def _losses(plan: Plan, base: Base, compute: Compute, settings: Settings, side: int, job: Job) -> dict[str, Losses]:
-    """By group its curve, over categories or, if there are none, pictures, and every drawing's own numbers."""
+    """For each group its curve, over categories (or pictures, if there are none), and each drawing's numbers."""
     loss = HeldOutLoss(base, compute, side=side, seed=settings.seed, noises=settings.noises,
                        batch=job.micro_batch or LOSS_BATCH)
     found: dict[str, Losses] = {}
@@ -154,7 +154,7 @@ def _losses(plan: Plan, base: Base, compute: Compute, settings: Settings, side: 
 
 
 def _decoded(plan: Plan, base: Base, compute: Compute, side: int, sampler: Sampler, job: Job) -> list[np.ndarray]:
-    """The references encoded and decoded by the VAE: the nearest to them that the base could draw."""
+    """The references encoded and decoded by the VAE: the closest that the base could draw."""
     examples = [example for group in plan.groups for example in round_robin(group.references)]
     recipe = Recipe(base=base.name, flip=False, resolution=side)
     encoded = encode_dataset(examples, base, recipe=recipe, device=compute.device, cache=job.cache, say=say_nothing)

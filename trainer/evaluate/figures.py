@@ -38,7 +38,7 @@ PLOTS = (
     STYLE_PROMPT,
     Plot("clip_score", "figure-10-clip-score", "CLIP score (figure 10)", "100 · max(cos, 0)"),
     Plot("ink_distance", "ink-distance", "Ink distance from held-out drawings", "distance, log scale"),
-    Plot("dino_similarity", "dino-similarity", "The same by DINOv2, which is not a CLIP", "cosine of image features"),
+    Plot("dino_similarity", "dino-similarity", "Similarity by DINOv2, which is not a CLIP", "cosine of image features"),
     Plot("cmmd", "cmmd", "Distance of distributions (CMMD)", "1000 · squared MMD"),
     Plot("held_out_loss", "held-out-loss", "Denoising loss on held-out drawings", "mean squared error, against the base"),
     Plot("nearest_training", "nearest-training", "Nearest training picture", "cosine of image features"),
@@ -69,7 +69,7 @@ def _figure(report: Report, plot: Plot) -> Figure:
     else:
         for kind, group in report["groups"].items():
             if plot.key in group:
-                # of the loss the difference: its levels differ for reasons that no scale changes
+                # of the loss the difference, because its level depends on the drawings
                 shown = group["held_out_loss"]["against_base"] if plot.key == "held_out_loss" else group[plot.key]
                 _line(axes, report["scales"], shown, group[plot.key], kind)
         _real_lines(axes, report, plot.key)
@@ -110,7 +110,7 @@ def _floats(numbers: Numbers) -> np.ndarray:
 
 
 def _style_prompt(axes: Axes, report: Report) -> None:
-    """What each scale gains in style and what it costs in following the prompt; points are scales."""
+    """Each scale's gain in style and loss in following the prompt; points are scales."""
     for kind, group in report["groups"].items():
         x, y = _floats(group["prompt_score"]["mean"]), _floats(group["similarity"]["mean"])
         axes.plot(x, y, "o-", color=COLOURS[kind], markersize=3.5, linewidth=1, label=kind)
@@ -131,7 +131,7 @@ def _real_lines(axes: Axes, report: Report, key: Key) -> None:
 
 
 def draw_grids(plan: Plan, gallery: Gallery, scales: list[float], rows: int, out: Path) -> dict[str, Grid]:
-    """Write figures 5 to 9 into `out`, PNG; returns of each its file, title, rows and a small image for the page."""
+    """Write figures 5 to 9 into `out`, PNG; returns each one's file, title, rows and a small image for the page."""
     columns = [f"{scale:g}" for scale in scales]
     grids: dict[str, Grid] = {}
     for name, title, subjects in _grids(plan, rows):

@@ -36,7 +36,7 @@ class Gallery:
         return self.folder / f"{words}-{digest}-seed{subject.seed}-scale{scale:g}.png"
 
     def draw(self, subjects: Iterable[Subject], scales: Sequence[float]) -> int:
-        """Draw every subject at every scale, unless it is there; returns how many pictures were drawn."""
+        """Draw every subject at every scale that is missing; returns how many pictures were drawn."""
         self.folder.mkdir(parents=True, exist_ok=True)
         distinct = list({self.path(s, 0): s for s in subjects}.values())
         size = ceil(len(distinct) / ceil(len(distinct) / self.batch))  # parts as equal as they can be

@@ -21,7 +21,7 @@ from trainer.evaluate.statistics import jackknife, mmd
 from trainer.evaluate.subjects import Group, Plan, Subject
 
 Features = dict[str, Tensor]
-"""Unit features of the same pictures by the identity of the judge."""
+"""Unit features of the same pictures, keyed by the judge's identity."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Measure:
         """Figures 8 and 9 in numbers: complex prompts with and without the trigger words, against all held-out pictures.
 
         For "with" and "without": curves of similarity, ink distance and prompt score, and half_way: the smallest scale
-        whose ink distance is at least half way from the base's to the real drawings' own, null if there is none.
+        whose ink distance is at least halfway from the base's to that of the real drawings, null if there is none.
         """
         references = [example for group in plan.groups for part in group.references.values() for example in part]
         real = self._real(references)[self.image_clip.identity]
@@ -94,7 +94,7 @@ class Measure:
         return found
 
     def diversity(self, plan: Plan) -> Curve | None:
-        """How much pictures of one prompt differ from seed to seed; drawings: how much real ones of one category do."""
+        """The diversity of one prompt's pictures over seeds; drawings: that of real pictures of one category."""
         subjects = list({(s.prompt, s.seed): s for part in (plan.one_prompt, *(g.subjects for g in plan.groups))
                          for s in part}.values())  # fmt: skip
         pictures = self.gallery.read_all(subjects, self.scales)

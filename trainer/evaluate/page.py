@@ -17,19 +17,19 @@ LEAST_WIDTH = 900  # pixels of a grid on the page; a narrower screen scrolls it 
 CAPTIONS = {
     "similarity": "Mean cosine between a picture's features and those of held-out drawings of its category, which training "
                   "never saw. Dashed: the drawings among themselves. A curve above that line is a warning, not a success.",
-    "style_prompt": "What a scale gains in style (up) and what it costs in following the prompt without its trigger words "
+    "style_prompt": "A scale's gain in style (up) and loss in following the prompt without its trigger words "
                     "(left). Some points are labelled with their scale.",
     "clip_score": "How well a picture fits its whole prompt, by a CLIP: 100 · max(cos, 0), as the paper's library computes it. "
                   "Dashed: real drawings with their captions. The paper warns that it cannot judge scribbles.",
-    "ink_distance": "Strokes alone, whatever they show: white ground, no colour, black ink, little of it, thin lines, nothing "
+    "ink_distance": "Strokes only, whatever the subject: white ground, no colour, black ink, little of it, thin lines, nothing "
                     "between. Root mean square deviation from held-out drawings decoded by the VAE, in units of their spread.",
-    "dino_similarity": "The similarity again, by a network that never read a caption.",
+    "dino_similarity": "Similarity by a network that was trained without captions.",
     "cmmd": "How far the pictures as a set are from the held-out drawings as a set: 0 for equal distributions. Few pictures "
             "make wide intervals.",
-    "held_out_loss": "Does the adapter predict the noise on drawings that it never saw? The difference from the base, with the "
+    "held_out_loss": "Predicting the noise on drawings that the adapter never saw: the difference from the base, with the "
                      "same noise and timesteps; below 0 is better.",
     "nearest_training": "Cosine with the nearest training picture. Dashed: the same of held-out drawings. Well above the line, "
-                        "the LoRA returns what it was trained on.",
+                        "the LoRA reproduces its training pictures.",
 }
 NAMES = {"similarity": "similarity", "style_prompt": "style against prompt", "prompt_score": "prompt score",
          "clip_score": "CLIP score", "ink_distance": "ink distance", "dino_similarity": "DINOv2 similarity", "cmmd": "CMMD",
@@ -63,7 +63,7 @@ def verdict(text: str, found: bool) -> str:
 
 
 def document(title: str, body: list[str]) -> str:
-    """A page of its own with the report's looks."""
+    """A complete page in the report's style."""
     return ("<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n"
             "<meta name=viewport content='width=device-width, initial-scale=1'>\n"
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n" + "\n".join(body) + "\n</html>\n")
@@ -94,7 +94,7 @@ def rows(head: list[str], lines: list[tuple[list[str], bool]]) -> str:
 
 
 def scrolled(kind: str, label: str, inner: str) -> str:
-    """What may be wider than the screen, in a frame that scrolls sideways, by keyboard too."""
+    """Content that may be wider than the screen, in a frame that scrolls sideways, also by keyboard."""
     return f"<div class={kind} tabindex=0 role=region aria-label='{escape(label)}'>{inner}</div>"
 
 
@@ -151,7 +151,7 @@ def _diversity(report: Report) -> str:
               scale == report["recommended"]["scale"]) for k, scale in enumerate(report["scales"])]
     own = f"; real ones of one category by {found['drawings']:.4g}" if found["drawings"] is not None else ""
     return ("<h3>Diversity over seeds</h3>"
-            f"<p class=soft>1 - cosine between pictures of the same prompt with other seeds{own}.</p>"
+            f"<p class=soft>1 - cosine between pictures of the same prompt with different seeds{own}.</p>"
             + rows(head, lines))
 
 

@@ -87,12 +87,12 @@ def in_words(found: Verdict) -> str:
             "noise": f"no scale brings the pictures measurably nearer to real ones (at best {found['best']:g}: {measured}).",
             "worse": f"no scale beats the base, and some are worse ({found['best']:g}: {measured}).",
             "copies": "at every scale that beats the base, the pictures are copies of training pictures.",
-            "prompt lost": "where a scale beats the base, pictures show their prompt less than the base's and than real ones.",
+            "prompt lost": "at each scale that beats the base, pictures show their prompt less than the base's and real ones.",
         }[found["verdict"]]
     text = f"Use scale {found['scale']:g} ({measured}). "
     if found["verdict"] == "prompt":
         return text + (f"The style is strongest at {found['low']:g}, but there pictures show their prompt less than the base's "
-                       "and than real ones: this is the largest scale where they do not.")
+                       "and real ones: this is the largest scale that keeps the prompt.")
     if found["verdict"] == "only":
         return text + "It is the only scale that was measured."
     if found["verdict"] == "end":
@@ -117,7 +117,7 @@ def write(lora: Path, found: Verdict, trigger: str) -> list[Path]:
         JobError: nothing is recommended, or a file cannot be written.
     """
     if found["scale"] is None:
-        raise JobError(f"--write: {lora} is left as it is. {in_words(found)}")
+        raise JobError(f"--write: {lora} was not changed. {in_words(found)}")
     read_card(lora)  # an unreadable card is an error before anything is written
     set_metadata(lora, {keys.SCALE: found["scale"], keys.SCALE_INTERVAL: [found["low"], found["high"]]})
     card = write_card(lora, {"preferred weight": found["scale"]}, defaults={"activation text": trigger})
