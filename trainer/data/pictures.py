@@ -51,7 +51,7 @@ def load_pictures(recipe: Recipe, *, max_upscale: float = 1.0) -> Dataset:
         named = ", ".join(source.given for source in given)
         raise UsageError(f"--data {named}: has no training pictures{only}; expected .npy drawings, or pictures "
                          f"({' '.join(SUFFIXES)}) with captions in name.txt or name.caption beside each, metadata.jsonl or "
-                         f".csv, or as sub-folders' names{_passed_over(found.facts.unused)}")
+                         f".csv, or as names of subfolders{_passed_over(found.facts.unused)}")
     own = [row for row, picture in enumerate(pictures) if not picture.reg]
     kept = {own[row] for row in held_out_rows(len(own), recipe.held_out, recipe.data_seed_used)}
     trigger = recipe.trigger or shared([pictures[row].caption for row in own])

@@ -24,8 +24,8 @@ def recommend(style: np.ndarray, prompt: np.ndarray, own: np.ndarray, copies: np
     3. Of those left, the smallest as good as the best, by the one-standard-error rule, is taken: it leaves the base the
        most room (section 4.3.2 of the paper argues for that).
     4. If the prompt is followed less there than by the base *and* less than by the real pictures, both beyond their paired
-       intervals, the largest smaller scale where it is not is taken. The base alone would be the wrong measure of scribbles:
-       "even images drawn by humans get a low CLIP score" (section 4.3.1).
+       intervals, the largest smaller scale that keeps the prompt is taken. Comparing only with the base would reject every
+       LoRA of scribbles: "even images drawn by humans get a low CLIP score" (section 4.3.1).
 
     Args:
         style: similarity to real pictures, float (categories, scales); column 0 is the base, scale 0.

@@ -46,7 +46,7 @@ def as_csv(report: Report) -> str:
 
 
 def seed_of(report: Report) -> int:
-    """The seed of the resampling behind a report's intervals."""
+    """The seed of the resampling for a report's intervals."""
     return int(str(report["settings"]["seed"]))
 
 

@@ -50,7 +50,7 @@ class Nearest(Curve):
 
 
 class SubjectRecord(TypedDict):
-    """What was drawn for one prompt and seed, and its measures at each scale."""
+    """One prompt with one seed, and its pictures' measures at each scale."""
 
     name: str
     prompt: str
@@ -76,7 +76,7 @@ class Losses(TypedDict):
 
 
 class GroupMeasures(TypedDict):
-    """Of one group of categories or captions. Judges and training pictures that are missing have no curve."""
+    """The results of one group of categories or captions; no curve for a missing judge or missing training pictures."""
 
     similarity: Curve
     prompt_score: Curve
@@ -105,7 +105,7 @@ class Complex(TypedDict):
 
 
 class Gain(TypedDict):
-    """Of the similarity against the base, with its interval."""
+    """The gain in similarity over the base, with its interval."""
 
     mean: float
     low: float
@@ -137,7 +137,7 @@ class GridRecord(TypedDict):
 
 
 class Grid(GridRecord):
-    """The same with what the page shows of it."""
+    """The same with the fields that the page shows."""
 
     title: str
     image: Image.Image
@@ -155,7 +155,7 @@ class Lora(TypedDict):
 
 
 class Provenance(TypedDict):
-    """What was measured, with what."""
+    """The inputs of an evaluation: LoRA, base, data, judges, settings."""
 
     lora: Lora
     base: dict[str, str]
@@ -168,7 +168,7 @@ class Provenance(TypedDict):
 
 
 class Report(Provenance):
-    """Of one LoRA at every scale."""
+    """The report of one LoRA at every scale."""
 
     told: list[str]
     scales: list[float]
@@ -176,7 +176,7 @@ class Report(Provenance):
     complex: dict[str, Complex]
     diversity: Curve | None
     recommended: NotRequired[Verdict]
-    """always there in a file, as are the next two"""
+    """always present in a file, as are the next two"""
     warnings: NotRequired[list[str]]
     grids: NotRequired[dict[str, GridRecord]]
 

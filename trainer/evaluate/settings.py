@@ -25,16 +25,16 @@ SCALES, MINIATURE_SCALES = "0:1:0.1", "0:1:0.2"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One evaluation, decided. Equal settings on equal files give equal numbers. Raises UsageError, naming the flag."""
+    """The settings of one evaluation. Equal settings on equal files give equal numbers. Raises UsageError, naming the flag."""
 
     scales: str = option("", "LoRA scales, first:last:step or with commas, up to 2; 0, the base, is always drawn; 1 is "
                              "the full LoRA", shown=f"{SCALES}; the miniature {MINIATURE_SCALES}")
     prompts: int = option(10, "categories whose CLIP score is taken, seen and unseen each (the paper: ten prompts)")
     per_scale: int = option(20, "pictures per scale, of seen and of unseen categories each (the paper: twenty)")
-    drawings: int = option(10, "held-out drawings of a category that a picture is compared with")
+    drawings: int = option(10, "held-out drawings of its category that a picture is compared with")
     seeds: int = option(4, "rows of the grid of one prompt (figure 5)")
     rows: int = option(6, "rows of the grids of categories (figures 6 and 7)")
-    complex: tuple[str, ...] = option((), "a complex prompt, without trigger words; may be given again (figures 8 and 9)",
+    complex: tuple[str, ...] = option((), "a complex prompt without trigger words; may be repeated (figures 8 and 9)",
                                       metavar="PROMPT", shown="the paper's three; the miniature's own")
     clip: str = option("", "CLIP of the CLIP score, hub id or folder", shown="ViT-B/16; the miniature's own for the miniature")
     image_clip: str = option("", "CLIP of the image-image similarity", shown="ViT-L/14; the miniature's own")

@@ -22,7 +22,7 @@ T = TypeVar("T")
 SEEN, UNSEEN, HELD_OUT = "seen", "unseen", "held-out captions"
 NO_UNSEEN = "the data has no categories that were not trained on: only the seen ones are measured"
 MOST_TRAINING = 200
-"""Training pictures, at most, that a picture's nearest one is looked for among."""
+"""Most training pictures among which the nearest to a picture is searched."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Plan:
         return hashlib.sha256(" ".join(found).encode()).hexdigest()
 
     def subjects(self) -> list[Subject]:
-        """Every subject once, in the order they are drawn in."""
+        """Every subject once, in drawing order."""
         parts = [self.one_prompt, *(group.subjects for group in self.groups), self.with_trigger, self.without_trigger]
         return list({(s.prompt, s.seed): s for part in parts for s in part}.values())
 
@@ -120,12 +120,12 @@ def _drawn(settings: Settings, recipe: Recipe, dataset: Dataset, cache: Path, sa
             training = {name: trained[name][:MOST_TRAINING] for name in having} if kind == SEEN else {}
             groups.append(Group(kind, subjects, {name: references[name] for name in having}, training))
     if not groups:
-        raise JobError(f"--data {recipe.data}: no category has held-out drawings (30 % of each are): it needs more drawings")
+        raise JobError(f"--data {recipe.data}: no category has held-out drawings (30 % of each): more drawings are needed")
     return groups
 
 
 def _own(settings: Settings, recipe: Recipe, dataset: Dataset) -> list[Group]:
-    """Held-out captions of a person's own pictures, each against the held-out pictures of its sub-folder or all of them."""
+    """Held-out captions of the user's own pictures, each against the held-out pictures of its subfolder or all of them."""
     held_out = dataset.held_out
     if not held_out:
         raise JobError(f"--data {recipe.data}: no pictures were held out from training to compare with: train with "
@@ -143,7 +143,7 @@ def _own(settings: Settings, recipe: Recipe, dataset: Dataset) -> list[Group]:
 
 
 def _without(caption: str, trigger: str) -> str:
-    """The caption without its trigger words; as it is if nothing is left."""
+    """The caption without its trigger words; unchanged if nothing would be left."""
     return caption.removeprefix(trigger).strip(" ,") or caption
 
 

@@ -48,7 +48,7 @@ class Alone:
     process_index, num_processes, local_process_index = 0, 1, 0
 
     def wait_for_everyone(self) -> None:
-        """Nothing to wait for."""
+        """Does nothing: there is no other process."""
 
 
 def run(study: Study, job: Job) -> int:
