@@ -234,7 +234,7 @@ CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
     ({"emb_params": (1, 768)}, "is a textual-inversion"),
     ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "is one part of a model"),
     ({"encoder.conv_in.weight": (1,)}, "is one part of a model"),
-    ({CONV_IN: (1, 4, 3, 3)}, "has no VAE and no text encoder in it"),
+    ({CONV_IN: (1, 4, 3, 3)}, "has no VAE and no text encoder"),
     ({"something.else": (1,)}, "is not a Stable Diffusion checkpoint"),
 ])  # fmt: skip
 def test_other_files_are_refused_by_name(tmp_path, shapes, message) -> None:
@@ -251,8 +251,8 @@ def test_other_files_are_refused_by_name(tmp_path, shapes, message) -> None:
     (b"", JobError, "is empty"),
     (b"PK\x03\x04" + bytes(100), JobError, "pickle"),
     ("cut", JobError, "cut off"),
-    ("lacks vae", UsageError, "has no VAE in it"),
-    ("lacks text", UsageError, "has no text encoder in it"),
+    ("lacks vae", UsageError, "has no VAE"),
+    ("lacks text", UsageError, "has no text encoder"),
     ("lacks one", JobError, "lacks a tensor"),
     ("lacks width", JobError, "lacks model.diffusion_model.input_blocks.4.0.out_layers.3.weight"),
     ("misshapen", JobError, "has shape (7, 64)"),

@@ -104,7 +104,7 @@ def test_other_drawings_get_no_attribution(folder) -> None:
 def test_two_files_of_one_category(folder) -> None:
     for name in ("cat.npy", "full_numpy_bitmap_cat.npy"):
         np.save(folder / name, ROWS)
-    with pytest.raises(UsageError, match="one category"):
+    with pytest.raises(UsageError, match="the same category"):
         load(folder)
 
 
