@@ -148,7 +148,7 @@ def _places(recipe: Recipe, job: Job, base: BaseFacts, per_epoch: int, encoded: 
         free = shutil.disk_usage(_existing(place)).free
         if free < size:
             rows.append(Row(
-                "disk room", f"{free / 2**20:,.0f} MiB are free for {place}, about {size / 2**20:,.0f} are needed", True))
+                "disk space", f"{free / 2**20:,.0f} MiB are free for {place}, about {size / 2**20:,.0f} are needed", True))
     return rows
 
 

@@ -90,7 +90,7 @@ LEAST = {
 """Lowest height under the title in the page's two renderers, the canvas and Nodes 2.0, measured in frontend 1.49."""
 
 TITLE, FREE = 30, 40
-"""Pixels: the height of a node's title, and the room between two nodes."""
+"""Pixels: the height of a node's title, and the space between two nodes."""
 
 
 @pytest.mark.parametrize("renderer", [0, 1], ids=["canvas", "nodes-2.0"])
@@ -124,9 +124,9 @@ def test_the_entry_module_imports_nothing_else() -> None:
     command = [sys.executable, "-c", IMPORT, ROOT / "__init__.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
     ours, others = done.stdout.splitlines()
-    room = ["comfy_nodes", "errors", "host", "lora_files", "nodes", "notices", "routes", "scales", "template", "types"]
+    modules = ["comfy_nodes", "errors", "host", "lora_files", "nodes", "notices", "routes", "scales", "template", "types"]
     nodes = ["grid", "hook", "info", "inputs", "loader", "prompt", "stack", "sweep"]
-    assert ast.literal_eval(ours) == sorted(room + nodes)  # not `convert` either: it is imported with the first file
+    assert ast.literal_eval(ours) == sorted(modules + nodes)  # not `convert` either: it is imported with the first file
     top = {name.split(".")[0] for name in ast.literal_eval(others)}
     assert top <= sys.stdlib_module_names  # no torch, no numpy, no generic name of ours
 

@@ -467,7 +467,7 @@ def test_install_py_puts_a_lora_where_a_web_ui_looks_and_refuses_in_its_own_word
     assert "install.py: --lora" in install("--webui", ui, lora).error
 
 
-# the server's door, and the command
+# access to the server, and the command
 
 
 @pytest.mark.parametrize(("host", "origin", "allowed"), [
