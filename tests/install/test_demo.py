@@ -156,7 +156,7 @@ def test_too_little_disk_space_is_reported_before_anything_is_done(repository, w
     before = tree(webui)
     repository.change("BYTES = 1000", "BYTES = 10**18")
     for more in ((), ("--dry-run",)):
-        assert "needs 2.1 GB, and" in one_line(repository.install("--webui", webui, "--demo", *more), 2)
+        assert "needs 2.1 GB, but" in one_line(repository.install("--webui", webui, "--demo", *more), 2)
     assert tree(webui) == before and not repository.calls()
 
 

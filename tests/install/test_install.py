@@ -74,7 +74,7 @@ def test_wrong_folders_are_one_line(webui, comfyui, lora, tmp_path) -> None:
         (("--webui", webui, "--lora", "no.safetensors"), "no such file"),
         (("--webui", webui, "--lora", theirs), "python -m convert"),
         (("--webui", webui, "--lora", earlier), "an earlier miniature, which this project no longer has: train it again"),
-        (("--webui", webui, "--lora", other), "is a LoRA of like_sd_v1, not of Stable Diffusion 1.5's shapes"),
+        (("--webui", webui, "--lora", other), "is a LoRA of like_sd_v1, without Stable Diffusion 1.5's shapes"),
         (("--webui", webui, "--lora", lora, "--uninstall"), "--lora"), (("--webui", webui, "--demo", "--uninstall"), "--demo"),
         (("--webui", webui, "--comfyui", tmp_path / "empty"), "has no main.py"),
     ):  # fmt: skip

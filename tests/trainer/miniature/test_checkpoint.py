@@ -150,7 +150,7 @@ def test_invalid_targets(small, written, tmp_path, monkeypatch) -> None:
     with pytest.raises(UsageError, match="no folder"):
         checkpoint.write_checkpoint(tmp_path / "none" / "x.safetensors", small, BY)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_000_000})())
-    with pytest.raises(JobError, match="needs 0.0 GB, and 0.0 GB are free"):
+    with pytest.raises(JobError, match="needs 0.0 GB, but only 0.0 GB are free"):
         checkpoint.write_checkpoint(tmp_path / "x.safetensors", small, BY)
     assert not list(tmp_path.iterdir())
 
