@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from convert.errors import UsageError
 from convert.files.json_file import Json
+from trainer.layers import TARGETS
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MINIATURE = "miniature"
@@ -36,18 +37,6 @@ Fields = dict[str, Any]
 """Some of a recipe's fields, by name, for `Recipe` to check."""
 Stored = dict[str, Json]
 """A recipe's stored form: fields as JSON values."""
-_ATTENTION, _FEED_FORWARD = r".*\.attn[12]\.to_(q|k|v|out\.0)", r".*\.ff\.net\.(0\.proj|2)"
-_TRANSFORMERS = rf"{_ATTENTION}|{_FEED_FORWARD}|.*\.proj_(in|out)"
-_RESNETS = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj)|.*\.(down|up)samplers\.0\.conv"
-TARGETS: dict[str, str] = {
-    # name: regular expression that must match a UNet module's full name
-    "attention": _ATTENTION,
-    "attention+ff": f"{_ATTENTION}|{_FEED_FORWARD}",
-    "kohya": _TRANSFORMERS,
-    "locon": f"{_TRANSFORMERS}|{_RESNETS}",
-    "cross-attention": r".*\.attn2\.to_(q|k|v|out\.0)",
-    "decoder-cross-attention": r"up_blocks\..*\.attn2\.to_(q|k|v|out\.0)",
-}
 
 
 def option(default: T, help: str, *, choices: tuple[str, ...] = (), metavar: str = "", later: bool = False,

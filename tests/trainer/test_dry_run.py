@@ -15,9 +15,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from trainer.__main__ import main
 from trainer.base.load import BaseFacts
 from trainer.base.sd15 import NARROW_TEXT_CONFIG, NARROW_UNET_CONFIG, TEXT_CONFIG, UNET_CONFIG
+from trainer.layers import TARGETS
 from trainer.lora import adapter, targets
 from trainer.miniature import narrow
-from trainer.recipe import TARGETS, Recipe
+from trainer.recipe import Recipe
 
 
 def test_it_counts_without_training(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from convert.errors import JobError, UsageError
 from trainer import cli, plan
-from trainer.recipe import TARGETS, Recipe, flag, option
+from trainer.layers import TARGETS
+from trainer.recipe import Recipe, flag, option
 
 
 def test_the_papers_arithmetic() -> None:

@@ -21,9 +21,10 @@ from trainer.__main__ import main
 from trainer.base.load import Base, load_base
 from trainer.data.records import Drawing
 from trainer.evaluate.losses import HeldOutLoss
+from trainer.layers import TARGETS
 from trainer.lora import adapter
 from trainer.lora.lora_file import read_lora
-from trainer.recipe import TARGETS, Recipe
+from trainer.recipe import Recipe
 from trainer.sample.sampler import Sampler
 from trainer.training import checkpoints
 from trainer.training.devices import choose

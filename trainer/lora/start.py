@@ -9,7 +9,8 @@ from convert import read
 from convert.errors import JobError, UsageError
 from convert.lora import Lora
 from convert.sd15 import TEXT_ENCODER, UNET, modules
-from trainer.recipe import TARGETS, Fields, flag
+from trainer.layers import TARGETS
+from trainer.recipe import Fields, flag
 
 DECIDED = ("rank", "alpha", "conv_rank", "conv_alpha", "targets")
 """Fields of the recipe that the file determines."""

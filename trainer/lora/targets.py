@@ -10,7 +10,8 @@ from convert import sd15
 from convert.errors import UsageError
 from trainer.base.load import BaseFacts
 from trainer.base.sd15 import UNET_WIDTHS
-from trainer.recipe import TARGETS, Recipe
+from trainer.layers import TARGETS
+from trainer.recipe import Recipe
 
 
 def count(recipe: Recipe, base: BaseFacts) -> tuple[int, int]:
