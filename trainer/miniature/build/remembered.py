@@ -62,4 +62,4 @@ def _small(pictures: list[np.ndarray]) -> np.ndarray:
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Root mean square differences (A, B) of rows."""
-    return np.sqrt(np.maximum((a**2).mean(1)[:, None] + (b**2).mean(1)[None] - 2 * a @ b.T / a.shape[1], 0))
+    return (torch.cdist(torch.from_numpy(a), torch.from_numpy(b)) / a.shape[1] ** 0.5).numpy()
