@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from convert.errors import UsageError
@@ -41,12 +42,9 @@ def report_folder(places: Places, queue: Queue, name: str, argv: Sequence[str]) 
     for job in jobs:
         if job.kind == KIND and job.name == name and [w for w in job.argv if not w.startswith("--out=")] == list(argv):
             return job.out
-    first = folder = places.report(name)
-    number = 1
-    while folder.exists() or folder in [job.out for job in jobs]:
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
-    return folder
+    first, taken = places.report(name), [job.out for job in jobs]
+    folders = (first if n == 1 else first.with_name(f"{first.name}-{n}") for n in count(1))
+    return next(folder for folder in folders if not folder.exists() and folder not in taken)
 
 
 def progress_of(job: Job) -> Progress:
