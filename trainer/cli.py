@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 from convert import keys
 from convert.errors import JobError, UsageError
 from convert.files import json_file
-from trainer.presets import DEMO, PAPER, PRESETS, on_miniature, preset_for, preset_line, settled
+from trainer.base.load import is_miniature
+from trainer.presets import DEMO, OWN_PICTURES, PAPER, PRESETS, preset_for, preset_line, settled
 from trainer.recipe import Fields, Recipe, flag, home
 
 if TYPE_CHECKING:
@@ -215,13 +216,14 @@ def _values(options: Fields, given: Fields) -> tuple[Fields, str]:
         return (dict(PRESETS[DEMO]) if options["demo"] else {}) | read_recipe(home(str(options["recipe"]))) | given, ""
     named = DEMO if options["demo"] else options["preset"]
     preset = named or preset_for(given.get("data", "quickdraw"))
-    values = settled(preset, given)
+    miniature = preset in OWN_PICTURES and "base" in given and is_miniature(given["base"])
+    values = settled(preset, given, miniature=miniature)
     if "init" in given:
         from trainer.lora.start import recipe_of
 
         values |= recipe_of(home(given["init"]), given)
-    expected = preset == PAPER or (named and not on_miniature(preset, values))
-    return values, "" if expected else preset_line(preset, values)
+    expected = preset == PAPER or (named and not miniature)
+    return values, "" if expected else preset_line(preset, values, miniature=miniature)
 
 
 def _bare(path: str) -> str:

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 
 from convert.errors import UsageError
-from trainer.recipe import MINIATURE, Recipe
+from trainer.base.load import is_miniature, picture_side
+from trainer.recipe import Recipe
 
 # Operations for one 512-pixel picture, 2 per multiply-add, counted on SD1.5's UNet: forward and backward with only a
 # rank-4 attention LoRA learning.
@@ -35,7 +36,7 @@ def plan(recipe: Recipe, pictures: int, *, encoded: int = 0) -> Plan:
     per_epoch = recipe.steps_per_epoch(pictures)
     epochs, rest = divmod(steps, per_epoch)
     samples = epochs * pictures + min(rest * recipe.batch * recipe.accumulation, pictures)
-    latent = recipe.side // 8
+    latent = picture_side(recipe) // 8
     views = 2 if recipe.flip else 1
     return Plan(pictures=pictures, total_steps=steps, samples=samples,
                 latent_bytes=(encoded or pictures) * views * 2 * 4 * latent**2 * 2)
@@ -43,8 +44,8 @@ def plan(recipe: Recipe, pictures: int, *, encoded: int = 0) -> Plan:
 
 def seconds(recipe: Recipe, samples: int, device: str, flops: float) -> float:
     """Expected training time on `device` ("cuda", "cpu", "mps") whose matrix products run at `flops` operations/s."""
-    gflop, side = (MINIATURE_GFLOP, 128) if recipe.base == MINIATURE else (TRAIN_GFLOP, 512)
-    work = gflop * 1e9 * (recipe.side / side) ** 2
+    gflop, side = (MINIATURE_GFLOP, 128) if is_miniature(recipe.base) else (TRAIN_GFLOP, 512)
+    work = gflop * 1e9 * (picture_side(recipe) / side) ** 2
     return samples * work / (flops * EFFICIENCY[device])
 
 
@@ -74,8 +75,6 @@ def in_words(duration: float) -> str:
 
 def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
     """Refuse SD1.5 on a CPU, which takes weeks, with a UsageError."""
-    if recipe.base == MINIATURE:
-        return
     raise UsageError(f"no GPU was found, and on this CPU the run would take about "
                      f"{in_words(seconds(recipe, samples, 'cpu', flops))}: give --device cpu to train anyway, or --demo for "
                      "the embedded miniature")
@@ -83,14 +82,14 @@ def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
 
 def report(recipe: Recipe, counted: Plan, device: str, flops: float, *, modules: int = 0, numbers: int = 0) -> str:
     """The dry run's text. modules, numbers: how many are trained."""
-    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": recipe.side, "steps": counted.total_steps,
+    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": picture_side(recipe), "steps": counted.total_steps,
                                   "epochs": recipe.passes(counted.pictures)}
     lines = [f"{name:<16} {value}" for name, value in settled.items()]
     lines += ["", f"pictures         {counted.pictures}", f"optimizer steps  {counted.total_steps}",
               f"samples          {counted.samples}, each picture {counted.samples / counted.pictures:.4g} times",
               f"encoded set      {counted.latent_bytes / 2**20:.0f} MiB in fp16"]
     lines += [f"to learn         {modules} modules, {numbers:,} numbers"] if modules else []
-    if recipe.base == MINIATURE:
+    if is_miniature(recipe.base):
         memory = "about 2 GiB"
     else:
         memory = ("about 5 GiB of GPU memory at --micro-batch 1, about 3 with gradient checkpointing" if device == "cuda"

@@ -17,6 +17,7 @@ from __future__ import annotations
 from trainer.recipe import LENGTH, MINIATURE, Fields, Recipe, home
 
 PAPER, DEMO, STYLE, CHARACTER = "paper", "demo", "style", "character"
+OWN_PICTURES = (STYLE, CHARACTER)
 MADE_OF_DRAWINGS = ("quickdraw", "doodles")
 _POPULAR: Fields = dict(rank=16, alpha=8.0, learning_rate=5e-4, lr_schedule="cosine_with_restarts", lr_cycles=3,
                                 warmup_share=0.05, min_snr_gamma=5.0, batch=3, accumulation=1, samples=3000)  # fmt: skip
@@ -47,10 +48,10 @@ def preset_for(data: str) -> str:
     return PAPER if drawings else STYLE
 
 
-def settled(preset: str, given: Fields) -> Fields:
-    """The recipe's fields: those `given` by the user over those of `preset`."""
+def settled(preset: str, given: Fields, *, miniature: bool) -> Fields:
+    """The recipe's fields: those `given` by the user over those of `preset`. miniature: the given base is the embedded one."""
     values = dict(PRESETS[preset])
-    if on_miniature(preset, given):
+    if miniature and preset in OWN_PICTURES:
         values |= ON_MINIATURE
     if "data" in given:
         values.pop("categories", None)  # the demo's are the doodles'
@@ -68,14 +69,9 @@ def over(values: Fields, given: Fields) -> Fields:
     return values | given
 
 
-def on_miniature(preset: str, given: Fields) -> bool:
-    """Whether this is a preset for own pictures, trained on the miniature."""
-    return preset in (STYLE, CHARACTER) and given.get("base") == MINIATURE
-
-
-def preset_line(preset: str, values: Fields) -> str:
+def preset_line(preset: str, values: Fields, *, miniature: bool) -> str:
     """A line for a user who named no preset, or whose preset differs on the miniature."""
     recipe = Recipe(**values)
     others = ", ".join(name for name in PRESETS if name not in (preset, DEMO))
     return (f"own pictures: --preset {preset} (rank {recipe.rank}, learning rate {recipe.learning_rate:g}, batch "
-            f"{recipe.batch}{', for trying out on the miniature' * on_miniature(preset, values)}); others: {others}")
+            f"{recipe.batch}{', for trying out on the miniature' * miniature}); others: {others}")

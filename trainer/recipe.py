@@ -191,11 +191,6 @@ class Recipe:
         return TARGETS.get(self.targets, self.targets)
 
     @property
-    def side(self) -> int:
-        """Side in pixels of a training picture, before the base, which has its own, is loaded."""
-        return self.resolution or (128 if self.base == MINIATURE else 512)
-
-    @property
     def bucket_step(self) -> int:
         """Pixels in which buckets differ: the UNet halves the latents three times. 0: no buckets."""
         return 0 if self.crop == "square" else 64

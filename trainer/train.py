@@ -8,7 +8,7 @@ from functools import partial
 
 from convert.errors import JobError, UsageError
 from trainer import plan
-from trainer.base.load import Base, load_base
+from trainer.base.load import Base, is_miniature, load_base, picture_side
 from trainer.base.sd15 import SCRIBBLE_NARROW
 from trainer.cli import Job
 from trainer.data.records import Dataset
@@ -18,7 +18,7 @@ from trainer.kernels import training_kernels
 from trainer.kernels.compile import LEAST_PASSES, training_forward
 from trainer.lora import adapter, export
 from trainer.lora.lora_file import read_lora, start_from
-from trainer.recipe import MINIATURE, Recipe, home
+from trainer.recipe import Recipe, home
 from trainer.runs.loss_curve import draw_curve
 from trainer.runs.outputs import OutputClaim, claim, is_sound_png, outputs
 from trainer.runs.record import Record
@@ -94,7 +94,7 @@ def _nothing_to_do(recipe: Recipe, job: Job, tell: Say) -> int:
 
 def _check_device(recipe: Recipe, job: Job, compute: Compute, pictures: int | None) -> None:
     """Refuse SD1.5 on a CPU unless --device cpu was given: before anything is fetched if `pictures` is known."""
-    if pictures and compute.device.type == "cpu" and job.device == "auto" and recipe.base != MINIATURE:
+    if pictures and compute.device.type == "cpu" and job.device == "auto" and not is_miniature(recipe.base):
         samples = plan.plan(recipe, pictures).samples
         plan.refuse_cpu_by_accident(recipe, samples, devices.flops_per_second(compute))
 
@@ -200,5 +200,5 @@ def _write_contact_sheet(dataset: Dataset, recipe: Recipe, job: Job, tell: Say) 
     from trainer.runs.contact_sheet import write_contact_sheet
 
     assert job.contact_sheet
-    write_contact_sheet(dataset, job.contact_sheet, resolution=recipe.side, seed=recipe.seed)
+    write_contact_sheet(dataset, job.contact_sheet, resolution=picture_side(recipe), seed=recipe.seed)
     tell(f"wrote {job.contact_sheet}")

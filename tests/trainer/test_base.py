@@ -345,4 +345,5 @@ def test_parts_that_do_not_fit_together(folder, tmp_path) -> None:
 def test_the_embedded_model_loads(no_network) -> None:
     base = load("miniature")
     assert (base.family, base.resolution, base.tokenizer.model_max_length) == ("scribble_narrow", 128, 77)
+    assert inspect_base(Recipe(base="miniature")).resolution == base.resolution
     assert len(base.words) >= 24 and set(base.words) == set(drawings.words())

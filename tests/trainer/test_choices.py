@@ -147,5 +147,6 @@ def test_training_works_with_every_choice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_weighting_of_the_loss_replaces_the_presets(preset: str) -> None:
-    snr, debiased = (Recipe(**settled(preset, given)) for given in ({"min_snr_gamma": 3.0}, {"debiased": True}))
+    given = ({"min_snr_gamma": 3.0}, {"debiased": True})
+    snr, debiased = (Recipe(**settled(preset, fields, miniature=False)) for fields in given)
     assert (snr.min_snr_gamma, snr.debiased, debiased.min_snr_gamma, debiased.debiased) == (3.0, False, 0.0, True)

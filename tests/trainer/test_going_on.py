@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.drawings import write_drawings
 from trainer import cli
 from trainer.__main__ import main
 from trainer.lora.start import recipe_of
+from trainer.miniature.shipped import NETWORKS
 from trainer.presets import ON_MINIATURE, PRESETS
 from trainer.recipe import Recipe
 from trainer.sample.prompts import SamplePrompt, read_prompts
@@ -141,6 +143,10 @@ def test_presets(tmp_path: Path) -> None:
                             "--batch", "2"])  # fmt: skip
     assert small == Recipe(data=str(tmp_path), base="miniature", **PRESETS["style"] | ON_MINIATURE | {"batch": 2})
     assert "miniature" in job.note
+    packed = tmp_path / "mine.safetensors"
+    packed.write_bytes(gzip.decompress(NETWORKS.read_bytes()))
+    renamed, job = cli.parse(["--out", "x.safetensors", "--data", str(tmp_path), "--base", str(packed), "--batch", "2"])
+    assert renamed == replace(small, base=str(packed)) and "miniature" in job.note
     drawings, job = cli.parse(["--out", "x.safetensors"])
     assert drawings == Recipe() and not job.note
     prodigy, _ = cli.parse(["--out", "x.safetensors", "--preset", "character", "--optimizer", "prodigy"])

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from convert.errors import JobError, UsageError
 from trainer import cli
+from trainer.base.load import picture_side
 from trainer.data.pictures import load_pictures
 from trainer.evaluate import cli as evaluate_cli
 from trainer.evaluate.gallery import Gallery
@@ -142,7 +143,7 @@ def test_the_pictures_step_shows_the_dry_runs_table_and_cropped_thumbnails(pictu
     found = look(recipe, pictures)
     assert [row.label for row in found.table][:2] == ["pictures", "captions"] and found.count == 3
     assert [p.source for p in found.without_caption()] == ["c.png"]
-    assert thumbnail(found.pictures[0], recipe.side).startswith("data:image/jpeg;base64,")
+    assert thumbnail(found.pictures[0], picture_side(recipe)).startswith("data:image/jpeg;base64,")
     (pictures / "d.png").write_bytes((pictures / "a.png").read_bytes()[:60])
     assert "d.png" in look(recipe, pictures).problems[0]
 

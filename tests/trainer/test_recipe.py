@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from convert.errors import JobError, UsageError
 from trainer import cli, plan
 from trainer.layers import TARGETS
+from trainer.miniature.shipped import NETWORKS
 from trainer.recipe import Recipe, flag, option
 
 
@@ -23,6 +25,16 @@ def test_the_papers_arithmetic() -> None:
     counted = plan.plan(recipe, 2000)
     assert counted.samples == 140_000
     assert counted.latent_bytes == 2000 * 2 * 131072 // 2  # mean and std, fp16, of a picture and its mirror image
+
+
+def test_the_miniature_costs_the_same_under_any_name(tmp_path: Path) -> None:
+    packed = tmp_path / "mine.safetensors"
+    packed.write_bytes(gzip.decompress(NETWORKS.read_bytes()))
+    named, renamed, sd15 = (Recipe(base=base) for base in ("miniature", str(packed), Recipe().base))
+    assert plan.plan(renamed, 20) == plan.plan(named, 20)
+    assert plan.plan(sd15, 20).latent_bytes == 16 * plan.plan(named, 20).latent_bytes
+    seconds = [plan.seconds(recipe, 300, "cpu", 1e11) for recipe in (named, renamed, sd15)]
+    assert seconds[0] == seconds[1] < seconds[2] / 100
 
 
 def test_a_partial_epoch_counts_what_it_has() -> None:

@@ -106,6 +106,22 @@ class BaseFacts:
     text: Config
     """its text encoder's"""
 
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of its usual pictures."""
+        return 8 * (self.unet.get("sample_size") or 64)
+
+
+def picture_side(recipe: Recipe) -> int:
+    """Side in pixels of a training picture, without loading the base. Raises as `load_base` does."""
+    return recipe.resolution or inspect_base(recipe).resolution
+
+
+def is_miniature(name: str) -> bool:
+    """Whether `--base name` is the embedded miniature, or a file of narrow networks like it."""
+    path = home(name)
+    return name == MINIATURE or path.is_file() and _is_packed(path)
+
 
 def inspect_base(recipe: Recipe) -> BaseFacts:
     """Describe `recipe.base` without reading its weights.

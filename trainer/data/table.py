@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from convert.errors import printable
+from trainer.base.load import picture_side
 from trainer.data.buckets import enlargement, kept_area
 from trainer.data.captions import is_tags
 from trainer.data.folder import Unused
@@ -148,7 +149,8 @@ def _shapes(pictures: Sequence[Picture], recipe: Recipe, max_upscale: float) -> 
     """Rows about buckets, cropping and enlargement."""
     if not pictures:
         return []
-    shapes = {p.source: p.shape(recipe.side) for p in pictures}
+    side = picture_side(recipe)
+    shapes = {p.source: p.shape(side) for p in pictures}
     by_shape = Counter(shapes.values()).most_common()
     named = ", ".join(f"{w}\N{MULTIPLICATION SIGN}{h} {number:,}" for (h, w), number in by_shape[:8])
     rest = f" and {len(by_shape) - 8} shapes with {sum(n for _, n in by_shape[8:]):,}" if len(by_shape) > 8 else ""

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from convert.errors import JobError, UsageError
+from trainer.base.load import picture_side
 from trainer.data.picture import Picture
 from trainer.page import markup
 from trainer.page.answers import answer, answering
@@ -100,7 +101,7 @@ class Handlers:
         argv = recipe_arguments(Wish(data=folder, trigger=trigger, preset=preset, base=base), self.page.folders)
         recipe, _ = recipe_of(argv)
         found = look(recipe, self.page.cache)
-        shown = Shown(look=found, resolution=recipe.side, folder=folder, which=which)
+        shown = Shown(look=found, resolution=picture_side(recipe), folder=folder, which=which)
         lacking = len(found.without_caption())
         words = f"{len(found.pictures)} pictures, {lacking} without a caption"
         return self._outputs(shown, markup.good(words if found.pictures else "drawings: they have no captions to edit"))
