@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from trainer.miniature import drawings
 from trainer.miniature.build import judge_pictures
 from trainer.miniature.build.icons import STYLES, Icons
 from trainer.miniature.build.judge import rates, train_judge
+from trainer.miniature.build.judge_drawn import check_drawn
 from trainer.miniature.build.pictures import WORDS
 from trainer.miniature.judge import JUDGE, SmallClip, prepare, read_judge, write_judge
 
@@ -147,3 +149,9 @@ def test_a_training_in_two_runs_equals_one_run(small, capsys) -> None:
     assert "drawings not seen: " in capsys.readouterr().out
     assert train_judge(icons, folder, folder, 1, without="noto") and (folder / "judge-without-noto.safetensors").exists()
     assert capsys.readouterr().out.count("judge: noto: ") == 2
+
+
+def test_what_the_miniature_draws_without_a_lora_shows_its_words(judge: SmallClip, capsys) -> None:
+    check_drawn(judge, "drawing", EASY[:4])
+    found = re.search(r"drawings: 4 pictures, 60 words: first ([\d.]+)%, among five ([\d.]+)%", capsys.readouterr().out)
+    assert found and float(found[1]) >= 50 and float(found[2]) >= 75  # chance: 2 % and 8 %

@@ -1,9 +1,9 @@
 """Build the miniature Stable Diffusion: `python -m trainer.miniature.build STAGE [STAGE ...] --work DIR`.
 
 Stages, each using the files of the earlier ones in DIR: `icons`, `vae`, `latents`, `unet`, `decoder`, `drawings`, `ship`; and
-`judge`. `sheet` samples pictures from the saved state; `judged` prints the accuracy of the judge in DIR; `remembered` shows
-samples of the shipped networks beside the nearest training pictures. The long stages save their state every ten minutes and on
-SIGTERM; run the same command to continue.
+`judge`. `sheet` samples pictures from the saved state; `judged` prints the accuracy of the judge in DIR, also on pictures that
+the shipped networks draw; `remembered` shows such pictures beside the nearest training pictures. The long stages save their
+state every ten minutes and on SIGTERM; run the same command to continue.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from trainer.miniature.build.icons import Icons
+from trainer.miniature.build.icons import STYLES, Icons
 
 
 def main() -> None:
@@ -39,7 +38,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=6e-4, help="unet: learning rate (default: %(default)s)")
     parser.add_argument("--decay", type=int, default=0, help="unet: number of last steps in which the rate falls to zero")
     parser.add_argument("--judge-steps", type=int, default=2200, help="default: %(default)s")
-    parser.add_argument("--without", default="", metavar="SET", help="judge: leave out an icon set, and judge that one")
+    parser.add_argument("--without", default="", metavar="SET", choices=list(STYLES),
+                        help=f"judge, judged: leave out an icon set, and judge that one: {', '.join(STYLES)}")
     options = parser.parse_args()
     import torch
 
@@ -127,11 +127,14 @@ def _judge(options: argparse.Namespace) -> bool:
 
 
 def _judged(options: argparse.Namespace) -> None:
-    from trainer.miniature.build.icons import STYLES
-    from trainer.miniature.build.judge import check_judge
+    from trainer.miniature.build.judge import check_judge, path_of
+    from trainer.miniature.build.judge_drawn import check_drawn
     from trainer.miniature.judge import read_judge
 
-    check_judge(read_judge(options.work / "judge.safetensors"), _read_icons(options), options.drawings, list(STYLES))
+    judge = read_judge(path_of(options.work, options.without))
+    check_judge(judge, _read_icons(options), options.drawings, options.without)
+    for style in [STYLES[options.without]] if options.without else dict.fromkeys(STYLES.values()):
+        check_drawn(judge, style)
 
 
 def _remembered(options: argparse.Namespace) -> None:
@@ -141,8 +144,6 @@ def _remembered(options: argparse.Namespace) -> None:
 
 
 def _read_icons(options: argparse.Namespace) -> Icons:
-    from trainer.miniature.build.icons import Icons
-
     return Icons.read(options.work / "icons.npz")
 
 

@@ -48,7 +48,8 @@ def train_judge(icons: Icons, folder: Path, work: Path, steps: int, without: str
     Returns whether the end was reached.
     """
     torch.manual_seed(SEED)
-    name = f"judge-without-{without}" if without else "judge"
+    path = path_of(work, without)
+    name = path.stem
     shown = icons.without(without) if without else icons
     pictures, model = Pictures(shown, folder), SmallClip([*QUICKDRAW, *KINDS, *(f"{ground} background" for ground in GROUNDS)])
     learned = list(model.parameters())
@@ -83,11 +84,15 @@ def train_judge(icons: Icons, folder: Path, work: Path, steps: int, without: str
         if sitting.over:
             return False
     sitting.end()
-    path = work / f"{name}.safetensors"
     write_judge(path, average, model.words, METADATA | {"steps": str(steps)})
     print(f"{path}: {path.stat().st_size:,} bytes")
-    check_judge(read_judge(path), icons, folder, [without] if without else list(STYLES))
+    check_judge(read_judge(path), icons, folder, without)
     return True
+
+
+def path_of(work: Path, without: str = "") -> Path:
+    """The file of the judge, or of one that never saw the set `without`."""
+    return work / (f"judge-without-{without}.safetensors" if without else "judge.safetensors")
 
 
 class Watch:
@@ -148,27 +153,35 @@ def _vectors(model: SmallClip) -> tuple[Tensor, Tensor, Tensor]:
     return words, kinds, grounds
 
 
-def check_judge(model: SmallClip, icons: Icons, folder: Path, sets: Sequence[str]) -> None:
-    """Print top-1 and top-5 accuracy on drawings that the judge has not seen and on the icons of `sets`."""
+def check_judge(model: SmallClip, icons: Icons, folder: Path, without: str = "") -> None:
+    """Print top-1 and top-5 accuracy on drawings that the judge has not seen and on the icons.
+
+    With `without`, only on the icons of that set, which it has not seen either, and with bare words as captions, because it
+    may not know the set's style.
+    """
     words = icons.all_words
     rows = [np.load(folder / f"{word}.npy") for word in words]
     drawn = [[process(row.reshape(28, 28), SIDE) for row in some[~for_the_judge(len(some))]] for some in rows]
     names = [word for word, some in zip(words, drawn, strict=True) for _ in some]
     report("drawings not seen", model, [picture for some in drawn for picture in some], names, "scribble", words)
-    for name in sets:
+    for name, style in ({without: ""} if without else STYLES).items():
         rng = np.random.default_rng(SEED)
         chosen = np.flatnonzero(icons.sets == name)
         grounds = rng.choice(["", *GROUNDS], len(chosen))
         shown = [compose(icons.rgba[row], name, str(ground), FULL, rng) for row, ground in zip(chosen, grounds, strict=True)]
-        report(name, model, shown, icons.words[chosen].tolist(), STYLES[name], words)
+        report(name, model, shown, icons.words[chosen].tolist(), style, words)
 
 
 def report(title: str, model: SmallClip, pictures: Sequence[np.ndarray], names: Sequence[str], style: str,
            words: Sequence[str]) -> None:
+    """Print how often the caption of a picture's name is nearest, among those of the first 60 words and among those of `words`.
+
+    style: of the captions; "" is the bare word.
+    """
     features = torch.cat([model.images(prepare(pictures[at : at + 256])) for at in range(0, len(pictures), 256)])
-    for among in (sorted(WORDS), list(words)):
+    for among in dict.fromkeys((tuple(sorted(WORDS)), tuple(sorted(words)))):
         rows = [row for row, name in enumerate(names) if name in set(among)]
-        first, five = rates(features[rows], model.texts([f"a {style} of {word}" for word in among]),
+        first, five = rates(features[rows], model.texts([f"a {style} of {word}" if style else word for word in among]),
                             [among.index(names[row]) for row in rows])
         print(f"judge: {title}: {len(rows)} pictures, {len(among)} words: first {first:.1%}, among five {five:.1%}", flush=True)
 
