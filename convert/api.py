@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import dtypes, names, write
 from .container import open_container
-from .contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from .contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS, demand_exists
 from .errors import FileError, UsageError, quote
 from .files import atomic_path, write_json
 from .keys import MODEL_HASH
@@ -196,7 +196,8 @@ def check_arguments(to: str, dtype: str | None) -> str | None:
 
 
 def check_target(source: Path, target: Path, to: str, overwrite: bool) -> None:
-    """Raise if writing `target` would change `source`, or an existing file without `overwrite`."""
+    """Raise if there is no `source`, or if writing `target` would change it, or an existing file without `overwrite`."""
+    demand_exists(source)  # first: with the two swapped, advice to overwrite the input would be dangerous
     if to != "peft":
         refuse_target(source, target, overwrite)
         return
@@ -220,7 +221,7 @@ def refuse_target(source: Path, target: Path, overwrite: bool) -> None:
     if source.is_dir() and any(_same(file, target) for file in parts):
         raise UsageError(f"{target}: is part of the input; name another output")
     if os.path.isdir(target):
-        raise FileError(target, "is a folder", f"name a file in it, or give --out-dir {target}")
+        raise FileError(target, "is a folder", "name a file in it")
     if os.path.exists(target) and not overwrite:
         raise FileError(target, "already exists", "name another output or give --overwrite")
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .api import refuse_target
-from .commands import ADAPTER, CHECKPOINT, Parser, guarded, print_report
+from .commands import ADAPTER, CHECKPOINT, Parser, guarded, path_of, print_report
 from .errors import DoesNotFit, FileError, UsageError
 from .files import atomic_folder, atomic_path
-from .matrix.arrays import WEIGHTS, decode, encode
+from .matrix.arrays import WEIGHTS, decode, encode, without_overflow_warnings
 from .matrix.change import changed_weight
 from .matrix.checkpoint import Checkpoint, network_files, open_checkpoint
 from .matrix.network import Network, NetworkModule, read_network
@@ -184,6 +184,7 @@ def _patch(checkpoint: Checkpoint, module: NetworkModule, part: str, scale: floa
         problem = f"its {part} of {name} is {tensor.dtype}; a LoRA can only be merged into F32, F16 or BF16"
         raise DoesNotFit(checkpoint.path, name, problem)
 
+    @without_overflow_warnings
     def compute(data: bytes) -> bytes:
         weight = decode(data, tensor.dtype, shape)
         if part == "weight":
@@ -191,7 +192,7 @@ def _patch(checkpoint: Checkpoint, module: NetworkModule, part: str, scale: floa
         else:
             for difference in {"diff_b", "b_norm"} & module.arrays.keys():
                 weight = weight + scale * module.arrays[difference]
-        return encode(weight, tensor.dtype, f"{checkpoint.path}: {name}, merged at --scale {scale:g},")
+        return encode(weight, tensor.dtype, f"{checkpoint.path}: {name} merged at --scale {scale:g}")
 
     return compute
 
@@ -199,9 +200,10 @@ def _patch(checkpoint: Checkpoint, module: NetworkModule, part: str, scale: floa
 def parser() -> Parser:
     """The options of `python -m convert.bake`."""
     p = Parser("python -m convert.bake", "Merge a LoRA, or another network, into a checkpoint.", EXAMPLES)
-    p.add_argument("lora", type=Path, metavar="LORA", help=f"{ADAPTER}, of any network")
-    p.add_argument("--into", type=Path, required=True, metavar="CHECKPOINT", help=f"the checkpoint to merge into: {CHECKPOINT}")
-    p.add_argument("--out", type=Path, required=True, metavar="OUT", help="what to write; for a folder a folder")
+    p.add_argument("lora", type=path_of, metavar="LORA", help=f"{ADAPTER}, of any network")
+    into = f"the checkpoint to merge into: {CHECKPOINT}"
+    p.add_argument("--into", type=path_of, required=True, metavar="CHECKPOINT", help=into)
+    p.add_argument("--out", type=path_of, required=True, metavar="OUT", help="what to write; for a folder a folder")
     p.add_argument("--scale", type=float, default=1.0, help="0 is the base, 1 (default) the full LoRA")
     p.add_only()
     p.add_alpha()

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import keys
 from .api import Report, convert_file
 from .check import check, table
-from .commands import ADAPTER, OUT, Parser, clear_progress, guarded, progress
+from .commands import ADAPTER, OUT, Parser, clear_progress, guarded, path_of, progress
 from .errors import JobError, UsageError
 
 EXAMPLES = """examples:
@@ -45,7 +45,7 @@ def parser() -> Parser:
     p.add_argument("--drop", action="append", default=[], metavar="KEY", help="remove a metadata key; can be repeated")
     p.add_argument("--title", help="title shown by hosts (modelspec.title)")
     p.add_argument("--trigger", metavar="PHRASE", help="trigger words (modelspec.trigger_phrase)")
-    p.add_argument("--out-dir", type=Path, metavar="DIR", help="convert every input into this folder")
+    p.add_argument("--out-dir", type=path_of, metavar="DIR", help="convert every input into this folder")
     p.add_argument("--check", action="store_true", help="audit the inputs without writing anything")
     return p
 
@@ -64,7 +64,7 @@ def _main(argv: Sequence[str] | None) -> int:
         if len(paths) > 2:
             raise UsageError("more than two paths: several inputs need --out-dir")
         source = paths[0]
-        target = paths[1] if len(paths) == 2 else source.with_name(_output_name(source, options.to, f".{options.to}"))
+        target = paths[1] if len(paths) == 2 else _beside(source, options.to)
         report = _convert(source, target, options)
         print(json.dumps(report.to_json(), indent=2) if options.json else report.describe())
         return 0
@@ -78,7 +78,12 @@ def _expand(text: str) -> list[Path]:
         if not found:
             raise JobError(f"{text}: no file matches")
         return [Path(name) for name in found]
-    return [Path(text)]
+    return [path_of(text)]
+
+
+def _beside(source: Path, form: str) -> Path:
+    place = source if source.name not in ("", "..") else source.resolve()
+    return place.parent / _output_name(source, form, f".{form}")
 
 
 def _output_name(source: Path, form: str, mark: str = "") -> str:

@@ -28,6 +28,13 @@ OUT = "what to write; with --to peft a folder"
 """Wording shared by every command's help."""
 
 
+def path_of(text: str) -> Path:
+    """The path that an argument names. Raises `UsageError` for an empty one, which `Path` would take for the current folder."""
+    if not text:
+        raise UsageError("the name of a file is empty; expected a path")
+    return Path(text)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports bad usage in one line instead of printing the whole usage text."""
 
@@ -43,7 +50,7 @@ class Parser(argparse.ArgumentParser):
     def add_output(self, out: bool = True) -> None:
         """The options of every command that writes a LoRA."""
         if out:
-            self.add_argument("--out", type=Path, required=True, metavar="OUT", help=OUT)
+            self.add_argument("--out", type=path_of, required=True, metavar="OUT", help=OUT)
         self.add_argument("--to", default="kohya", metavar="FORM", help=f"form to write: {', '.join(FORMS)} (default kohya)")
         self.add_argument("--dtype", metavar="TYPE", help=f"{', '.join(CASTS)} (default: as in the input)")
         self.add_overwrite()
@@ -60,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_base(self) -> None:
         what = f"the base, needed if a change depends on it (DoRA, OFT, IA3, GLoRA): {CHECKPOINT}"
-        self.add_argument("--base", type=Path, metavar="CHECKPOINT", help=what)
+        self.add_argument("--base", type=path_of, metavar="CHECKPOINT", help=what)
 
     def add_only(self) -> None:
         networks = (UNET, TEXT_ENCODER)

@@ -94,10 +94,15 @@ def open_contents(path: Path | str, *, skip_unknown: bool = False, pickles: bool
     )  # fmt: skip
 
 
-def _open(path: Path, pickles: bool) -> tuple[list[Container], dict[str, Config]]:
-    """The headers, and the adapter configurations by scope ("" for any)."""
+def demand_exists(path: Path) -> None:
+    """Raise `FileError` if there is no such file or folder."""
     if not os.path.exists(path):  # unlike Path.exists, does not raise for an invalid name
         raise FileError(quote(str(path)), "no such file or folder")
+
+
+def _open(path: Path, pickles: bool) -> tuple[list[Container], dict[str, Config]]:
+    """The headers, and the adapter configurations by scope ("" for any)."""
+    demand_exists(path)
     if not path.is_dir():
         container = open_container(path, pickles=pickles)
         beside = path.with_name(ADAPTER_CONFIG)

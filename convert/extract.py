@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import keys
 from .api import Report, check_arguments, check_target
-from .commands import CHECKPOINT, Parser, guarded, print_report, progress
+from .commands import CHECKPOINT, Parser, guarded, path_of, print_report, progress
 from .errors import DoesNotFit, FileError
 from .lora import LoraModule
 from .matrix.arrays import Array, all_finite, decode, encode, to_array
@@ -141,9 +141,9 @@ def _shape(module: Module, array: Array) -> tuple[int, ...]:
 def parser() -> Parser:
     """The options of `python -m convert.extract`."""
     p = Parser("python -m convert.extract", "Write the changes made by fine-tuning as a LoRA.", EXAMPLES)
-    p.add_argument("tuned", type=Path, metavar="TUNED", help=f"the fine-tuned checkpoint: {CHECKPOINT}")
+    p.add_argument("tuned", type=path_of, metavar="TUNED", help=f"the fine-tuned checkpoint: {CHECKPOINT}")
     base = f"the base it was tuned from: {CHECKPOINT}"
-    p.add_argument("--from", type=Path, required=True, dest="base", metavar="CHECKPOINT", help=base)
+    p.add_argument("--from", type=path_of, required=True, dest="base", metavar="CHECKPOINT", help=base)
     p.add_only()
     p.add_limits()
     p.add_output()

@@ -66,6 +66,11 @@ CHECKPOINT = Kind(
     "put it into the checkpoint folder",
 )  # fmt: skip
 
+PART_OF_CHECKPOINT = Kind(
+    r"^((encoder\.)?conv_in|(text_model\.)?embeddings\.token_embedding)\.weight$",
+    "a whole UNet, VAE or text encoder, not a LoRA", "give the LoRA's own file",
+)
+
 BASES = (
     (r"lora_te3_|text_encoder_3|joint_blocks|joint_transformer|lora_transformer_|\bx_embedder", "SD3"),
     (r"double_blocks|single_blocks|single_transformer_blocks|^transformer\.", "Flux or another transformer"),
@@ -116,7 +121,7 @@ def is_nothing_known(keys: Sequence[str]) -> bool:
 
 def kind_of_keys(keys: Iterable[str]) -> Kind | None:
     """The kind of file with these tensor names, if it is a known one."""
-    return _first(tuple((kind.pattern, kind) for kind in (*KINDS, CHECKPOINT)), keys)
+    return _first(tuple((kind.pattern, kind) for kind in (*KINDS, CHECKPOINT, PART_OF_CHECKPOINT)), keys)
 
 
 def _first(rows: Sequence[tuple[str, T]], keys: Iterable[str]) -> T | None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from . import keys
 from .api import Report, check_arguments, check_target
-from .commands import ADAPTER, Parser, guarded, print_report, progress
+from .commands import ADAPTER, Parser, guarded, path_of, print_report, progress
 from .errors import FileError, UsageError
 from .lora import LoraModule
-from .matrix.arrays import Array, to_tensor
+from .matrix.arrays import Array, to_tensor, without_overflow_warnings
 from .matrix.change import Change, Product, change, needs_base
 from .matrix.checkpoint import Checkpoint
 from .matrix.low_rank import Limit, joined
@@ -87,6 +87,7 @@ def _base(network: Network) -> str:
     return "Scribble LoRA's miniature" if is_of_miniature(network.metadata) else network.base
 
 
+@without_overflow_warnings
 def _merged(parts: Sequence[Part], limit: Limit, dtype: str, losses: Losses) -> LoraModule:
     module = parts[0][0]
     shapes = {part.shape for part, _, _ in parts}
@@ -149,9 +150,9 @@ def _source(text: str) -> tuple[Path, float]:
     """`a.safetensors=0.8`; an existing name that contains "=" is taken as a whole."""
     name, equals, scale = text.rpartition("=")
     if not equals or Path(text).exists():
-        return Path(text), 1.0
+        return path_of(text), 1.0
     try:
-        return Path(name), float(scale)
+        return path_of(name), float(scale)
     except ValueError as error:
         raise UsageError(f"{text}: must be LORA or LORA=SCALE, for example a.safetensors=0.8") from error
 

@@ -141,7 +141,7 @@ def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
         entries = {entry.filename: entry for entry in archive.infolist()}
         main = next((name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")), None)
         if main is None:
-            raise Damaged(path, "is a zip archive, but not a PyTorch file")
+            raise Damaged(path, "is a zip archive, but not a PyTorch file", "unpack it and give the file inside")
         if entries[main].file_size > LARGEST:
             raise Damaged(path, f"has a pickle of {entries[main].file_size:,} bytes; the limit is {LARGEST:,}")
         found = _load(io.BytesIO(archive.read(main)))

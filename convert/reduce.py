@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .api import Report, check_arguments, check_target
-from .commands import ADAPTER, OUT, Parser, guarded, print_report, progress
+from .commands import ADAPTER, OUT, Parser, guarded, path_of, print_report, progress
 from .errors import UsageError
 from .lora import LoraModule
 from .matrix.change import change, needs_base
@@ -94,8 +94,8 @@ def parser() -> Parser:
     """The options of `python -m convert.reduce`."""
     what = "Write a smaller LoRA, or a plain LoRA from a LoHa, LoKr, OFT, GLoRA, IA3 or DoRA."
     p = Parser("python -m convert.reduce", what, EXAMPLES)
-    p.add_argument("source", type=Path, metavar="IN", help=f"{ADAPTER}, of any network")
-    p.add_argument("target", type=Path, metavar="OUT", help=OUT)
+    p.add_argument("source", type=path_of, metavar="IN", help=f"{ADAPTER}, of any network")
+    p.add_argument("target", type=path_of, metavar="OUT", help=OUT)
     p.add_limits()
     p.add_base()
     p.add_output(out=False)

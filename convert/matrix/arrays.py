@@ -12,6 +12,9 @@ from ..tensors import Tensor
 
 Array = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 
+without_overflow_warnings = numpy.errstate(over="ignore", invalid="ignore")
+"""Decorator for sums of user-given multiples: `encode` reports numbers that are too large."""
+
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 WEIGHTS = ("F64", "F32", "F16", "BF16")

@@ -45,7 +45,10 @@ def test_one_argument_writes_beside_the_input(source):
         (["in.safetensors", "--set", "x"], 2, "--set x: must be KEY=VALUE"),
         (["in.safetensors", "--strange"], 2, "--strange"),
         (["in.safetensors", "none/out.safetensors"], 1, "none"),
-        (["in.safetensors", "."], 1, "--out-dir"),
+        (["none.safetensors", "taken.safetensors"], 1, "none.safetensors: no such file"),
+        (["in.safetensors", "."], 1, "name a file in it"),
+        ([""], 2, "the name of a file is empty"),
+        (["in.safetensors", ""], 2, "the name of a file is empty"),
         (["a", "b", "c"], 2, "--out-dir"),
         (["*.ckpt"], 1, r"*.ckpt: no file matches"),
         ([], 2, "required"),
@@ -61,6 +64,20 @@ def test_errors_are_one_line_and_a_status(arguments, status, said, source, tmp_p
     assert said in output.err
     assert (tmp_path / "taken.safetensors").read_bytes() == b"precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors", "taken.safetensors"]
+
+
+def test_a_folder_named_by_dots_is_converted_beside_it(source, tmp_path, monkeypatch):
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    source.rename(tmp_path / "folder" / "in.safetensors")
+    for place, name in (("folder", "."), ("folder/inner", "..")):
+        monkeypatch.chdir(tmp_path / place)
+        assert cli.main([name]) == 0
+        (tmp_path / "folder.kohya.safetensors").unlink()
+
+
+def test_numbers_that_are_too_large_are_reported_in_one_line(source, tmp_path, capsys, recwarn):
+    assert merge.main([f"{source}=1e40", "--out", str(tmp_path / "out.safetensors")]) == 1
+    assert capsys.readouterr().err.endswith("has numbers that are too large for F32\n") and not recwarn.list
 
 
 def test_several_files_in_one_command(source, tmp_path, maker, capsys):

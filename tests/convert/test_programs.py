@@ -203,6 +203,8 @@ KINDS = {
     "adapter.body.0.resnets.0.block1.weight": "T2I-Adapter",
     "body.0.in_conv.weight": "T2I-Adapter",
     "768.0.linear.0.weight": "hypernetwork",
+    "conv_in.weight": "whole UNet, VAE or text encoder",
+    "text_model.embeddings.token_embedding.weight": "whole UNet, VAE or text encoder",
     "lora_vae_decoder_conv_in.lora_up.weight": "LoRA of the VAE",
     "emb_params": "textual inversion",
     "clip_l": "textual inversion",
