@@ -52,19 +52,19 @@ def test_token_noise_is_the_same_on_every_machine() -> None:
 
 def test_captions_name_style_word_and_ground_and_are_dropped_as_often_as_they_should_be() -> None:
     captions, rng = prompts.Captions(Words(), [START, END]), np.random.default_rng(0)
-    rows = [captions.draw("apple", "noto", "blue", rng) for _ in range(2000)]
+    rows = [captions.draw(("apple",), "noto", "blue", rng) for _ in range(2000)]
     empty = sum(row[1] == END for row in rows) / len(rows)
     assert empty == pytest.approx(prompts.DROPPED, abs=0.02)
-    told = {pictures.caption("apple", "noto", "blue", np.random.default_rng(s)) for s in range(60)}
+    told = {pictures.caption(("apple",), "noto", "blue", np.random.default_rng(s)) for s in range(60)}
     assert told == {"a drawing of apple on a blue background", "a drawing of an apple on a blue background",
-                    "apple on a blue background"}
+                    "apple on a blue background", "an apple on a blue background"}
 
 
 def test_a_picture_is_its_icon_on_its_ground() -> None:
     icon = np.zeros((112, 112, 4), np.uint8)
     icon[20:90, 20:90] = (200, 0, 0, 255)
     for name, style in STYLES.items():
-        made = pictures.compose(icon, name, "", pictures.MILD, np.random.default_rng(0))
+        made = pictures.compose([icon], name, "", pictures.MILD, np.random.default_rng(0))
         assert made.shape == (128, 128, 3) and made[64, 64].tolist() == [200, 0, 0]
         assert (made[2, 2] == 255).all() == (style != "photo")
 
@@ -89,28 +89,52 @@ def test_folding_the_scale_leaves_what_is_decoded_and_makes_latents_of_size_one_
     assert torch.allclose(deviations, deviations.mean().expand_as(deviations))  # the same everywhere, by design
 
 
+def test_several_things_stand_apart_in_the_order_of_their_caption() -> None:
+    red, blue = (np.full((64, 64, 4), colour, np.uint8) for colour in ((200, 0, 0, 255), (0, 0, 200, 255)))
+    for side in (128, 192):
+        two, four = (pictures.compose(some, "noto", "", pictures.MILD, np.random.default_rng(0), side)
+                     for some in ([red, blue], [red, red, blue, blue]))
+        left, right = side // 4, 3 * side // 4
+        assert two.shape == (side, side, 3)
+        assert two[side // 2, left].tolist() == [200, 0, 0] and two[side // 2, right].tolist() == [0, 0, 200]
+        assert (two[:, side // 2] == 255).all() and (two[2] == 255).all()
+        assert four[left, right].tolist() == [200, 0, 0] and four[right, left].tolist() == [0, 0, 200]
+
+
+def test_captions_of_several_things_and_what_is_held_back() -> None:
+    rng, words = np.random.default_rng(0), ["apple", "tree", "bus", "owl"]
+    assert pictures.named(("apple", "owl"), articles=True) == "an apple and an owl"
+    assert pictures.named(("owl",) * 3) == "three owls"
+    seen = {pictures.things(word, words, rng) for word in words for _ in range(200)}
+    possible = {(a, b) for a in words for b in words if a != b} | {(a,) * n for a in words if a != "bus" for n in (2, 3, 4)}
+    assert seen == {some for some in possible if not pictures.held_back(some)}
+    assert 0 < len(possible - seen) < len(seen)
+
+
 @pytest.mark.parametrize("side", [64, 128])
 def test_latents_are_of_the_size_asked_for_and_made_once(tmp_path, side) -> None:
     icons = Icons(rgba=np.full((2, 112, 112, 4), 9, np.uint8), words=np.array(["a", "b"]), sets=np.array(["noto", "twemoji"]))
     narrow_vae().save_pretrained(tmp_path / "vae")
-    latents.make_latents(tmp_path, icons, pictures.MILD, 3, side)
+    pools = [latents.Pool(side=side, share=1.0, views=3, spread=pictures.MILD)]
+    latents.make_latents(tmp_path, icons, pools)
     made = torch.load(tmp_path / "latents.pt", weights_only=True)
-    assert made["latents"].shape == (6, 4, side // 8, side // 8)
-    assert [row[:2] for row in made["rows"]] == [["a", "noto"]] * 3 + [["b", "twemoji"]] * 3
+    assert made["words"] == ["a", "b"] and made["pools"][0]["latents"].shape == (6, 4, side // 8, side // 8)
+    assert [row[:2] for row in made["pools"][0]["rows"]] == [[("a",), "noto"]] * 3 + [[("b",), "twemoji"]] * 3
     when = (tmp_path / "latents.pt").stat().st_mtime_ns
-    latents.make_latents(tmp_path, icons, pictures.MILD, 3, side)
+    latents.make_latents(tmp_path, icons, pools)
     assert (tmp_path / "latents.pt").stat().st_mtime_ns == when
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    """A work folder with latents, and a UNet small enough for a test."""
+    """A work folder with latents of two sizes, and a UNet small enough for a test."""
     def unet() -> UNet2DConditionModel:
         return UNet2DConditionModel(sample_size=16, block_out_channels=(32,) * 4, layers_per_block=1, cross_attention_dim=64)
 
     monkeypatch.setattr("trainer.miniature.build.pair.narrow_unet", unet)
-    rows = [["apple", "noto", ""], ["star", "twemoji", "red"]] * 4
-    torch.save({"latents": torch.randn(8, 4, 16, 16).half(), "rows": rows, "settings": ""}, tmp_path / "latents.pt")
+    rows = [[("apple",), "noto", ""], [("star", "apple"), "twemoji", "red"]] * 4
+    pools = [{"share": 0.5, "latents": torch.randn(8, 4, side, side).half(), "rows": rows} for side in (16, 24)]
+    torch.save({"pools": pools, "words": ["apple", "star"], "settings": ""}, tmp_path / "latents.pt")
     return tmp_path
 
 
@@ -122,7 +146,7 @@ def test_a_training_in_two_runs_equals_one_run(small) -> None:
         (folder / "latents.pt").write_bytes((small / "latents.pt").read_bytes())
         assert denoiser.train_unet(folder, None, captions, known, denoiser.Plan(steps=steps, batch=4))
     one, two = (torch.load(small / name / "unet.pt", weights_only=True) for name in ("one", "two"))
-    assert one["step"] == two["step"] == 4 and one["samples"] == 16
+    assert one["step"] == two["step"] == 4 and one["samples"] == two["samples"]
     assert all(torch.equal(one["average"][name], two["average"][name]) for name in one["average"])
     assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
 
@@ -132,7 +156,7 @@ def test_a_sheet_of_the_saved_state_has_a_picture_for_each_word_and_style(small)
     denoiser.train_unet(small, None, captions, known, denoiser.Plan(steps=1, batch=4))
     narrow_vae().save_pretrained(small / "vae")
     with Image.open(denoiser.draw_state(small, captions, known)) as sheet:
-        assert sheet.size == (2 * 128, 5 * 128)  # apple and star; four styles and the bare word
+        assert sheet.size == (2 * 128, 7 * 128)  # apple and star; four styles, no style, with another word, twice
 
 
 def test_the_copy_is_read_if_the_state_is_missing(small) -> None:

@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--decoder-steps", type=int, default=3000, help="default: %(default)s")
     parser.add_argument("--words", choices=("some", "all"), default="some",
                         help="latents: the 60 words that all sets draw alike, or all words")
-    parser.add_argument("--full", action="store_true", help="latents: icons turned, mirrored, at any size and position")
+    parser.add_argument("--mixed", action="store_true",
+                        help="latents: also several things in a picture, and pictures of 192 and 256 pixels")
     parser.add_argument("--side", type=int, choices=(64, 128), default=128,
                         help="latents: pixels of a picture; start with 64, where words are learned at a quarter of the cost")
     parser.add_argument("--views", type=int, default=32, help="latents: pictures of each icon (default: %(default)s)")
@@ -66,10 +67,9 @@ def _icons(options: argparse.Namespace) -> None:
 def _drawings(options: argparse.Namespace) -> None:
     import torch
 
-    from trainer.miniature.build.latents import words_of
     from trainer.miniature.drawings import write_drawings
 
-    words = words_of(torch.load(options.work / "latents.pt", weights_only=True))
+    words = torch.load(options.work / "latents.pt", weights_only=True)["words"]
     write_drawings(options.work / "drawings.npz", options.drawings, words)
 
 
@@ -80,13 +80,14 @@ def _vae(options: argparse.Namespace) -> bool:
 
 
 def _latents(options: argparse.Namespace) -> None:
-    from trainer.miniature.build.latents import fold_and_check, make_latents
-    from trainer.miniature.build.pictures import FULL, MILD, WORDS
+    from trainer.miniature.build.latents import MIXED, Pool, fold_and_check, make_latents
+    from trainer.miniature.build.pictures import MILD, WORDS
 
     icons = _read_icons(options)
     fold_and_check(options.work, icons, MILD)
     chosen = icons if options.words == "all" else icons.of(set(WORDS))
-    make_latents(options.work, chosen, FULL if options.full else MILD, options.views, options.side)
+    single = (Pool(side=options.side, share=1.0, views=options.views, spread=MILD),)
+    make_latents(options.work, chosen, MIXED if options.mixed else single)
 
 
 def _unet(options: argparse.Namespace) -> bool:

@@ -121,7 +121,7 @@ def _picture(icons: Icons, index: int, rng: np.random.Generator) -> np.ndarray:
         return strokes(rng)
     row = int(rng.integers(len(icons.words)))
     ground = str(rng.choice(list(GROUNDS))) if rng.random() < FULL.coloured else ""
-    return compose(icons.rgba[row], str(icons.sets[row]), ground, FULL, rng)
+    return compose([icons.rgba[row]], str(icons.sets[row]), ground, FULL, rng)
 
 
 def _crop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -130,14 +130,13 @@ def train_unet(work: Path, mirror: Path | None, captions: Captions, known: list[
         weighted, plain = noise.loss(training.pair(x_t, t, tokens), eps, t)
         training.optimizer_step(weighted, plan.rate * plan.factor(training.step))
         losses.append((weighted.item(), plain.item()))
-        before, training.samples = training.samples, training.samples + plan.batch
+        before, training.samples = training.samples, training.samples + len(x_0)
         if training.step % 50 == 0:
             means = np.mean(losses, 0)
             print(f"unet step {training.step} samples {training.samples} loss {means[0]:.4f} plain {means[1]:.4f}", flush=True)
             losses = []
         if training.samples // plan.sheet > before // plan.sheet:
-            draw_sheet(training.averaged(), work, f"sheet-{training.samples // 1000:04d}k", data["rows"], captions,
-                       side=x_0.shape[-1])
+            draw_sheet(training.averaged(), work, f"sheet-{training.samples // 1000:04d}k", data, captions)
         if sitting.due or training.step == plan.steps:
             sitting.save(training.state())
         if sitting.over:
@@ -151,14 +150,19 @@ def draw_state(work: Path, captions: Captions, known: list[int]) -> Path:
     data, training = torch.load(work / "latents.pt", weights_only=True), Training(known)
     training.restore(torch.load(work / "unet.pt", weights_only=True))
     name = f"sheet-{training.samples}"
-    draw_sheet(training.averaged(), work, name, data["rows"], captions, side=data["latents"].shape[-1])
+    draw_sheet(training.averaged(), work, name, data, captions)
     return work / f"{name}.png"
 
 
 def batch_of(data: dict, captions: Captions, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
-    """x_0 (size, 4, side, side), tokens (size, 77) and the generator of the noise of optimizer step `step`."""
+    """x_0 (N, 4, side, side), tokens (N, 77) and the generator of the noise of optimizer step `step`.
+
+    N is `size` in the first pool, and as many pictures of the same area in all from the others.
+    """
     rng = np.random.default_rng([SEED, step])
-    rows = rng.choice(len(data["rows"]), size, replace=False)
-    tokens = torch.tensor([captions.draw(word, icon_set, ground, rng) for word, icon_set, ground in
-                           (data["rows"][row] for row in rows)])
-    return data["latents"][rows].float(), tokens, torch.Generator().manual_seed(SEED * 1_000_003 + step)
+    pool = data["pools"][rng.choice(len(data["pools"]), p=[pool["share"] for pool in data["pools"]])]
+    count = max(1, round(size * data["pools"][0]["latents"][0].numel() / pool["latents"][0].numel()))
+    rows = rng.choice(len(pool["rows"]), count, replace=False)
+    tokens = torch.tensor([captions.draw(words, icon_set, ground, rng)
+                           for words, icon_set, ground in (pool["rows"][row] for row in rows)])
+    return pool["latents"][rows].float(), tokens, torch.Generator().manual_seed(SEED * 1_000_003 + step)

@@ -1,4 +1,4 @@
-"""Stage `icons`: pictures of QuickDraw's words from five public emoji sets, rendered to (112, 112) RGBA.
+"""Stage `icons`: pictures of QuickDraw's words from five public emoji sets, rendered to (224, 224) RGBA.
 
 The sets are npm packages (`npm pack @iconify-json/NAME`), unpacked into one folder each: MIT, Apache-2.0 and CC BY 4.0.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SIZE = 112  # pixels
+SIZE = 224  # pixels
 
 STYLES = {  # package -> the style word in its captions
     "fluent-emoji": "photo",
@@ -32,7 +32,7 @@ ALIASES = {  # QuickDraw's word -> the sets' name, if it differs in more than da
 
 @dataclass(frozen=True, kw_only=True)
 class Icons:
-    """rgba: uint8 (N, 112, 112, 4); words, sets: (N,) str, the word and the icon set of each."""
+    """rgba: uint8 (N, 224, 224, 4); words, sets: (N,) str, the word and the icon set of each."""
 
     rgba: np.ndarray
     words: np.ndarray

@@ -168,7 +168,7 @@ def check_judge(model: SmallClip, icons: Icons, folder: Path, without: str = "")
         rng = np.random.default_rng(SEED)
         chosen = np.flatnonzero(icons.sets == name)
         grounds = rng.choice(["", *GROUNDS], len(chosen))
-        shown = [compose(icons.rgba[row], name, str(ground), FULL, rng) for row, ground in zip(chosen, grounds, strict=True)]
+        shown = [compose([icons.rgba[row]], name, str(ground), FULL, rng) for row, ground in zip(chosen, grounds, strict=True)]
         report(name, model, shown, icons.words[chosen].tolist(), style, words)
 
 

@@ -8,20 +8,36 @@ in `post_quant_conv`, maps white to 0 and whitens the four channels; decode(enco
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from trainer.miniature.build.autoencoder import SIGMA
 from trainer.miniature.build.icons import Icons
-from trainer.miniature.build.pictures import GROUNDS, SIDE, Spread, compose
+from trainer.miniature.build.pictures import GROUNDS, SCENES, SIDE, Spread, compose, things
 from trainer.miniature.narrow import narrow_vae
 
 SCALE, SEED = 0.18215, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Pictures of one size. share: part of the steps that take their batch from it; views: pictures of each icon."""
+
+    side: int
+    share: float
+    views: int
+    spread: Spread
+
+
+MIXED = (Pool(side=128, share=0.86, views=32, spread=SCENES), Pool(side=192, share=0.09, views=12, spread=SCENES),
+         Pool(side=256, share=0.05, views=6, spread=SCENES))
+"""Hosts start at 512 pixels, so some steps go to larger pictures."""
 
 
 def trained_vae(work: Path) -> AutoencoderKL:
@@ -32,21 +48,24 @@ def trained_vae(work: Path) -> AutoencoderKL:
     return vae
 
 
-def views(icons: Icons, spread: Spread, count: int) -> Iterator[tuple[np.ndarray, str, str, str]]:
-    """(picture, word, set, ground) for `count` views of each icon; the ground is "" if it is the set's own."""
-    for row in range(len(icons.words)):
+def views(icons: Icons, spread: Spread, count: int, side: int = SIDE) -> Iterator[tuple[np.ndarray, Sequence[str], str, str]]:
+    """(picture, words, set, ground) for `count` views of each icon; the ground is "" if it is the set's own."""
+    rows = {(str(word), str(name)): row for row, (word, name) in enumerate(zip(icons.words, icons.sets, strict=True))}
+    for (word, icon_set), row in rows.items():
         for view in range(count):
             rng = np.random.default_rng([SEED, row, view])
             ground = str(rng.choice(list(GROUNDS))) if rng.random() < spread.coloured else ""
-            word, icon_set = str(icons.words[row]), str(icons.sets[row])
-            yield compose(icons.rgba[row], icon_set, ground, spread, rng), word, icon_set, ground
+            words: Sequence[str] = (word,)
+            if spread.several and rng.random() < spread.several:
+                words = things(word, icons.all_words, rng)
+            shown = [icons.rgba[rows[one, icon_set]] for one in words]
+            yield compose(shown, icon_set, ground, spread, rng, side), words, icon_set, ground
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: np.ndarray, side: int = SIDE) -> torch.Tensor:
-    """uint8 (N, 128, 128, 3), resized to `side` -> posterior mean, float32 (N, 4, side/8, side/8), unscaled."""
+def encode(vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
+    """uint8 (N, H, W, 3) -> posterior mean, float32 (N, 4, H/8, W/8), unscaled."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-    x = F.avg_pool2d(x, SIDE // side)
     return torch.cat([vae.encode(part).latent_dist.mean for part in x.split(16)])
 
 
@@ -91,26 +110,21 @@ def fold_and_check(work: Path, icons: Icons, spread: Spread) -> AutoencoderKL:
     return vae
 
 
-def words_of(data: dict) -> list[str]:
-    """The words in the loaded latents.pt, which the networks learn."""
-    return sorted({row[0] for row in data["rows"]})
-
-
-def make_latents(work: Path, icons: Icons, spread: Spread, count: int, side: int = SIDE) -> None:
-    """Write `work`/latents.pt: float16 latents times 0.18215 of pictures of `side`, with their words, sets and grounds.
+def make_latents(work: Path, icons: Icons, pools: Sequence[Pool]) -> None:
+    """Write `work`/latents.pt: for each pool, float16 latents times 0.18215 and the rows (words, set, ground) of its pictures.
 
     Does nothing if the file exists and was made with the same settings.
     """
-    settings = repr((sorted(set(icons.words.tolist())), spread, count, side))
+    settings = repr((icons.all_words, pools))
     if (work / "latents.pt").exists() and torch.load(work / "latents.pt", weights_only=True)["settings"] == settings:
         return
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-    parts, rows, pictures = [], [], []
-    for picture, *row in views(icons, spread, count):
-        pictures.append(picture)
-        rows.append(row)
-        if len(pictures) == 64 or len(rows) == len(icons.words) * count:
-            parts.append((encode(vae, np.stack(pictures), side) * SCALE).half())
-            pictures = []
-    torch.save({"latents": torch.cat(parts), "rows": rows, "settings": settings}, work / "latents.pt")
-    print(f"latents: {len(rows)} pictures of {side} pixels, of {len(set(icons.words))} words")
+    made = []
+    for pool in pools:
+        parts, rows, shown = [], [], views(icons, pool.spread, pool.views, pool.side)
+        while some := list(islice(shown, 64)):
+            parts.append((encode(vae, np.stack([picture for picture, *_ in some])) * SCALE).half())
+            rows += [row for _, *row in some]
+        made.append({"share": pool.share, "latents": torch.cat(parts), "rows": rows})
+        print(f"latents: {len(rows)} pictures of {pool.side} pixels, of {len(icons.all_words)} words", flush=True)
+    torch.save({"pools": made, "words": icons.all_words, "settings": settings}, work / "latents.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,10 @@ import torch
 from torch import nn
 
 from trainer.miniature.build.icons import STYLES
-from trainer.miniature.build.pictures import GROUNDS, caption
+from trainer.miniature.build.pictures import COUNTS, GROUNDS, caption
 from trainer.miniature.narrow import CONTEXT, END, START, TOKENS, WIDTH
 from trainer.miniature.tokens import token_noise, token_places
 
-COUNTS = ("two", "three", "four", "five")
 DROPPED, STRANGE, ONLY_STRANGE = 0.10, 0.10, 0.03
 """Probabilities that a caption is empty, is surrounded by unknown tokens, consists only of unknown tokens."""
 
@@ -58,9 +58,9 @@ class Captions:
             self.seen[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.seen[text]
 
-    def draw(self, word: str, icon_set: str, ground: str, rng: np.random.Generator) -> list[int]:
+    def draw(self, words: Sequence[str], icon_set: str, ground: str, rng: np.random.Generator) -> list[int]:
         """A row of 77 tokens for one picture."""
-        tokens, chance = self.tokens(caption(word, icon_set, ground, rng)), rng.random()
+        tokens, chance = self.tokens(caption(words, icon_set, ground, rng)), rng.random()
         if chance < DROPPED:
             tokens = []
         elif chance < DROPPED + ONLY_STRANGE:

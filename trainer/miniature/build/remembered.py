@@ -31,7 +31,7 @@ def draw_remembered(icons: Icons, path: Path) -> None:
     icons = icons.of(set(WORDS))
     rng = np.random.default_rng(SEED)
     pairs = zip(icons.rgba, icons.sets, strict=True)
-    views = [compose(rgba, name, "", MILD, rng) for rgba, name in pairs for _ in range(VIEWS)]
+    views = [compose([rgba], name, "", MILD, rng) for rgba, name in pairs for _ in range(VIEWS)]
     words, sets = np.repeat(icons.words, VIEWS), np.repeat(icons.sets, VIEWS)
     base = load_base(Recipe(base=MINIATURE), dtype=torch.float32, say=print)
     sampler = Sampler(base, devices.choose("cpu"))

@@ -14,7 +14,8 @@ from trainer.miniature.build.pair import Pair
 from trainer.miniature.build.prompts import Captions, padded
 
 COLUMNS, STEPS, GUIDANCE = 10, 20, 5.0
-ROWS = ("a photo of {}", "a drawing of {}", "an icon of {}", "a silhouette of {}", "{}")
+ROWS = ("a photo of {0}", "a drawing of {0}", "an icon of {0}", "a silhouette of {0}", "{0}", "a drawing of {0} and {1}",
+        "an icon of two {0}s")
 
 
 @torch.no_grad()
@@ -33,12 +34,17 @@ def sample(pair: Pair, tokens: torch.Tensor, *, guidance: float = GUIDANCE, seed
 
 
 @torch.no_grad()
-def draw_sheet(pair: Pair, work: Path, name: str, rows: list, captions: Captions, *, side: int = 16) -> None:
-    """Write `work`/`name`.png: ten training words in the four styles and without one, from latents of `side`."""
-    words = list(dict.fromkeys(row[0] for row in rows))
-    words = words[:: max(1, len(words) // COLUMNS)][:COLUMNS]
-    tokens = torch.tensor([padded(captions.tokens(text.format(word))) for text in ROWS for word in words])
-    latents = torch.cat([sample(pair, part, seed=row, side=side) for row, part in enumerate(tokens.split(COLUMNS))])
+def draw_sheet(pair: Pair, work: Path, name: str, data: dict, captions: Captions) -> None:
+    """Write `work`/`name`.png: ten training words in the four styles, without one, with another word, and twice.
+
+    data: the loaded latents.pt; the pictures are as large as its first pool's.
+    """
+    words = data["words"][:: max(1, len(data["words"]) // COLUMNS)][:COLUMNS]
+    others = [*words[1:], words[0]]
+    tokens = torch.tensor([padded(captions.tokens(text.format(word, other)))
+                           for text in ROWS for word, other in zip(words, others, strict=True)])
+    side = data["pools"][0]["latents"].shape[-1]
+    latents = torch.cat([sample(pair, part, seed=row, side=side) for row, part in enumerate(tokens.split(len(words)))])
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     pictures = vae.decode(latents / SCALE).sample.clamp(-1, 1).add(1).mul(127.5).byte().permute(0, 2, 3, 1).numpy()
     grid = pictures.reshape(len(ROWS), len(words), *pictures.shape[1:]).transpose(0, 2, 1, 3, 4)

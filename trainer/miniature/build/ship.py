@@ -12,7 +12,6 @@ import torch
 from diffusers import AutoencoderKL
 
 from trainer.miniature.build.denoiser import Noise, Training, batch_of
-from trainer.miniature.build.latents import words_of
 from trainer.miniature.build.pair import Pair
 from trainer.miniature.build.prompts import Captions
 from trainer.miniature.packed import pack, read_narrow, write_narrow
@@ -31,7 +30,7 @@ def ship(work: Path, captions: Captions, known: Sequence[int]) -> Path:
     Returns the former's path.
     """
     state, data = (torch.load(work / name, weights_only=True) for name in ("unet.pt", "latents.pt"))
-    words = words_of(data)
+    words = data["words"]
     parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text_encoder": {}}
     for name, tensor in state["average"].items():
         part, _, inner = name.partition(".")
@@ -61,7 +60,7 @@ def ship(work: Path, captions: Captions, known: Sequence[int]) -> Path:
 @torch.no_grad()
 def loss_of(pair: Pair, data: dict, captions: Captions, batches: int = 8, size: int = 16) -> float:
     """The plain loss on fixed pictures, captions and noise."""
-    noise, losses, size = Noise(), [], min(size, len(data["rows"]))
+    noise, losses, size = Noise(), [], min(size, *(len(pool["rows"]) for pool in data["pools"]))
     for step in range(batches):
         x_0, tokens, generator = batch_of(data, captions, 10**9 + step, size)
         x_t, eps, t = noise.draw(x_0, generator)
