@@ -164,14 +164,15 @@ def save(unet: UNet, folder: Path, text_encoder: TextEncoder | None = None) -> P
 
 def save_dora(unet: UNet, recipe: Recipe, folder: Path, text_encoder: TextEncoder | None = None) -> Path:
     """Write a DoRA's factors and magnitudes into `folder`, in names that `convert` reads; returns the file's path."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     factors = factors_of(unet)
     if has_adapter(text_encoder):
         assert text_encoder is not None
         factors += [(TEXT_FACTORS + name, factor) for name, factor in factors_of(text_encoder)]
     target = folder / "dora_weights.safetensors"
-    save_file(as_peft(dict(factors), recipe), target)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(save(as_peft(dict(factors), recipe)))
     return target
 
 
