@@ -15,7 +15,7 @@ from .container import open_container
 from .errors import JobError
 
 OUT_BIAS: tuple[float, float, float, float] = (
-    0.0002980232238769531, -0.0026874542236328125, 0.0018768310546875, -0.0028820037841796875,
+    0.0008597373962402344, -0.0021915435791015625, 0.0012044906616210938, -0.00244140625,
 )  # fmt: skip
 """`model.diffusion_model.out.2.bias` of the checkpoint, `conv_out.bias` in diffusers; float16 numbers."""
 

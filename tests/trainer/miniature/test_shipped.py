@@ -11,7 +11,7 @@ from trainer.miniature import checkpoint, drawings, shipped
 from trainer.miniature.ldm import ldm_name
 from trainer.miniature.packed import Narrow, read_narrow
 
-WIDE = "30595cc53e2d6e2b283d8ef803d012c7828eb3946dc09c9b09b983e124e272d4"
+WIDE = "7484f56777240e4ffbdb8975ecfc601c3fafd068197c8a1178c639f072b25836"
 """sha256 of the wide checkpoint's weights by their LDM names: the same on every machine."""
 
 
