@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from convert import keys
 from convert.errors import JobError, UsageError
 from convert.files import json_file
-from trainer.base.load import is_miniature
+from trainer.base.facts import is_miniature
 from trainer.presets import DEMO, OWN_PICTURES, PAPER, PRESETS, preset_for, preset_line, settled
 from trainer.recipe import Fields, Recipe, flag, home
 

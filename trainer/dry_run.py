@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from trainer import plan
-from trainer.base.load import inspect_base
+from trainer.base.facts import inspect_base
 from trainer.cli import Job
 from trainer.data import to_fetch
 from trainer.inspect import check_job, inspect, inspect_unfetched

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convert.errors import UsageError
 from trainer import plan
-from trainer.base.load import BaseFacts, inspect_base
+from trainer.base.facts import BaseFacts, inspect_base
 from trainer.base.tokenizers import CONTEXT
 from trainer.cli import DEMO_OUT, Job
 from trainer.data import check_data, load_dataset, refuse_problems, to_fetch

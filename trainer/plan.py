@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from convert.errors import UsageError
-from trainer.base.load import is_miniature, picture_side
+from trainer.base.facts import is_miniature, picture_side
 from trainer.recipe import Recipe
 
 # Operations for one 512-pixel picture, 2 per multiply-add, counted on SD1.5's UNet: forward and backward with only a

@@ -8,7 +8,8 @@ from functools import partial
 
 from convert.errors import JobError, UsageError
 from trainer import plan
-from trainer.base.load import Base, is_miniature, load_base, picture_side
+from trainer.base.facts import is_miniature, picture_side
+from trainer.base.load import Base, load_base
 from trainer.base.sd15 import SCRIBBLE_NARROW
 from trainer.cli import Job
 from trainer.data.records import Dataset

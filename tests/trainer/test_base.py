@@ -17,7 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from convert.errors import JobError, UsageError
 from convert.sd15 import modules
 from tests.random_base import build_tokenizer
-from trainer.base.load import inspect_base, load_base
+from trainer.base.facts import inspect_base
+from trainer.base.load import load_base
 from trainer.base.sd15 import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG, family_of
 from trainer.miniature import drawings
 from trainer.miniature.narrow import narrow_unet

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from trainer.__main__ import main
-from trainer.base.load import BaseFacts
+from trainer.base.facts import BaseFacts
 from trainer.base.sd15 import NARROW_TEXT_CONFIG, NARROW_UNET_CONFIG, TEXT_CONFIG, UNET_CONFIG
 from trainer.layers import TARGETS
 from trainer.lora import adapter, targets

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from convert.errors import JobError, UsageError
 from trainer import cli
-from trainer.base.load import picture_side
+from trainer.base.facts import picture_side
 from trainer.data.pictures import load_pictures
 from trainer.evaluate import cli as evaluate_cli
 from trainer.evaluate.gallery import Gallery

@@ -10,32 +10,19 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.container import open_container
 from convert.errors import JobError, UsageError
 from trainer.base import diffusers_folder, hub, prediction, single_file
+from trainer.base.facts import file_tokenizer, folder_tokenizer, is_packed, local, packed_tokenizer, scheduler_says
 from trainer.base.models import VAE, Config, Scheduler, TextEncoder, Tokenizer, UNet
-from trainer.base.sd15 import (
-    NARROW_TEXT_CONFIG,
-    NARROW_UNET_CONFIG,
-    SCHEDULER_CONFIG,
-    SCRIBBLE_NARROW,
-    SD_V1,
-    TEXT_CONFIG,
-    UNET_CONFIG,
-    family_of,
-)
-from trainer.base.tokenizers import clip_tokenizer, own_tokenizer
-from trainer.base.vae_file import check_vae, load_vae
-from trainer.miniature.shipped import NETWORKS
-from trainer.miniature.vocabulary import TOKENS
-from trainer.recipe import MINIATURE, Recipe, home
+from trainer.base.sd15 import SCHEDULER_CONFIG, SCRIBBLE_NARROW, family_of
+from trainer.base.vae_file import load_vae
+from trainer.recipe import Recipe, home
 from trainer.terminal import quiet
 
-if TYPE_CHECKING:  # inspecting a base does not need torch
+if TYPE_CHECKING:  # importing this does not need torch
     import torch
 
 Say = Callable[[str], None]
@@ -95,67 +82,6 @@ class Base:
             torch.cuda.empty_cache()
 
 
-@dataclass(frozen=True)
-class BaseFacts:
-    """Facts about a base that do not need its weights."""
-
-    description: str
-    read_tokenizer: Callable[[], Tokenizer]
-    unet: Config
-    """its UNet's configuration"""
-    text: Config
-    """its text encoder's"""
-
-    @property
-    def resolution(self) -> int:
-        """Side in pixels of its usual pictures."""
-        return 8 * (self.unet.get("sample_size") or 64)
-
-
-def picture_side(recipe: Recipe) -> int:
-    """Side in pixels of a training picture, without loading the base. Raises as `load_base` does."""
-    return recipe.resolution or inspect_base(recipe).resolution
-
-
-def is_miniature(name: str) -> bool:
-    """Whether `--base name` is the embedded miniature, or a file of narrow networks like it."""
-    path = home(name)
-    return name == MINIATURE or path.is_file() and _is_packed(path)
-
-
-def inspect_base(recipe: Recipe) -> BaseFacts:
-    """Describe `recipe.base` without reading its weights.
-
-    Raises as `load_base` does.
-    """
-    path = _local(recipe.base)
-    if recipe.vae:
-        check_vae(home(recipe.vae))
-    if path is None:
-        return BaseFacts("from the hub or its cache", lambda: _packed_tokenizer(recipe), UNET_CONFIG, TEXT_CONFIG)
-    if path.is_file() and _is_packed(path):
-        return BaseFacts(FAMILIES[SCRIBBLE_NARROW], lambda: _packed_tokenizer(recipe), NARROW_UNET_CONFIG, NARROW_TEXT_CONFIG)
-    if path.is_file():
-        checkpoint = single_file.inspect(path, own_vae=not recipe.vae)
-        configs, origin = checkpoint.configs, checkpoint.prediction_from
-        read_tokenizer = partial(_file_tokenizer, recipe, configs["text_encoder"])
-    else:
-        parts = diffusers_folder.inspect(path, half=False)
-        configs, origin = parts.configs, _scheduler_says(parts)
-        read_tokenizer = partial(_folder_tokenizer, recipe, parts)
-    family, note = family_of(configs["unet"], recipe.base)
-    _, told = prediction.with_flags(recipe, configs["scheduler"], origin, recipe.base)
-    return BaseFacts(f"{note or FAMILIES[family]}; {told}" + (f"; VAE of {recipe.vae}" if recipe.vae else ""), read_tokenizer,
-                     configs["unet"], configs["text_encoder"])
-
-
-FAMILIES = {SD_V1: "Stable Diffusion 1.5", SCRIBBLE_NARROW: "the embedded miniature"}
-
-
-def _scheduler_says(parts: diffusers_folder.Parts) -> str:
-    return "its scheduler's config" if parts.configs["scheduler"].get("prediction_type", "epsilon") != "epsilon" else ""
-
-
 def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
     """Load `recipe.base`: the UNet in `dtype`, VAE and text encoder in float32 (they are small and run once).
 
@@ -165,7 +91,7 @@ def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
         UsageError: `--base` does not exist or is not a Stable Diffusion 1.5; `--tokenizer` or `--vae` is another kind of file.
         JobError: a damaged or incomplete file; the hub cannot be reached.
     """
-    path = _local(recipe.base)
+    path = local(recipe.base)
     if path is None:
         base = _from_hub(recipe, dtype, say)
     else:
@@ -176,13 +102,13 @@ def load_base(recipe: Recipe, *, dtype: torch.dtype, say: Say) -> Base:
 
 
 def _from_file(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Base:
-    if _is_packed(path):
+    if is_packed(path):
         return _from_packed(recipe, path, dtype, say)
     checkpoint = single_file.inspect(path, own_vae=not recipe.vae)
     scheduler, told = prediction.with_flags(recipe, checkpoint.configs["scheduler"], checkpoint.prediction_from, recipe.base)
     checkpoint = replace(checkpoint, configs={**checkpoint.configs, "scheduler": scheduler})
     family = _family(checkpoint.configs["unet"], recipe.base, say)
-    tokenizer = _file_tokenizer(recipe, checkpoint.configs["text_encoder"])
+    tokenizer = file_tokenizer(recipe, checkpoint.configs["text_encoder"])
     models = single_file.load(checkpoint, dtype) | {"tokenizer": tokenizer}
     return _assemble(recipe, *_with_vae(recipe, _digest(path), models), family, told, say)
 
@@ -196,36 +122,14 @@ def _from_packed(recipe: Recipe, path: Path, dtype: torch.dtype, say: Say) -> Ba
     narrow = read_narrow(path)
     models: dict[str, Any] = narrow.models()
     scheduler, told = prediction.with_flags(recipe, SCHEDULER_CONFIG, "", recipe.base)
-    models |= {"unet": models["unet"].to(dtype), "tokenizer": _packed_tokenizer(recipe),
+    models |= {"unet": models["unet"].to(dtype), "tokenizer": packed_tokenizer(recipe),
                "scheduler": DDPMScheduler.from_config(scheduler), "words": narrow.words}
     return _assemble(recipe, *_with_vae(recipe, _digest(path), models), SCRIBBLE_NARROW, told, say)
-
-
-def _packed_tokenizer(recipe: Recipe) -> Tokenizer:
-    return clip_tokenizer(recipe.tokenizer, max_positions=77, vocabulary=TOKENS)
-
-
-def _is_packed(path: Path) -> bool:
-    """Whether `path` is the narrow miniature's file. False for a pickle, which is refused later with its own message."""
-    marks = {"text_encoder.rows", "text_encoder.tokens"}
-    return path == NETWORKS or path.suffix == ".safetensors" and marks <= set(open_container(path).tensors)
 
 
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _file_tokenizer(recipe: Recipe, text: Config) -> Tokenizer:
-    return clip_tokenizer(recipe.tokenizer, max_positions=text["max_position_embeddings"], vocabulary=text["vocab_size"])
-
-
-def _folder_tokenizer(recipe: Recipe, parts: diffusers_folder.Parts) -> Tokenizer:
-    text = parts.configs["text_encoder"]
-    positions = text.get("max_position_embeddings", 77)
-    if recipe.tokenizer or not parts.has_tokenizer:
-        return clip_tokenizer(recipe.tokenizer, max_positions=positions, vocabulary=text.get("vocab_size", TOKENS))
-    return own_tokenizer(parts.folder / "tokenizer", positions)
 
 
 def _with_vae(recipe: Recipe, identity: str, models: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -241,9 +145,9 @@ def _from_folder(recipe: Recipe, folder: Path, identity: str, dtype: torch.dtype
 
     parts = diffusers_folder.inspect(folder, half=dtype != torch.float32)
     family = _family(parts.configs["unet"], recipe.base, say)
-    scheduler, told = prediction.with_flags(recipe, parts.configs["scheduler"], _scheduler_says(parts), recipe.base)
+    scheduler, told = prediction.with_flags(recipe, parts.configs["scheduler"], scheduler_says(parts), recipe.base)
     parts = replace(parts, configs={**parts.configs, "scheduler": scheduler})
-    tokenizer = _folder_tokenizer(recipe, parts)
+    tokenizer = folder_tokenizer(recipe, parts)
     models = diffusers_folder.load(parts, dtype) | {"tokenizer": tokenizer}
     return _assemble(recipe, *_with_vae(recipe, identity or parts.fingerprint(), models), family, told, say)
 
@@ -295,15 +199,3 @@ def _assemble(recipe: Recipe, identity: str, parts: dict[str, Any], family: str,
                        f"UNet reads {unet.config.in_channels}")
     side = (unet.config.sample_size or 64) * 2 ** (len(vae.config.block_out_channels) - 1)
     return Base(name=name, identity=identity, family=family, resolution=side, **parts)
-
-
-def _local(name: str) -> Path | None:
-    """The file or folder for `name`; None for a model on the hub."""
-    path = NETWORKS if name == MINIATURE else home(name)
-    if path.exists():
-        return path
-    if name == MINIATURE:
-        raise JobError(f"{path}: the embedded model is missing from this installation: install the project again")
-    if not hub.is_id(name):
-        raise UsageError(f"--base {name}: there is no such file or folder")
-    return None

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from convert.errors import printable
-from trainer.base.load import picture_side
+from trainer.base.facts import picture_side
 from trainer.data.buckets import enlargement, kept_area
 from trainer.data.captions import is_tags
 from trainer.data.folder import Unused

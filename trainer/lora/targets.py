@@ -8,7 +8,7 @@ from math import prod
 
 from convert import sd15
 from convert.errors import UsageError
-from trainer.base.load import BaseFacts
+from trainer.base.facts import BaseFacts
 from trainer.base.sd15 import UNET_WIDTHS
 from trainer.layers import TARGETS
 from trainer.recipe import Recipe

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from convert.errors import JobError, UsageError
-from trainer.base.load import picture_side
+from trainer.base.facts import picture_side
 from trainer.data.picture import Picture
 from trainer.page import markup
 from trainer.page.answers import answer, answering
