@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NoReturn
 from convert import keys
 from convert.errors import JobError, UsageError
 from convert.files import json_file
-from trainer.base.facts import is_miniature
 from trainer.presets import DEMO, OWN_PICTURES, PAPER, PRESETS, preset_for, preset_line, settled
 from trainer.recipe import Fields, Recipe, flag, home
 
@@ -214,6 +213,8 @@ def _values(options: Fields, given: Fields) -> tuple[Fields, str]:
         if options["preset"]:
             raise UsageError("--recipe and --preset: give one of them, and other flags that change it")
         return (dict(PRESETS[DEMO]) if options["demo"] else {}) | read_recipe(home(str(options["recipe"]))) | given, ""
+    from trainer.base.facts import is_miniature  # here, so that --help does not import it
+
     named = DEMO if options["demo"] else options["preset"]
     preset = named or preset_for(given.get("data", "quickdraw"))
     miniature = preset in OWN_PICTURES and "base" in given and is_miniature(given["base"])

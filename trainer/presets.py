@@ -54,9 +54,12 @@ def preset_for(data: str) -> str:
 
 
 def settled(preset: str, given: Fields, *, miniature: bool) -> Fields:
-    """The recipe's fields: those `given` by the user over those of `preset`. miniature: the given base is the embedded one."""
+    """The recipe's fields: those `given` by the user over those of `preset`.
+
+    miniature: `preset` is for own pictures, and the given base is the embedded one.
+    """
     values = dict(PRESETS[preset])
-    if miniature and preset in OWN_PICTURES:
+    if miniature:
         values |= ON_MINIATURE
     if "data" in given:
         values.pop("categories", None)  # the demo's are the doodles'
