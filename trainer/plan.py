@@ -26,6 +26,8 @@ class Plan:
     total_steps: int
     samples: int
     """pictures seen in all"""
+    side: int
+    """of a picture, in pixels"""
     latent_bytes: int
     """of the encoded set, in fp16"""
 
@@ -36,10 +38,9 @@ def plan(recipe: Recipe, pictures: int, *, encoded: int = 0) -> Plan:
     per_epoch = recipe.steps_per_epoch(pictures)
     epochs, rest = divmod(steps, per_epoch)
     samples = epochs * pictures + min(rest * recipe.batch * recipe.accumulation, pictures)
-    latent = picture_side(recipe) // 8
-    views = 2 if recipe.flip else 1
-    return Plan(pictures=pictures, total_steps=steps, samples=samples,
-                latent_bytes=(encoded or pictures) * views * 2 * 4 * latent**2 * 2)
+    side, views = picture_side(recipe), 2 if recipe.flip else 1
+    return Plan(pictures=pictures, total_steps=steps, samples=samples, side=side,
+                latent_bytes=(encoded or pictures) * views * 2 * 4 * (side // 8) ** 2 * 2)
 
 
 def seconds(recipe: Recipe, samples: int, device: str, flops: float) -> float:
@@ -82,7 +83,7 @@ def refuse_cpu_by_accident(recipe: Recipe, samples: int, flops: float) -> None:
 
 def report(recipe: Recipe, counted: Plan, device: str, flops: float, *, modules: int = 0, numbers: int = 0) -> str:
     """The dry run's text. modules, numbers: how many are trained."""
-    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": picture_side(recipe), "steps": counted.total_steps,
+    settled = recipe.as_dict() | {"alpha": recipe.true_alpha, "resolution": counted.side, "steps": counted.total_steps,
                                   "epochs": recipe.passes(counted.pictures)}
     lines = [f"{name:<16} {value}" for name, value in settled.items()]
     lines += ["", f"pictures         {counted.pictures}", f"optimizer steps  {counted.total_steps}",
