@@ -152,6 +152,6 @@ def test_a_training_in_two_runs_equals_one_run(small, capsys) -> None:
 
 
 def test_what_the_miniature_draws_without_a_lora_shows_its_words(judge: SmallClip, capsys) -> None:
-    check_drawn(judge, "drawing", EASY[:4])
+    check_drawn(judge, ["drawing"], EASY[:4])
     found = re.search(r"drawings: 4 pictures, 60 words: first ([\d.]+)%, among five ([\d.]+)%", capsys.readouterr().out)
     assert found and float(found[1]) >= 50 and float(found[2]) >= 75  # chance: 2 % and 8 %

@@ -134,8 +134,7 @@ def _judged(options: argparse.Namespace) -> None:
 
     judge = read_judge(path_of(options.work, options.without))
     check_judge(judge, _read_icons(options), options.drawings, options.without)
-    for style in [STYLES[options.without]] if options.without else dict.fromkeys(STYLES.values()):
-        check_drawn(judge, style)
+    check_drawn(judge, [STYLES[options.without]] if options.without else list(dict.fromkeys(STYLES.values())))
 
 
 def _remembered(options: argparse.Namespace) -> None:

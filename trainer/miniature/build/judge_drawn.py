@@ -8,7 +8,7 @@ import torch
 
 from trainer.base.load import load_base
 from trainer.miniature.build.judge import report
-from trainer.miniature.build.pictures import WORDS
+from trainer.miniature.build.pictures import WORDS, in_style
 from trainer.miniature.judge import SmallClip
 from trainer.recipe import MINIATURE, Recipe
 from trainer.sample.sampler import Sampler
@@ -17,14 +17,15 @@ from trainer.training import devices
 STEPS, AT_ONCE, SEED = 20, 12, 37
 
 
-def check_drawn(model: SmallClip, style: str, words: Sequence[str] = WORDS) -> None:
-    """Print the judge's top-1 and top-5 accuracy on a picture of each word in a caption's style, such as "drawing".
+def check_drawn(model: SmallClip, styles: Sequence[str], words: Sequence[str] = WORDS) -> None:
+    """Print the judge's top-1 and top-5 accuracy on a picture of each word in each of the captions' styles, such as "drawing".
 
     The judge is asked with bare words, because it may not know the style.
     """
     sampler = Sampler(load_base(Recipe(base=MINIATURE), dtype=torch.float32, say=print), devices.choose("cpu"), steps=STEPS)
-    prompts = [f"{'an' if style[0] in 'aeiou' else 'a'} {style} of {word}" for word in words]
     seeds = [SEED + k for k in range(len(words))]
-    drawn = [picture for at in range(0, len(words), AT_ONCE)
-             for picture in sampler(prompts[at : at + AT_ONCE], seeds[at : at + AT_ONCE], scale=0)]
-    report(f"the miniature's {style}s", model, drawn, words, "", words)
+    for style in styles:
+        prompts = [in_style(style, word) for word in words]
+        drawn = [picture for at in range(0, len(words), AT_ONCE)
+                 for picture in sampler(prompts[at : at + AT_ONCE], seeds[at : at + AT_ONCE], scale=0)]
+        report(f"the miniature's {style}s", model, drawn, words, "", words)

@@ -138,8 +138,13 @@ def named(words: Sequence[str], *, articles: bool = False) -> str:
 def caption(words: Sequence[str], icon_set: str, ground: str, rng: np.random.Generator) -> str:
     """`a photo of apple`, sometimes with an article, one in five without the style; then the ground's colour, if any."""
     text, style = named(words, articles=rng.random() < 0.25), STYLES[icon_set]
-    text = text if rng.random() < 0.2 else f"{_article(style)} {style} of {text}"
+    text = text if rng.random() < 0.2 else in_style(style, text)
     return f"{text} on {_article(ground)} {ground} background" if ground else text
+
+
+def in_style(style: str, text: str) -> str:
+    """`an icon of apple`."""
+    return f"{_article(style)} {style} of {text}"
 
 
 def _article(word: str) -> str:
