@@ -14,6 +14,7 @@ from .errors import FileError, quote
 from .peft_config import Config, configs_of_metadata, read_config
 from .sd15 import TEXT_ENCODER, UNET, modules
 from .tensors import Container, Tensor
+from .words import missing
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The two files of a peft adapter folder."""
@@ -97,7 +98,7 @@ def open_contents(path: Path | str, *, skip_unknown: bool = False, pickles: bool
 def demand_exists(path: Path) -> None:
     """Raise `FileError` if there is no such file or folder."""
     if not os.path.exists(path):  # unlike Path.exists, does not raise for an invalid name
-        raise FileError(quote(str(path)), "no such file or folder")
+        raise FileError(quote(str(path)), missing(path))
 
 
 def _open(path: Path, pickles: bool) -> tuple[list[Container], dict[str, Config]]:

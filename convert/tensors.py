@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from . import dtypes
 from .errors import Damaged, FileError, quote
+from .words import missing
 
 CHUNK = 1 << 17
 """Bytes copied at a time; a multiple of every dtype's size."""
@@ -82,5 +83,7 @@ def open_source(path: Path) -> BufferedReader:
     """Open a file to read bytes. Raises `JobError` if that fails."""
     try:
         return open(path, "rb")
+    except FileNotFoundError as error:
+        raise FileError(quote(str(path)), missing(path)) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise FileError(quote(str(path)), f"cannot be read: {getattr(error, 'strerror', error)}") from error

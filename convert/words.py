@@ -25,3 +25,10 @@ def counted(count: int, noun: str) -> str:
 def aligned(rows: Iterable[tuple[str, str]]) -> str:
     """Names and values in two columns, a line each."""
     return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def missing(name: object) -> str:
+    """What a file or folder that does not exist is, worded to follow its name: missing, or a web address."""
+    if str(name).startswith(("http:", "https:")):
+        return "is a web address: download the file, and give its path"
+    return "no such file or folder"

@@ -36,6 +36,7 @@ def test_one_argument_writes_beside_the_input(source):
     ("arguments", "status", "said"),
     [
         (["none.safetensors"], 1, "none.safetensors: no such file"),
+        (["https://civitai.com/api/download/models/1"], 1, "is a web address: download the file"),
         (["in.safetensors", "in.safetensors"], 2, "is the input itself"),
         (["in.safetensors", "taken.safetensors"], 1, "--overwrite"),
         (["in.safetensors", "--to", "flux"], 2, "--to flux: allowed are kohya, diffusers, peft"),

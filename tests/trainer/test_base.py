@@ -144,6 +144,15 @@ def test_a_file_that_predicts_v_is_recognised(folder, tmp_path) -> None:
     assert load(folder).scheduler.config.prediction_type == "epsilon"
 
 
+@pytest.mark.parametrize(("said", "side"), [("128x128", 128), ("384x512", 384), ("768x768", 512), ("0x0", 512), ("wide", 512)])
+def test_a_file_made_for_smaller_pictures_is_trained_on_those(folder, tmp_path, said, side) -> None:
+    file = tmp_path / "small.safetensors"
+    save_file(ldm_names(folder), file, {"modelspec.resolution": said})
+    recipe = Recipe(base=str(file), tokenizer=str(folder / "tokenizer"))
+    assert inspect_base(recipe).resolution == side
+    assert load(file, folder / "tokenizer").resolution == side
+
+
 def test_identity_follows_the_weights(folder, tmp_path) -> None:
     copied, changed = tmp_path / "copied", tmp_path / "changed"
     for place in (copied, changed):
@@ -298,7 +307,9 @@ def _damaged(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tens
 def test_missing_files_and_pickles_are_refused(tmp_path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"PK\x03\x04")
     for base, message in [(tmp_path / "model.ckpt", "PyTorch pickle"), (tmp_path / "none.safetensors", "no such file"),
-                          ("./nothing", "no such file"), (tmp_path, "has no unet/config.json")]:  # fmt: skip
+                          ("./nothing", "no such file"), (tmp_path, "has no unet/config.json"),
+                          ("https://huggingface.co/owner/model-v1.5/tree/main", "on the hub, owner/model-v1.5$"),
+                          ("https://civitai.com/models/4384", "is a web address: download the file")]:  # fmt: skip
         with pytest.raises(UsageError, match=message):
             load(base)
         with pytest.raises(UsageError, match=message):  # and before any data is fetched

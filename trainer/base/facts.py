@@ -9,6 +9,7 @@ from pathlib import Path
 
 from convert.container import open_container
 from convert.errors import JobError, UsageError
+from convert.words import missing
 from trainer.base import diffusers_folder, hub, prediction, single_file
 from trainer.base.models import Config, Tokenizer
 from trainer.base.sd15 import (
@@ -118,5 +119,5 @@ def local(name: str) -> Path | None:
     if name == MINIATURE:
         raise JobError(f"{path}: the embedded model is missing from this installation: install the project again")
     if not hub.is_id(name):
-        raise UsageError(f"--base {name}: there is no such file or folder")
+        raise UsageError(f"--base {name}: {hub.advice(name) or missing(name)}")
     return None

@@ -23,6 +23,12 @@ def is_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", repository) is not None and not repository.lower().endswith(FILES)
 
 
+def advice(name: str) -> str:
+    """For the address of a model's page on the hub, what to give instead of it; "" for any other name."""
+    page = re.match(r"https?:/+(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name)
+    return f"is a web address: give the model's name on the hub, {page[1]}" if page else ""
+
+
 def split(name: str) -> tuple[str, str | None]:
     """`owner/model@revision` -> (`owner/model`, branch, tag or commit); None if the name has no `@`: its main branch."""
     repository, _, revision = name.partition("@")

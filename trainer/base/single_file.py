@@ -6,18 +6,20 @@ The header is enough to check that it is a Stable Diffusion 1.5, so gigabytes ar
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert import keys
 from convert.container import open_container
 from convert.errors import JobError, UsageError, quote
 from convert.tensors import Container
 from trainer.base import prediction
 from trainer.base.models import Config
-from trainer.base.sd15 import TEXT, UNET, VAE, configs
+from trainer.base.sd15 import TEXT, UNET, UNET_CONFIG, VAE, configs
 
 if TYPE_CHECKING:  # inspecting a file does not need torch
     import torch
@@ -64,7 +66,8 @@ def inspect(path: Path, *, own_vae: bool = True) -> Checkpoint:
     except (IndexError, ValueError) as error:
         raise JobError(f"{path}: a tensor has too few dimensions: {WANTED}; get the file again") from error
     scheduler, origin = prediction.of_file(path, container.metadata, written_down["scheduler"], "v_pred" in shapes)
-    return Checkpoint(path, names, {**written_down, "scheduler": scheduler}, origin, has_vae)
+    unet = written_down["unet"] | {"sample_size": _sample_size(container.metadata)}
+    return Checkpoint(path, names, {**written_down, "unet": unet, "scheduler": scheduler}, origin, has_vae)
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
@@ -93,6 +96,17 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
             CLIPTextModel, _read(checkpoint, TEXT), subfolder="text_encoder", torch_dtype=torch.float32, **local)
     scheduler = DDPMScheduler.from_config(dict(checkpoint.configs["scheduler"]))
     return {"unet": unet, "vae": vae, "text_encoder": text, "scheduler": scheduler}
+
+
+def _sample_size(metadata: Mapping[str, str]) -> int:
+    """Side of its usual pictures' latents: 64 as in SD1.5, or less if the header names smaller pictures ("128x128").
+
+    Larger ones do not count: bases fine-tuned at 768 pixels learn a style at 512 just as well, in half the memory.
+    """
+    said = re.fullmatch(r"(\d+)x(\d+)", metadata.get(keys.RESOLUTION, ""))
+    usual: int = UNET_CONFIG["sample_size"]
+    side = min(int(said[1]), int(said[2])) // 8 if said else usual
+    return side if 8 <= side < usual else usual
 
 
 def _ldm_names(container: Container) -> dict[str, str]:
