@@ -35,8 +35,8 @@ class Pool:
     spread: Spread
 
 
-MIXED = (Pool(side=128, share=0.86, views=32, spread=SCENES), Pool(side=192, share=0.09, views=12, spread=SCENES),
-         Pool(side=256, share=0.05, views=6, spread=SCENES))
+MIXED = (Pool(side=128, share=0.80, views=64, spread=SCENES), Pool(side=192, share=0.09, views=12, spread=SCENES),
+         Pool(side=256, share=0.11, views=8, spread=SCENES))
 """Hosts start at 512 pixels, so some steps go to larger pictures."""
 
 

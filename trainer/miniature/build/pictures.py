@@ -41,7 +41,7 @@ class Spread:
 
 
 MILD = Spread()
-SCENES = Spread(several=0.25)
+SCENES = Spread(several=0.5)
 FULL = Spread(size=(64, 118), drift=64, turn=12.0, mirror=0.5)
 
 COUNTS = ("two", "three", "four", "five")

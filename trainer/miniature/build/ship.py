@@ -58,7 +58,7 @@ def ship(work: Path, captions: Captions, known: Sequence[int]) -> Path:
 
 
 @torch.no_grad()
-def loss_of(pair: Pair, data: dict, captions: Captions, batches: int = 8, size: int = 16) -> float:
+def loss_of(pair: Pair, data: dict, captions: Captions, batches: int = 24, size: int = 16) -> float:
     """The plain loss on fixed pictures, captions and noise."""
     noise, losses, size = Noise(), [], min(size, *(len(pool["rows"]) for pool in data["pools"]))
     for step in range(batches):
