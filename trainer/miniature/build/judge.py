@@ -20,7 +20,7 @@ from trainer.data.categories import QUICKDRAW
 from trainer.data.records import process
 from trainer.miniature.build.icons import STYLES, Icons
 from trainer.miniature.build.judge_pictures import KINDS, NO_KIND, Batch, Pictures
-from trainer.miniature.build.pictures import FULL, GROUNDS, SIDE, WORDS, compose
+from trainer.miniature.build.pictures import FULL, GROUNDS, SIDE, WORDS, compose, in_style
 from trainer.miniature.build.sitting import Sitting
 from trainer.miniature.drawings import for_the_judge
 from trainer.miniature.judge import SmallClip, prepare, read_judge, write_judge
@@ -181,7 +181,7 @@ def report(title: str, model: SmallClip, pictures: Sequence[np.ndarray], names: 
     features = torch.cat([model.images(prepare(pictures[at : at + 256])) for at in range(0, len(pictures), 256)])
     for among in dict.fromkeys((tuple(sorted(WORDS)), tuple(sorted(words)))):
         rows = [row for row, name in enumerate(names) if name in set(among)]
-        first, five = rates(features[rows], model.texts([f"a {style} of {word}" if style else word for word in among]),
+        first, five = rates(features[rows], model.texts([in_style(style, word) if style else word for word in among]),
                             [among.index(names[row]) for row in rows])
         print(f"judge: {title}: {len(rows)} pictures, {len(among)} words: first {first:.1%}, among five {five:.1%}", flush=True)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from trainer.base.load import load_base
 from trainer.miniature.build.icons import STYLES, Icons
-from trainer.miniature.build.pictures import MILD, WORDS, compose
+from trainer.miniature.build.pictures import MILD, WORDS, compose, in_style
 from trainer.recipe import MINIATURE, Recipe
 from trainer.sample.sampler import Sampler
 from trainer.training import devices
@@ -36,7 +36,7 @@ def draw_remembered(icons: Icons, path: Path) -> None:
     base = load_base(Recipe(base=MINIATURE), dtype=torch.float32, say=print)
     sampler = Sampler(base, devices.choose("cpu"))
     styles = list(dict.fromkeys(STYLES.values()))
-    prompts = [f"a {styles[k % len(styles)]} of {word}" for k, word in enumerate(WORDS)]
+    prompts = [in_style(styles[k % len(styles)], word) for k, word in enumerate(WORDS)]
     drawn = [picture for k, prompt in enumerate(prompts) for picture in sampler([prompt], [SEED + k], scale=0)]
     small = _small(views)
     away = _distances(_small(drawn), small)
