@@ -30,6 +30,9 @@ KEY, MINIATURE = "scribble_base", "miniature"
 FILES = ("miniature.safetensors", "scribble-miniature.safetensors")
 """The checkpoint's file name in the docs and in install.py. Other trainers write it as `ss_sd_model_name`."""
 
+SIDE, LARGEST = 128, 256
+"""Sides in pixels of the pictures it draws best, and of the largest it has learned. Web UIs start at 512."""
+
 EARLIER = "scribble_miniature"
 """`ss_base_model_version` of LoRAs of an earlier miniature, which hosts cannot load."""
 
@@ -64,6 +67,14 @@ def is_miniature_file(checkpoint: Path) -> bool:
 def is_of_miniature(metadata: Mapping[str, str]) -> bool:
     """Whether a LoRA was trained on the miniature, by our own metadata key or the checkpoint's name."""
     return metadata.get(KEY) == MINIATURE or metadata.get("ss_sd_model_name") in FILES
+
+
+def too_large(width: int, height: int) -> str:
+    """The warning about pictures of a size that the loaded miniature has not learned; "" for others."""
+    if max(width, height) <= LARGEST:
+        return ""
+    return (f"the loaded checkpoint is Scribble LoRA's miniature, which draws pictures of {SIDE} x {SIDE}: "
+            f"at {width} x {height} a thing is repeated all over the picture")
 
 
 def notice(*, of_miniature: bool, on_miniature: bool) -> str:

@@ -40,6 +40,8 @@ class Processing(Protocol):
     all_negative_prompts: list[str]
     main_prompt: str
     batch_size: int
+    width: int
+    height: int
     extra_generation_params: dict[str, object]
     scribble_lora: Generation | None
     """ours"""
@@ -86,7 +88,7 @@ class Generation:
         self.tell(text)
 
     def note(self, p: Processing, text: str) -> None:
-        """Report what the user should know of a file that is applied, in the same places."""
+        """Report what the user should know of a picture that is drawn, in the same places."""
         infotext.notice(p.extra_generation_params, text)
         self.tell(text)
 
@@ -103,9 +105,11 @@ def recommended(found: Inspected) -> float:
 def begin(
     p: Processing, args: Sequence[object], load: Loader, model: str, say: Callable[[str], None]
 ) -> Generation:
-    """Check the request in a script's arguments and write its infotext."""
+    """Check the request in a script's arguments and the pictures' size, and write the infotext."""
     infotext.clear(p.extra_generation_params)
     this = Generation(load(None), model, say)
+    if model == MINIATURE and (large := miniature.too_large(p.width, p.height)):
+        this.note(p, large)
     try:
         request = parse(args, adapter=getattr(p, AXIS_ADAPTER, None), scale=getattr(p, AXIS_SCALE, None))
         if request is not None:

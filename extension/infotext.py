@@ -39,7 +39,7 @@ def fail(params: Params, text: str, *, nothing_applied: bool = True) -> None:
 
 
 def notice(params: Params, text: str) -> None:
-    """Write a notice about a file that was applied."""
+    """Write a notice about a picture that is drawn."""
     _add(params, NOTICE, text)
 
 

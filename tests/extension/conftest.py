@@ -63,7 +63,8 @@ class Processing(SimpleNamespace):
 
     def __init__(self, *prompts: str, batch_size: int = 1, **more: Any) -> None:
         super().__init__(all_prompts=list(prompts), all_negative_prompts=[""] * len(prompts), main_prompt=prompts[0],
-                         extra_generation_params={}, comments=[], batch_size=batch_size, **more)  # fmt: skip
+                         extra_generation_params={}, comments=[], batch_size=batch_size, width=128, height=128,
+                         **more)  # fmt: skip
 
     def comment(self, text: str) -> None:
         self.comments.append(text)

@@ -21,7 +21,7 @@ def files(core, folder):
 def processing(*prompts: str, **more) -> SimpleNamespace:
     negative = [""] * len(prompts)
     return SimpleNamespace(all_prompts=list(prompts), all_negative_prompts=negative, main_prompt=prompts[0],
-                           extra_generation_params={}, **more)  # fmt: skip
+                           extra_generation_params={}, **({"width": 128, "height": 128} | more))  # fmt: skip
 
 
 def run(core, p: SimpleNamespace, arguments, files, model: str = "SD1") -> tuple[object, list[str]]:
@@ -135,6 +135,15 @@ def test_a_lora_on_the_other_checkpoint_is_applied_with_a_notice(core, folder, m
     shown = core.panel.facts(files.find("a"), model)
     assert "ready" not in shown if said else "ready" in shown
     assert said.replace("'", "&#x27;") in shown and ("<td>Scribble LoRA&#x27;s miniature</td>" in shown) is bool(metadata)
+
+
+@pytest.mark.parametrize(("size", "model", "noted"), [((512, 512), "miniature", True), ((256, 128), "miniature", False),
+                                                      ((128, 384), "miniature", True), ((512, 512), "SD1", False)])  # fmt: skip
+def test_pictures_too_large_for_the_miniature_are_noted_with_any_prompt(core, files, size, model, noted) -> None:
+    p = processing("cat", width=size[0], height=size[1])
+    _, told = run(core, p, [False], files, model)
+    assert [p.extra_generation_params.get("Scribble LoRA notice")] == (told or [None]) and len(told) == noted
+    assert all(f"which draws pictures of 128 x 128: at {size[0]} x {size[1]}" in text for text in told)
 
 
 def test_on_the_miniature_a_lora_of_sdxl_is_still_refused(core, folder) -> None:
