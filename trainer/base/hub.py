@@ -24,8 +24,8 @@ def is_id(name: str) -> bool:
 
 
 def advice(name: str) -> str:
-    """For the address of a model's page on the hub, what to give instead of it; "" for any other name."""
-    page = re.match(r"https?:/+(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name)
+    """For the address of a model's page on the hub, what to give instead of it; "" for any other name, a file's address too."""
+    page = re.match(r"https?:/+(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/[^/]+)?/?$", name)
     return f"is a web address: give the model's name on the hub, {page[1]}" if page else ""
 
 
