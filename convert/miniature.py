@@ -15,7 +15,7 @@ from .container import open_container
 from .errors import JobError
 
 OUT_BIAS: tuple[float, float, float, float] = (
-    0.0008597373962402344, -0.0021915435791015625, 0.0012044906616210938, -0.00244140625,
+    0.0014867782592773438, -0.0016298294067382812, -0.00015866756439208984, -0.001750946044921875,
 )  # fmt: skip
 """`model.diffusion_model.out.2.bias` of the checkpoint, `conv_out.bias` in diffusers; float16 numbers."""
 

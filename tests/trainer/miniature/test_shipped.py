@@ -11,7 +11,7 @@ from trainer.miniature import checkpoint, drawings, shipped
 from trainer.miniature.ldm import ldm_name
 from trainer.miniature.packed import Narrow, read_narrow
 
-WIDE = "7484f56777240e4ffbdb8975ecfc601c3fafd068197c8a1178c639f072b25836"
+WIDE = "59d82e4f34a279025cf8dc3544214cb23be4bbfb2b96bca947c4163927e25f62"
 """sha256 of the wide checkpoint's weights by their LDM names: the same on every machine."""
 
 
