@@ -25,9 +25,10 @@ def test_it_can_draw_every_word_that_has_drawings() -> None:
     assert read_narrow().words == drawings.words()
 
 
-def test_what_ships_is_at_most_40_mb() -> None:
+def test_what_ships_is_at_most_27_mb() -> None:
+    """So that a clone of depth 1, which has it twice, stays below 60 MB."""
     here = shipped.NETWORKS.parents[1]
-    assert sum(path.stat().st_size for path in here.rglob("*") if path.is_file() and path.suffix != ".pyc") < 40e6
+    assert sum(path.stat().st_size for path in here.rglob("*") if path.is_file() and path.suffix != ".pyc") < 27e6
 
 
 def test_the_checkpoint_is_the_same_on_every_machine() -> None:
