@@ -175,7 +175,7 @@ def test_invalid_options_are_one_line(lora: Path, clip: Path, tmp_path: Path, ca
     own = tmp_path / "own"
     own.mkdir()
     Pictures.new("RGB", (64, 64)).save(own / "a.png")
-    cases = {("--data", str(own)): "no pictures were held out", ("--base", "/no/base"): "there is no such file or folder",
+    cases = {("--data", str(own)): "no pictures were held out", ("--base", "/no/base"): "no such file or folder",
              ("--clip", str(own)): "has no model.safetensors", ("--categories", "unicorn"): "no such category",
              ("--device", "abacus"): "expected auto"}  # fmt: skip
     for number, (extra, words) in enumerate(cases.items()):
