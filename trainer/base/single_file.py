@@ -101,7 +101,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
 def _sample_size(metadata: Mapping[str, str]) -> int:
     """Side of its usual pictures' latents: 64 as in SD1.5, or less if the header names smaller pictures ("128x128").
 
-    Larger ones do not count: bases fine-tuned at 768 pixels learn a style at 512 just as well, in half the memory.
+    Larger ones do not count: whoever wants 768 pixels, and has the memory for them, gives `--resolution`.
     """
     said = re.fullmatch(r"(\d+)x(\d+)", metadata.get(keys.RESOLUTION, ""))
     usual: int = UNET_CONFIG["sample_size"]

@@ -36,7 +36,7 @@ WHOLE = {"unet": (22, 4096), "text_encoder": (127, 4096), "vae": (127, 20_000)}
 """Part -> the largest whole number, and how many elements a matrix must have; smaller ones stay float16.
 
 The UNet's 22 costs 0.95 % of the loss, but 127 would make the package and every clone a half larger. In the autoencoder errors
-show as wrong colours: so it changes 1 of 1,000 values by more than 0.9 of 255.
+show as wrong colours: with these settings 1 of 1,000 values changes by more than 0.9 of 255.
 """
 
 EMBEDDING = "embeddings.token_embedding.weight"
