@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from convert.errors import JobError
 from convert.files import write_bytes
-from convert.stream import Output, write_container
-from convert.tensors import Tensor as Bytes
+from convert.stream import write_container
 from trainer.miniature.shipped import JUDGE
+from trainer.miniature.whole import from_whole, output, to_whole
 
 SIDE = 32
 """Input size of the image tower in pixels; pictures of any size are resized to it."""
@@ -147,22 +147,12 @@ def write_judge(path: Path, state: Mapping[str, Tensor], words: Sequence[str], m
             continue
         value = tensor.detach().float()
         if value.ndim > 1:
-            scale = (value.flatten(1).abs().amax(1) / 127).clamp(min=1e-12)
-            outputs.append(_output(f"{name}.scale", scale))
-            value = (value / _rows(scale, value)).round().to(torch.int8)
-        outputs.append(_output(name, value))
+            value, scale = to_whole(value, 127)
+            outputs.append(output(f"{name}.scale", scale))
+        outputs.append(output(name, value))
     buffer = io.BytesIO()
     write_container(buffer, outputs, {**metadata, "words": json.dumps(list(words))}, hashes={})
     write_bytes(path, buffer.getvalue())
-
-
-def _output(name: str, tensor: Tensor) -> Output:
-    kind, shape = {torch.int8: "I8", torch.float32: "F32"}[tensor.dtype], tuple(tensor.shape)
-    return Output(name, Bytes(kind, shape, tensor.nbytes, data=tensor.contiguous().numpy().tobytes()), shape, kind)
-
-
-def _rows(scale: Tensor, like: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (like.ndim - 1))
 
 
 def read_judge(path: Path = JUDGE) -> SmallClip:
@@ -175,8 +165,8 @@ def read_judge(path: Path = JUDGE) -> SmallClip:
         packed = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         model = SmallClip(json.loads(header["__metadata__"]["words"]))
-        state = {name: packed[name].float() * _rows(packed[f"{name}.scale"], packed[name])
-                 if f"{name}.scale" in packed else packed[name] for name in packed if not name.endswith(".scale")}
+        state = {name: from_whole(packed[name], packed[f"{name}.scale"]) if f"{name}.scale" in packed else packed[name]
+                 for name in packed if not name.endswith(".scale")}
         expected = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
         if set(state) != expected:
             raise ValueError(f"tensors are missing or unknown, first {sorted(set(state) ^ expected)[0]}")

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from convert.errors import JobError
 from convert.files import write_bytes
-from convert.stream import Output, write_container
-from convert.tensors import Tensor as Bytes
+from convert.stream import write_container
 from trainer.miniature.narrow import narrow_text_encoder, narrow_unet, narrow_vae
 from trainer.miniature.shipped import NETWORKS
 from trainer.miniature.tokens import token_table
+from trainer.miniature.whole import from_whole, output, to_whole
 
 WHOLE = {"unet": (22, 4096), "text_encoder": (127, 4096), "vae": (127, 20_000)}
 """Part -> the largest whole number, and how many elements a matrix must have; smaller ones stay float16.
@@ -66,17 +66,15 @@ def pack(networks: Mapping[str, Mapping[str, Tensor]], rows: Tensor, known: Sequ
     """Pack state dicts, by part, into the file's tensors; `rows` replace the text encoder's token embedding."""
     packed: dict[str, Tensor] = {}
     for part, state in networks.items():
+        largest, enough = WHOLE[part]
         for name, tensor in state.items():
-            if tensor.ndim < 2 or tensor.numel() < WHOLE[part][1]:
+            if tensor.ndim < 2 or tensor.numel() < enough:
                 packed[f"{part}.{name}"] = tensor.detach().half()
-                continue
-            flat = tensor.detach().float().flatten(1)
-            scale = (flat.abs().amax(1) / WHOLE[part][0]).clamp(min=1e-12)
-            packed[f"{part}.{name}"] = (flat / scale[:, None]).round().to(torch.int8).view(tensor.shape)
-            packed[f"{part}.{name}.scale"] = scale
+            else:
+                packed[f"{part}.{name}"], packed[f"{part}.{name}.scale"] = to_whole(tensor, largest)
     packed["text_encoder.rows"] = rows.detach().half()
     packed["text_encoder.tokens"] = torch.tensor(list(known), dtype=torch.int32)
-    return {name: tensor.contiguous() for name, tensor in packed.items()}
+    return packed
 
 
 def unpack(packed: Mapping[str, Tensor], words: Sequence[str] = ()) -> Narrow:
@@ -86,10 +84,8 @@ def unpack(packed: Mapping[str, Tensor], words: Sequence[str] = ()) -> Narrow:
         part, _, inner = name.partition(".")
         if inner in ("rows", "tokens") or name.endswith(".scale"):
             continue
-        value = tensor.float()
-        if tensor.dtype == torch.int8:
-            value = value * packed[f"{name}.scale"].view(-1, *[1] * (tensor.ndim - 1))
-        parts[part][inner] = value
+        whole = tensor.dtype == torch.int8
+        parts[part][inner] = from_whole(tensor, packed[f"{name}.scale"]) if whole else tensor.float()
     rows, known = packed["text_encoder.rows"].float(), packed["text_encoder.tokens"].tolist()
     parts["text_encoder"][EMBEDDING] = token_table(rows, known)
     return Narrow(**parts, words=tuple(words))
@@ -116,10 +112,8 @@ def write_narrow(path: Path, packed: Mapping[str, Tensor], words: Sequence[str],
 
     A file whose name ends in .gz is gzipped.
     """
-    kinds = {torch.int8: "I8", torch.float16: "F16", torch.float32: "F32", torch.int32: "I32"}
-    outputs = [Output(name, Bytes(kinds[t.dtype], tuple(t.shape), t.nbytes, data=t.numpy().tobytes()), tuple(t.shape),
-                      kinds[t.dtype]) for name, t in packed.items()]
     buffer = io.BytesIO()
+    outputs = [output(name, tensor) for name, tensor in packed.items()]
     write_container(buffer, outputs, {**metadata, "words": json.dumps(list(words))}, hashes={})
     data = buffer.getvalue()
     write_bytes(path, _gzipped(data) if path.suffix == ".gz" else data)
