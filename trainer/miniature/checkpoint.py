@@ -24,6 +24,7 @@ from convert.stream import CHECKPOINT_HASHES, Output, write_container
 from convert.tensors import Tensor as Bytes
 from trainer.miniature import vocabulary, widen
 from trainer.miniature.ldm import PREFIXES, ldm_name
+from trainer.miniature.narrow import PICTURE
 from trainer.miniature.packed import EMBEDDING, PARTS, Narrow
 from trainer.miniature.widen import SD15, Factors, Rule
 
@@ -33,7 +34,7 @@ LAYERS = 12
 METADATA = {
     keys.ARCHITECTURE: "stable-diffusion-v1",
     keys.TITLE: "Scribble LoRA's miniature",
-    keys.RESOLUTION: "128x128",
+    keys.RESOLUTION: f"{PICTURE}x{PICTURE}",
     "modelspec.description": "A narrow network in Stable Diffusion 1.5's shapes that draws simple things at 128 x 128.",
     "scribble_miniature": "2",
 }

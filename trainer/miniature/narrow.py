@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from convert.miniature import SIDE
+
 if TYPE_CHECKING:  # the constants are used without torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-PICTURE, LATENT = 128, 16  # pixels
+PICTURE, LATENT = SIDE, SIDE // 8  # pixels
 TOKENS, CONTEXT, WIDTH = 49408, 77, 64
 """CLIP's vocabulary, the tokens of a prompt, and the width of the narrow prompt embedding."""
 START, END = 49406, 49407  # CLIP's start and end tokens; it pads with the latter
